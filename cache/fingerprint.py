@@ -1,0 +1,46 @@
+"""Fingerprints, keys and digests: everything on disk is named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE_BLOCK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """The one way to write `value`: sorted keys, no blanks, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+
+
+def fingerprint(recipe: Mapping[str, Any]) -> str:
+    """Name `recipe` in 16 hex digits: equal recipes have equal names on every machine.
+
+    >>> fingerprint({"stage": "pair", "version": 1})
+    '8f6cd239adccad91'
+    """
+    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()[:16]
+
+
+def key_of(value: Any) -> str:
+    """The 32-hex-digit key of a cached row: a digest of what went in, as JSON."""
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=16).hexdigest()
+
+
+def digest_bytes(data: bytes) -> str:
+    """The 32-hex-digit content digest (blake2b-128) of `data`."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The content digest of the file at `path`: same bytes, same digest, whatever its name."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(FILE_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

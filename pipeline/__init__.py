@@ -1,0 +1,1 @@
+"""How stages are run: the commands, the order of work, what is said on the way."""

@@ -1,0 +1,1 @@
+"""What each stage computes: one command, one file or folder."""

@@ -1,0 +1,78 @@
+"""The flavours of Qwen-Image-Edit: what each shows its encoders, and which pipeline it belongs to.
+
+Everything else about a model (channels, latent statistics, `zero_cond_t`) is read from the
+checkpoint's own config files, never from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEGAPIXEL_AREA = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """One way of conditioning the model.
+
+    Areas are in square pixels. `zero_cond_t`: reference tokens are modulated at t = 0.
+    `overrides_zero_cond_t`: switched on over a checkpoint whose config says otherwise.
+    """
+
+    name: str
+    repository: str
+    pipeline: str
+    max_references: int
+    vae_area: int
+    vl_area: int
+    numbered_pictures: bool
+    zero_cond_t: bool
+    overrides_zero_cond_t: bool = False
+
+
+FLAVOURS: dict[str, Flavour] = {
+    flavour.name: flavour
+    for flavour in (
+        Flavour(
+            name="edit-v1",
+            repository="Qwen/Qwen-Image-Edit",
+            pipeline="QwenImageEditPipeline",
+            max_references=1,
+            vae_area=MEGAPIXEL_AREA,
+            vl_area=MEGAPIXEL_AREA,
+            numbered_pictures=False,
+            zero_cond_t=False,
+        ),
+        Flavour(
+            name="edit-v2",
+            repository="Qwen/Qwen-Image-Edit-2509",
+            pipeline="QwenImageEditPlusPipeline",
+            max_references=3,
+            vae_area=MEGAPIXEL_AREA,
+            vl_area=384 * 384,
+            numbered_pictures=True,
+            zero_cond_t=False,
+        ),
+        Flavour(
+            name="edit-v2+",
+            repository="Qwen/Qwen-Image-Edit-2509",
+            pipeline="QwenImageEditPlusPipeline",
+            max_references=3,
+            vae_area=MEGAPIXEL_AREA,
+            vl_area=384 * 384,
+            numbered_pictures=True,
+            zero_cond_t=True,
+            overrides_zero_cond_t=True,
+        ),
+        Flavour(
+            name="edit-v3",
+            repository="Qwen/Qwen-Image-Edit-2511",
+            pipeline="QwenImageEditPlusPipeline",
+            max_references=3,
+            vae_area=MEGAPIXEL_AREA,
+            vl_area=384 * 384,
+            numbered_pictures=True,
+            zero_cond_t=True,
+        ),
+    )
+}
