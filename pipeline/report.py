@@ -1,0 +1,124 @@
+"""Progress and results in words: bars on a terminal, plain lines elsewhere, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ..stages.stage import Outcome
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+WIDEST_STAGE_NAME = len("cache-embeds")
+
+
+class TerminalProgress:
+    """Bars and lines for one command.
+
+    Bars go to standard error and only to a terminal. Lines go to standard output, or to
+    standard error when standard output is kept for one JSON object.
+    """
+
+    def __init__(self, *, as_json: bool = False, verbosity: int = 0) -> None:
+        self._lines: TextIO = sys.stderr if as_json else sys.stdout
+        self._verbosity = verbosity
+        self._bar: tqdm[Any] | None = None
+
+    @contextmanager
+    def bar(
+        self, total: int, what: str, *, unit: str = "row", initial: int = 0
+    ) -> Iterator[Callable[[int], None]]:
+        from tqdm import tqdm
+
+        quiet = self._verbosity < 0 or not sys.stderr.isatty()
+        with tqdm(
+            total=total,
+            desc=what,
+            unit=f" {unit}",
+            initial=initial,
+            disable=quiet,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            leave=False,
+        ) as self._bar:
+            yield self._advance
+        self._bar = None
+
+    def _advance(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def note(self, **values: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix(values, refresh=False)
+
+    def say(self, line: str) -> None:
+        if self._verbosity >= 0:
+            self._write(line, self._lines)
+
+    def warn(self, line: str) -> None:
+        self._write(f"Warning: {line}", sys.stderr)
+
+    def _write(self, line: str, to: TextIO) -> None:
+        if self._bar is None or self._bar.disable:
+            print(line, file=to, flush=True)
+        else:
+            self._bar.write(line, file=to)
+
+
+def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
+    """One line about what a stage did.
+
+    >>> summary(Outcome("cache-vae", 512, 512, 0, 0, 0.1, "cache/vae"))
+    'cache-vae     512 wanted, 512 kept, nothing to do'
+    """
+    name = outcome.stage.ljust(WIDEST_STAGE_NAME)
+    counts = [f"{outcome.wanted} wanted", f"{outcome.kept} kept"]
+    if outcome.failed:
+        counts.append(f"{outcome.failed} rejected")
+    if dry_run:
+        return f"{name}  {', '.join([*counts, f'{outcome.facts.get("missing", 0)} to do'])}"
+    if outcome.computed == 0:
+        return f"{name}  {', '.join([*counts, 'nothing to do'])}"
+    done = f"{outcome.computed} {outcome.unit} made in {duration(outcome.seconds)}"
+    return f"{name}  {', '.join([*counts, done])}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: '0.4 s', '1 min 05 s', '2 h 10 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count_bytes: int) -> str:
+    """A number of bytes in words: '312 B', '4.6 MB', '1.2 GB'."""
+    if count_bytes < 1000:
+        return f"{count_bytes} B"
+    value = float(count_bytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 1000 or unit == "TB":
+            break
+    return f"{value:.1f} {unit}"
+
+
+def as_object(outcome: Outcome) -> dict[str, Any]:
+    """What `--json` says of one stage."""
+    values = asdict(outcome)
+    lines = values.pop("lines")
+    facts = values.pop("facts")
+    return {**values, "seconds": round(outcome.seconds, 3), **facts, "notes": list(lines)}
+
+
+def print_object(value: dict[str, Any]) -> None:
+    """The one JSON object on standard output."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,58 @@
+"""The stages in the order of work, run one by one or all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..cache.workspace import refuse_source_folder
+from ..config.loading import Configuration
+from ..stages.stage import Outcome, Progress
+from .report import summary
+
+ORDER = ("pair", "cache-vae", "cache-embeds", "train")
+
+
+def stage_named(name: str) -> Callable[..., Outcome]:
+    """The function of stage `name`; imported only now, because some import torch."""
+    if name == "pair":
+        from ..stages.pair.stage import run as pair
+
+        return pair
+    if name == "cache-vae":
+        from ..stages.cache_vae.stage import run as cache_vae
+
+        return cache_vae
+    if name == "cache-embeds":
+        from ..stages.cache_embeds.stage import run as cache_embeds
+
+        return cache_embeds
+    from ..stages.train.loop import run as train
+
+    return train
+
+
+def run_stages(
+    names: Sequence[str],
+    configuration: Configuration,
+    progress: Progress,
+    *,
+    dry_run: bool = False,
+    options: dict[str, dict[str, object]] | None = None,
+) -> list[Outcome]:
+    """Run the stages called `names` one after the other, saying a line after each.
+
+    Args:
+        options: stage name -> keyword arguments of that stage alone.
+    """
+    for folder in (configuration.settings.cache_dir, configuration.settings.output_dir):
+        refuse_source_folder(Path(folder))
+    outcomes = []
+    for name in names:
+        extra = (options or {}).get(name, {})
+        outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)
+        for line in outcome.lines:
+            progress.say(line)
+        progress.say(summary(outcome, dry_run=dry_run))
+        outcomes.append(outcome)
+    return outcomes

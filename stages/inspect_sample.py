@@ -1,0 +1,142 @@
+"""inspect: one sample exactly as training sees it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..cache.atomic import write_bytes
+from ..cache.errors import WrongUse
+from ..config.loading import Configuration
+from .models.checkpoint import open_checkpoint
+from .samples import NULL_CAPTION, Picture, Sample
+from .stores import open_stores, samples_of
+from .tensors import tensor_of
+
+PATCH = 2
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A sample's tensors (bfloat16, as stored) and facts (text), by name.
+
+    target_latents and reference_latents.0..n are [channel, height, width], normalised;
+    prompt_embeds and null_embeds are [token, channel], image prefix and text tail joined.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, str]
+
+    def export(self, path: Path) -> None:
+        """Write tensors and facts as one safetensors file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, safetensors.torch.save(self.tensors, metadata=self.facts))
+
+
+def inspect_sample(configuration: Configuration, name: str, *, caption: int = 0) -> Inspected:
+    """Read sample `name` with its caption number `caption` from the caches.
+
+    Raises:
+        WrongUse: there is no such sample or no such caption.
+        NotComplete: its rows are not cached yet.
+    """
+    checkpoint = open_checkpoint(configuration.settings)
+    sample = find_sample(list(samples_of(configuration, checkpoint)), name)
+    if not 0 <= caption < len(sample.captions):
+        raise WrongUse(
+            f"Sample {sample.name} has {len(sample.captions)} captions, there is no number "
+            f"{caption}.",
+            f"Use --caption 0 to {len(sample.captions) - 1}.",
+        )
+    stores = open_stores(configuration, checkpoint)
+    stores.missing([sample], [NULL_CAPTION]).refuse(1, then=f"qedit inspect {name}")
+
+    def latents(picture: Picture) -> Tensor:
+        return tensor_of(stores.latents.read(picture.latent_key, dataset=picture.dataset))
+
+    def tail(text: str) -> Tensor:
+        return tensor_of(stores.tails.read(sample.tail_key(text), dataset=sample.dataset))
+
+    prefix = tensor_of(stores.prefixes.read(sample.prefix_key, dataset=sample.dataset))
+    tensors = {"target_latents": latents(sample.target)}
+    for number, reference in enumerate(sample.references):
+        tensors[f"reference_latents.{number}"] = latents(reference)
+    tensors["prompt_embeds"] = torch.cat([prefix, tail(sample.captions[caption])])
+    tensors["null_embeds"] = torch.cat([prefix, tail(NULL_CAPTION)])
+    shapes = [
+        [1, latent.shape[1] // PATCH, latent.shape[2] // PATCH]
+        for tensor_name, latent in tensors.items()
+        if tensor_name.endswith("latents") or tensor_name.startswith("reference_latents")
+    ]
+    return Inspected(
+        tensors,
+        {
+            "sample": sample.name,
+            "caption": sample.captions[caption],
+            "flavour": checkpoint.flavour.name,
+            "img_shapes": json.dumps(shapes),
+            "geometry": json.dumps(
+                {
+                    "target": geometry_of(sample.target),
+                    "references": [geometry_of(picture) for picture in sample.references],
+                },
+                ensure_ascii=False,
+            ),
+        },
+    )
+
+
+def geometry_of(picture: Picture) -> dict[str, object]:
+    """Path, source size, box and sizes of `picture`, for people and programs."""
+    facts: dict[str, object] = {
+        "dataset": picture.dataset,
+        "path": picture.path,
+        "source_size": [picture.width, picture.height],
+        "box": list(picture.box),
+        "size": list(picture.size),
+    }
+    if picture.vl_size is not None:
+        facts["vl_size"] = list(picture.vl_size)
+    return facts
+
+
+def find_sample(samples: list[Sample], name: str) -> Sample:
+    """The sample called `name`: its target's path with or without extension, where two
+    datasets hold the same path with "<dataset id>:" before it.
+
+    Raises:
+        WrongUse: none or several samples are called so.
+    """
+    exact = [sample for sample in samples if name in (sample.name, _qualified(sample))]
+    if len(exact) == 1:
+        return exact[0]
+    bare = exact or [
+        sample
+        for sample in samples
+        if name in (_without_extension(sample.name), _without_extension(_qualified(sample)))
+        or name in (sample.target.path, _without_extension(sample.target.path))
+    ]
+    if len(bare) == 1:
+        return bare[0]
+    if bare:
+        names = ", ".join(_qualified(sample) for sample in bare[:4])
+        raise WrongUse(f"Several samples are called '{name}': {names}.", "Use one of these names.")
+    near = get_close_matches(name, [sample.name for sample in samples], n=3, cutoff=0.4)
+    raise WrongUse(
+        f"There is no sample called '{name}' among {len(samples)}.",
+        f"Near it: {', '.join(near)}." if near else "`qedit status` says which datasets there are.",
+    )
+
+
+def _qualified(sample: Sample) -> str:
+    return f"{sample.dataset}:{sample.target.path}"
+
+
+def _without_extension(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))

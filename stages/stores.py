@@ -1,0 +1,196 @@
+"""The stores of a run: which rows it wants, where they lie, and what is missing.
+
+A picture's latents lie in the store of its own dataset, a reference set's image prefix and
+the text tails in the stores of the main dataset. Stores of one recipe in different folders
+are read as one, so what two datasets share is encoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.errors import NotComplete
+from ..cache.store import EMBEDS, LATENTS, Layout, Store
+from ..config.datasets import Dataset
+from ..config.loading import Configuration
+from ..config.settings import Settings
+from .models.checkpoint import Checkpoint
+from .models.recipes import latent_recipe, prompt_recipe
+from .pairs_table import read_pairs
+from .samples import NULL_CAPTION, Picture, Sample
+
+REMEMBERED_DIGESTS = "model-digests.json"
+
+
+class Shelf:
+    """Stores of one recipe, each in the folder of a dataset, read as one.
+
+    Args:
+        folders: dataset id -> the folder its stores lie in; two ids may name one folder.
+    """
+
+    def __init__(
+        self, folders: Mapping[str, Path], recipe: Mapping[str, Any], layout: Layout
+    ) -> None:
+        by_folder: dict[Path, Store] = {}
+        for folder in folders.values():
+            place = folder.resolve()
+            if place not in by_folder:
+                by_folder[place] = Store(folder, recipe, layout)
+        self._stores = {name: by_folder[folder.resolve()] for name, folder in folders.items()}
+        self._distinct = tuple(by_folder.values())
+
+    def __contains__(self, key: str) -> bool:
+        return any(key in store for store in self._distinct)
+
+    def of(self, dataset: str) -> Store:
+        """The store that new rows of `dataset` are added to."""
+        return self._stores[dataset]
+
+    def stores(self) -> tuple[Store, ...]:
+        """Every distinct store."""
+        return self._distinct
+
+    def where(self) -> str:
+        """The folders of the stores, for people."""
+        return ", ".join(str(store.path) for store in self._distinct)
+
+    def read(self, key: str, *, dataset: str) -> np.ndarray:
+        """The row's bits, checksum verified; `dataset` says where to look first.
+
+        Raises:
+            NotComplete: no store has it.
+            Damaged: its bytes are not those that were written.
+        """
+        first = self._stores[dataset]
+        for store in (first, *self._distinct):
+            if key in store:
+                return store.read(key)
+        return first.read(key)
+
+    def shape(self, key: str, *, dataset: str) -> tuple[int, ...]:
+        """The row's shape, without reading it."""
+        for store in (self._stores[dataset], *self._distinct):
+            if key in store:
+                return store.shape(key)
+        raise NotComplete(f"There is no row {key} for dataset '{dataset}'.")
+
+
+@dataclass(frozen=True)
+class RunStores:
+    """Every row a run reads: latents of pictures, image prefixes and text tails."""
+
+    latents: Shelf
+    prefixes: Shelf
+    tails: Shelf
+
+    def missing(self, samples: Iterable[Sample], captions_too: Iterable[str]) -> Missing:
+        """Which of `samples` cannot be trained on yet; `captions_too` are wanted of each."""
+        extra = tuple(captions_too)
+        no_latents: list[str] = []
+        no_embeds: list[str] = []
+        for sample in samples:
+            pictures = (sample.target, *sample.references)
+            if any(picture.latent_key not in self.latents for picture in pictures):
+                no_latents.append(sample.name)
+            tails = (sample.tail_key(caption) for caption in (*sample.captions, *extra))
+            if sample.prefix_key not in self.prefixes or any(
+                key not in self.tails for key in tails
+            ):
+                no_embeds.append(sample.name)
+        return Missing(tuple(no_latents), tuple(no_embeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Names of samples whose latents or embeds are not cached yet."""
+
+    latents: tuple[str, ...]
+    embeds: tuple[str, ...]
+
+    def refuse(self, total: int, *, then: str) -> None:
+        """Raise NotComplete, naming the first sample and the command to type, if any is missing."""
+        for names, what, command in (
+            (self.latents, "latents", "qedit cache-vae"),
+            (self.embeds, "embeds", "qedit cache-embeds"),
+        ):
+            if names:
+                have = "has" if len(names) == 1 else "have"
+                raise NotComplete(
+                    f"{len(names)} of {total} samples {have} no {what} yet, "
+                    f"the first is {names[0]}.",
+                    f"Run `{command}`, then `{then}` again.",
+                )
+
+
+def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStores:
+    """Open every store of the run for reading; nothing is made on disk."""
+    settings = configuration.settings
+    remember = digests_file(settings)
+    mains = used_main_datasets(configuration)
+    pictures = {
+        dataset.id: configuration.vae_folder(dataset)
+        for main in mains
+        for dataset in (main, *configuration.references_of(main))
+    }
+    latents = latent_recipe(checkpoint, settings, remember=remember)
+    embeds = prompt_recipe(checkpoint, settings, remember=remember)
+    prefixes = {main.id: configuration.image_embeds_folder(main) for main in mains}
+    tails = {main.id: configuration.text_embeds_folder(main) for main in mains}
+    return RunStores(
+        latents=Shelf(pictures, latents, LATENTS),
+        prefixes=Shelf(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
+        tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
+    )
+
+
+def add_missing(store: Store, rows: Mapping[str, np.ndarray]) -> int:
+    """Add those of `rows` that `store` does not hold, as one part; how many there were."""
+    keys = store.missing(rows)
+    if keys:
+        store.add(keys, [rows[key] for key in keys])
+    return len(keys)
+
+
+def picture_folders(configuration: Configuration) -> dict[str, Path]:
+    """Dataset id -> the folder its pictures lie in."""
+    return {
+        dataset.id: Path(dataset.instance_data_dir)
+        for dataset in configuration.datasets
+        if dataset.instance_data_dir is not None
+    }
+
+
+def digests_file(settings: Settings) -> Path:
+    """Where digests of large model files are remembered between runs."""
+    return Path(settings.cache_dir) / REMEMBERED_DIGESTS
+
+
+def used_main_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
+    """The datasets whose samples are cached: those trained on and those only evaluated."""
+    return (*configuration.main_datasets(), *configuration.eval_datasets())
+
+
+def samples_of(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Every sample that is cached, dataset by dataset, as `pair` left them."""
+    for main in used_main_datasets(configuration):
+        yield from read_pairs(configuration, main, checkpoint.flavour).samples
+
+
+def wanted_latents(samples: Iterable[Sample]) -> dict[str, Picture]:
+    """Every distinct latent row: key -> the first picture that wants it."""
+    wanted: dict[str, Picture] = {}
+    for sample in samples:
+        for picture in (sample.target, *sample.references):
+            wanted.setdefault(picture.latent_key, picture)
+    return wanted
+
+
+def captions_beside(settings: Settings) -> tuple[str, ...]:
+    """Captions that every reference set gets besides its own: the null and negative prompt."""
+    return tuple(dict.fromkeys((NULL_CAPTION, settings.validation_negative_prompt)))
