@@ -1,0 +1,274 @@
+"""Where a checkpoint's parts lie, and whether it is the checkpoint its flavour speaks of.
+
+Reads names and small JSON files only: no weights, no torch. A model is loaded elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...cache.errors import NotComplete, WrongUse
+from .digests import files_digest, model_digest
+from .flavours import FLAVOURS, Flavour
+
+__all__ = ["Checkpoint", "files_digest", "flavour_of", "model_digest", "open_checkpoint"]
+
+AREAS_FILE = "qedit.json"
+INDEX_FILE = "model_index.json"
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler")
+# What must lie in a part's folder, beside the weights of the three that have some.
+_FILES: dict[str, tuple[str, ...]] = {
+    "transformer": ("config.json",),
+    "vae": ("config.json",),
+    "text_encoder": ("config.json",),
+    "tokenizer": ("tokenizer_config.json",),
+    "processor": ("preprocessor_config.json",),
+    "scheduler": ("scheduler_config.json",),
+}
+_WEIGHTS: dict[str, str] = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+
+
+class ModelSettings(Protocol):
+    """The settings that say which model it is; None takes the flavour's own."""
+
+    @property
+    def model_flavour(self) -> str | None: ...
+    @property
+    def pretrained_model_name_or_path(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def pretrained_transformer_model_name_or_path(self) -> str | None: ...
+    @property
+    def pretrained_vae_model_name_or_path(self) -> str | None: ...
+    @property
+    def pretrained_text_encoder_model_name_or_path(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose parts are all there and agree with its flavour.
+
+    Attributes:
+        flavour: with the areas that the checkpoint's own qedit.json names, if it has one.
+        transformer, vae, text_encoder, tokenizer, processor, scheduler: folders.
+        zero_cond_t: as the transformer must be built, edit-v2+'s override included.
+        source: what the user wrote (or the flavour's repository).
+    """
+
+    flavour: Flavour
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path
+    processor: Path
+    scheduler: Path
+    zero_cond_t: bool
+    source: str
+
+
+def flavour_of(settings: ModelSettings) -> Flavour:
+    """The flavour that `settings` name, with the areas of a local checkpoint's qedit.json.
+
+    Reads one small file at most and never the network.
+
+    Raises:
+        WrongUse: no such flavour, or a local folder that is not there.
+    """
+    name = settings.model_flavour
+    if name not in FLAVOURS:
+        raise WrongUse(
+            f'model_flavour "{name}" is not known.' if name else "model_flavour is not set.",
+            f"Set model_flavour to one of {', '.join(FLAVOURS)}.",
+        )
+    flavour = FLAVOURS[name]
+    folder = _local_folder(settings.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    if folder is None or not (folder / AREAS_FILE).is_file():
+        return flavour
+    areas = _read_json(folder / AREAS_FILE)
+    unknown = areas.keys() - {"vae_area", "vl_area"}
+    if unknown or not all(type(area) is int and area > 0 for area in areas.values()):
+        raise WrongUse(
+            f"{folder / AREAS_FILE} may hold vae_area and vl_area, in square pixels, only.",
+            "Correct the file, or remove it to use the flavour's own areas.",
+        )
+    return replace(flavour, **areas)
+
+
+def open_checkpoint(settings: ModelSettings) -> Checkpoint:
+    """Find every part of the checkpoint that `settings` name; fetch it from the hub if need be.
+
+    Raises:
+        WrongUse: a folder or repository that cannot be had, or a checkpoint that contradicts
+            `model_flavour`.
+        NotComplete: a file of a part is missing.
+    """
+    flavour = flavour_of(settings)
+    source = settings.pretrained_model_name_or_path or flavour.repository
+    overrides = {
+        part: name
+        for part in _WEIGHTS
+        if (name := getattr(settings, f"pretrained_{part}_model_name_or_path"))
+    }
+    root = _local_folder(source, "pretrained_model_name_or_path")
+    if root is None:
+        wanted = [part for part in PARTS if part not in overrides]
+        root = _download(source, settings.revision, patterns=_patterns(wanted))
+    parts = {part: root / part for part in PARTS}
+    for part, name in overrides.items():
+        parts[part] = _override(part, name)
+    _refuse_gaps(root, parts)
+    _refuse_contradiction(
+        flavour,
+        source,
+        pipeline=_read_json(root / INDEX_FILE).get("_class_name"),
+        zero_cond_t=bool(_read_json(parts["transformer"] / "config.json").get("zero_cond_t")),
+    )
+    return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
+
+
+# -- where it lies ---------------------------------------------------------------------
+
+
+def _local_folder(name: str | None, key: str) -> Path | None:
+    """The folder that `name` means, or None where it can only be a repository of the hub."""
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if _is_repository(name) and not folder.exists():
+        return None
+    problem = "is not a folder" if folder.exists() else "does not exist"
+    raise WrongUse(
+        f"{key} is {name}, which {problem} (looked for {folder.absolute()}).",
+        "Correct the path, or name a repository as owner/name.",
+    )
+
+
+def _is_repository(name: str) -> bool:
+    """Whether `name` reads as owner/name rather than as a path."""
+    owner, _, repository = name.partition("/")
+    pathlike = name.startswith((".", "~")) or os.sep in repository or "\\" in name
+    return bool(owner and repository and "/" not in repository and not pathlike)
+
+
+def _patterns(parts: list[str]) -> list[str]:
+    """What to fetch: configurations, vocabularies and safetensors, never pickles."""
+    endings = ("json", "txt", "jinja", "safetensors")
+    return [INDEX_FILE, *(f"{part}/*.{ending}" for part in parts for ending in endings)]
+
+
+def _download(repository: str, revision: str | None, *, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    by_hand = (
+        f"Download {repository} yourself (on any machine) and set pretrained_model_name_or_path "
+        "to the folder."
+    )
+    named = f"{repository} (revision {revision})" if revision else repository
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise WrongUse(
+            f"{named} asks for an agreement before it may be downloaded.",
+            f"Agree on https://huggingface.co/{repository} and log in with `hf auth login`.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise WrongUse(
+            f"{repository} has no revision {revision}.", "Correct or remove `revision`."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise WrongUse(
+            f"There is no folder and no hub repository {named}.",
+            "Correct pretrained_model_name_or_path; for a private repository log in first.",
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise WrongUse(f"The hub cannot be reached for {named}.", by_hand) from error
+
+
+def _override(part: str, name: str) -> Path:
+    """The folder of `part` in `name`: the part itself, or a checkpoint that has it."""
+    folder = _local_folder(name, f"pretrained_{part}_model_name_or_path")
+    if folder is None:
+        stem = _WEIGHTS[part]
+        folder = _download(name, None, patterns=["config.json", f"{stem}*", *_patterns([part])])
+    return folder / part if (folder / part).is_dir() else folder
+
+
+# -- whether it is whole and the right one ---------------------------------------------
+
+
+def _refuse_gaps(root: Path, parts: Mapping[str, Path]) -> None:
+    needed = [root / INDEX_FILE]
+    for part, folder in parts.items():
+        needed += [folder / name for name in _FILES[part]]
+        if part in _WEIGHTS:
+            needed += _weight_files(folder, _WEIGHTS[part])
+    if not (parts["tokenizer"] / "vocab.json").is_file():
+        needed.append(parts["tokenizer"] / "tokenizer.json")
+    missing = [path for path in needed if not path.is_file()]
+    if missing:
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise NotComplete(
+            f"The checkpoint is not complete: {missing[0]} is missing{others}.",
+            "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
+        )
+
+
+def _weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files that a part must have: one, or all that its index names."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return [folder / f"{stem}.safetensors"]
+    return [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+
+
+def _refuse_contradiction(
+    flavour: Flavour, source: str, *, pipeline: Any, zero_cond_t: bool
+) -> None:
+    expected = flavour.zero_cond_t and not flavour.overrides_zero_cond_t
+    if (pipeline, zero_cond_t) == (flavour.pipeline, expected):
+        return
+    if pipeline != flavour.pipeline:
+        says = f"its model_index.json says {pipeline}, not {flavour.pipeline}"
+    else:
+        says = f"its transformer's config says zero_cond_t {str(zero_cond_t).lower()}"
+    fitting = [
+        other.name
+        for other in FLAVOURS.values()
+        if other.pipeline == pipeline
+        and zero_cond_t == (other.zero_cond_t and not other.overrides_zero_cond_t)
+    ]
+    raise WrongUse(
+        f"model_flavour is {flavour.name}, but {source} is another model: {says}.",
+        f"Set model_flavour to {' or '.join(fitting)}, or name a checkpoint of {flavour.name}."
+        if fitting
+        else f"Name a checkpoint of {flavour.name}, such as {flavour.repository}.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NotComplete(f"{path} is not JSON: {error}.", "Download the file again.") from error
+    if not isinstance(value, dict):
+        raise NotComplete(f"{path} does not hold a JSON object.", "Download the file again.")
+    return value

@@ -1,0 +1,170 @@
+"""What a model is, in 32 hex digits: its configuration and the bytes of its tensors.
+
+Neither the folder's name nor how tensors are spread over files counts, so a moved or
+re-sharded model keeps its digest and every cache made with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...cache.atomic import write_json
+from ...cache.errors import Damaged, NotComplete
+from ...cache.fingerprint import canonical_json, digest_bytes, digest_file
+
+DIGEST_BYTES = 16
+BLOCK_BYTES = 8 << 20
+THREADS = min(8, os.cpu_count() or 1)
+# A file changed this shortly ago may change again without its time stamp moving on.
+SETTLED_SECONDS = 2.0
+# Who wrote a configuration and in which dtype it is loaded by default: decides no result,
+# because qedit always says the dtype itself.
+_BOOKKEEPING = frozenset({"transformers_version", "torch_dtype", "dtype", "name_or_path"})
+
+
+def model_digest(folder: Path, *, remember: Path) -> str:
+    """Digest config.json and every tensor of the safetensors files in `folder`.
+
+    Reading the weights is remembered in the JSON file `remember` by path, size and time of
+    change, so the second call costs nothing.
+
+    Raises:
+        NotComplete: there is no config.json or no safetensors file.
+        Damaged: a safetensors file whose header cannot be read or promises more bytes than
+            there are.
+    """
+    config = folder / "config.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if not config.is_file() or not files:
+        missing = "*.safetensors" if config.is_file() else "config.json"
+        raise NotComplete(
+            f"{folder} holds no model: {missing} is missing.", "Finish the download of the model."
+        )
+    meaning = _without_bookkeeping(json.loads(config.read_text(encoding="utf-8")))
+    return digest_bytes(
+        canonical_json(
+            {"config": meaning, "tensors": _hex(sum(_remembered(files, remember)))}
+        ).encode()
+    )
+
+
+def files_digest(folder: Path, names: Iterable[str]) -> str:
+    """Digest the contents of the small files `names` in `folder`; one may be absent."""
+    contents = {
+        name: digest_file(folder / name) if (folder / name).is_file() else None for name in names
+    }
+    return digest_bytes(canonical_json(contents).encode())
+
+
+def _without_bookkeeping(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_bookkeeping(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_bookkeeping(item)
+        for key, item in value.items()
+        if not key.startswith("_") and key not in _BOOKKEEPING
+    }
+
+
+# -- tensors ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One tensor as a safetensors header describes it; `start` counts from the file's begin."""
+
+    file: Path
+    label: str
+    start: int
+    nbytes: int
+
+    def digest(self) -> int:
+        digest = hashlib.blake2b(self.label.encode(), digest_size=DIGEST_BYTES)
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            left = self.nbytes
+            while left:
+                block = file.read(min(BLOCK_BYTES, left))
+                if not block:
+                    raise Damaged(f"{self.file} is cut short.", "Download the file again.")
+                digest.update(block)
+                left -= len(block)
+        return int.from_bytes(digest.digest(), "big")
+
+
+def _tensors(path: Path) -> Iterator[_Tensor]:
+    """What lies in a safetensors file: 8 bytes of length, a JSON header, the tensors' bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if length <= path.stat().st_size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise Damaged(f"{path} is not a safetensors file.", "Download the file again.")
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            label = canonical_json([name, entry["dtype"], entry["shape"]])
+            yield _Tensor(path, label, 8 + length + start, end - start)
+
+
+def _digests(files: Iterable[Path]) -> dict[Path, int]:
+    """The sum of the tensors' digests of each file: no order, and the files' sums add up."""
+    tensors = [tensor for path in files for tensor in _tensors(path)]
+    sums = dict.fromkeys(files, 0)
+    with ThreadPoolExecutor(THREADS) as pool:  # hashing a large block releases the GIL
+        for tensor, digest in zip(tensors, pool.map(_Tensor.digest, tensors), strict=True):
+            sums[tensor.file] += digest
+    return sums
+
+
+def _hex(total: int) -> str:
+    return f"{total % (1 << 8 * DIGEST_BYTES):0{2 * DIGEST_BYTES}x}"
+
+
+# -- what is remembered ----------------------------------------------------------------
+
+
+def _remembered(files: list[Path], remember: Path) -> Iterator[int]:
+    """The digest of each file: remembered if the file still looks the same, else computed."""
+    known = _recall(remember)
+    looks = {path: _look(path) for path in files}
+    unknown = [path for path in files if not _is_known(known.get(str(path.resolve())), looks[path])]
+    fresh = _digests(unknown)
+    settled_before_ns = time.time_ns() - int(SETTLED_SECONDS * 1e9)
+    for path, digest in fresh.items():
+        if looks[path]["mtime_ns"] < settled_before_ns:
+            known[str(path.resolve())] = {**looks[path], "digest": _hex(digest)}
+    if fresh:
+        write_json(remember, known)
+    for path in files:
+        yield fresh[path] if path in fresh else int(known[str(path.resolve())]["digest"], 16)
+
+
+def _look(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _is_known(entry: Any, look: Mapping[str, int]) -> bool:
+    return isinstance(entry, dict) and all(entry.get(key) == value for key, value in look.items())
+
+
+def _recall(remember: Path) -> dict[str, Any]:
+    """What is remembered; a spoilt file means only that weights are read once more."""
+    try:
+        known = json.loads(remember.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
