@@ -1,0 +1,118 @@
+"""The order of samples: a pure function of seed and step that drops and repeats nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+from made_samples import made_sample, made_samples
+
+from qedit.cache.errors import WrongUse
+from qedit.stages.samples import Sample
+from qedit.stages.train.batches import Order, Source, shape_of
+
+
+def order(*sources: Source, batch_size: int = 4, accumulation: int = 1, seed: int = 42) -> Order:
+    return Order(sources, seed, batch_size=batch_size, accumulation=accumulation)
+
+
+def names(batches: list[list[Sample]]) -> list[list[str]]:
+    return [[sample.name for sample in batch] for batch in batches]
+
+
+def shown(order: Order, steps: range) -> list[str]:
+    return [name for step in steps for batch in names(order.step(step)) for name in batch]
+
+
+def test_the_same_step_gives_the_same_batches_whenever_it_is_asked_for() -> None:
+    source = Source("a", made_samples(23))
+    forwards = order(source, accumulation=2)
+    in_order = {step: names(forwards.step(step)) for step in range(1, 40)}
+    backwards = order(source, accumulation=2)
+    assert {step: names(backwards.step(step)) for step in range(39, 0, -1)} == in_order
+    assert names(order(source, accumulation=2).step(31)) == in_order[31]
+
+
+def test_another_seed_gives_another_order() -> None:
+    source = Source("a", made_samples(23))
+    assert shown(order(source), range(1, 7)) != shown(order(source, seed=43), range(1, 7))
+
+
+def test_every_epoch_shows_every_sample_once_in_another_order() -> None:
+    sizes = [(64, 64), (64, 96), (96, 64)]
+    samples = [made_sample(f"{place}", size=sizes[place % 3]) for place in range(20)]
+    batches = order(Source("a", samples))
+    per_epoch = batches.steps_for(1)
+    assert per_epoch == 6  # shapes of 7, 7 and 6 samples in batches of 4
+    epochs = [
+        shown(batches, range(1 + epoch * per_epoch, 1 + (epoch + 1) * per_epoch))
+        for epoch in range(3)
+    ]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(sample.name for sample in samples)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_batch_holds_one_shape_and_short_ones_are_kept() -> None:
+    samples = [
+        *made_samples(5),
+        *(made_sample(f"tall-{place}", size=(32, 96)) for place in range(2)),
+        *(made_sample(f"two-{place}", references=2) for place in range(2)),
+    ]
+    batches = order(Source("a", samples))
+    step = list(chain.from_iterable(batches.step(step) for step in range(1, 5)))
+    assert sorted(len(batch) for batch in step) == [1, 2, 2, 4]
+    assert all(len({shape_of(sample) for sample in batch}) == 1 for batch in step)
+
+
+def test_a_lonely_shape_does_not_stop_a_run() -> None:
+    lonely = made_sample("lonely", size=(32, 224))
+    batches = order(Source("a", [*made_samples(4), lonely]), batch_size=8)
+    assert sorted(shown(batches, range(1, 3))) == ["0", "1", "2", "3", "lonely"]
+
+
+def test_a_step_takes_as_many_batches_as_it_accumulates_also_across_epochs() -> None:
+    batches = order(Source("a", made_samples(3)), batch_size=1, accumulation=2)
+    assert [len(batches.step(step)) for step in (1, 2, 3)] == [2, 2, 2]
+    assert Counter(shown(batches, range(1, 4))) == {"0": 2, "1": 2, "2": 2}
+    assert batches.steps_for(1) == 2
+    assert batches.steps_for(2) == 3
+
+
+def test_repeats_are_extra_passes() -> None:
+    often = Source("often", [made_sample("often")], repeats=2)
+    once = Source("once", [made_sample("once")])
+    batches = order(often, once, batch_size=1)
+    assert Counter(shown(batches, range(1, 5))) == {"often": 3, "once": 1}
+
+
+def test_probability_thins_out_a_dataset_and_stays_a_function_of_the_step() -> None:
+    rare = Source("rare", made_samples(20, prefix="rare-"), probability=0.25)
+    full = Source("full", made_samples(20, prefix="full-"))
+    batches = order(rare, full, batch_size=1)
+    counts = Counter(name.split("-")[0] for name in shown(batches, range(1, 1001)))
+    assert counts["rare"] / counts["full"] == pytest.approx(0.25, abs=0.06)
+    assert names(order(rare, full, batch_size=1).step(777)) == names(batches.step(777))
+
+
+def test_a_dataset_takes_part_from_its_first_to_its_last_step() -> None:
+    always = Source("always", made_samples(3, prefix="always-"))
+    later = Source("later", made_samples(3, prefix="later-"), start_step=5, end_step=10)
+    batches = order(always, later, batch_size=1)
+    for step in range(1, 20):
+        (name,) = shown(batches, range(step, step + 1))
+        if not 5 <= step <= 10:
+            assert name.startswith("always")
+    assert any(name.startswith("later") for name in shown(batches, range(5, 11)))
+    assert sorted(shown(batches, range(5, 11))) == sorted(
+        sample.name for sample in (*always.samples, *later.samples)
+    )
+
+
+def test_steps_without_any_dataset_are_refused() -> None:
+    batches = order(Source("early", made_samples(3), end_step=4))
+    assert batches.step(4)
+    with pytest.raises(WrongUse, match="step 5") as refused:
+        batches.step(5)
+    assert "end_step" in refused.value.do
