@@ -1,0 +1,76 @@
+"""Both files as one: the settings, the enabled datasets, and where everything is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .datasets import Dataset
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A checked configuration.
+
+    Attributes:
+        settings: of config.json.
+        datasets: the enabled ones, in the order of the file.
+        notes: one line each on what was accepted without an effect, and on silent defaults.
+    """
+
+    settings: Settings
+    datasets: tuple[Dataset, ...]
+    notes: tuple[str, ...] = ()
+
+    def main_datasets(self) -> tuple[Dataset, ...]:
+        """The datasets whose pictures are targets to train on."""
+        return tuple(
+            dataset
+            for dataset in self.datasets
+            if dataset.dataset_type == "image" and dataset.id != self.settings.eval_dataset_id
+        )
+
+    def eval_datasets(self) -> tuple[Dataset, ...]:
+        """The datasets of held-out pairs, never trained on."""
+        return tuple(
+            dataset
+            for dataset in self.datasets
+            if dataset.dataset_type == "eval" or dataset.id == self.settings.eval_dataset_id
+        )
+
+    def references_of(self, main: Dataset) -> tuple[Dataset, ...]:
+        """The reference datasets of `main` in the order they are listed in; masks left out."""
+        by_id = {dataset.id: dataset for dataset in self.datasets}
+        listed = (by_id[name] for name in main.conditioning_data)
+        return tuple(dataset for dataset in listed if dataset.is_reference)
+
+    def pairs_folder(self, main: Dataset) -> Path:
+        """Where the pairs table of `main` lies."""
+        return self.settings.cache_dir / "pairs" / main.id
+
+    def vae_folder(self, dataset: Dataset) -> Path:
+        """Where the latents of the pictures of `dataset` lie."""
+        return dataset.cache_dir_vae or self.settings.cache_dir / "vae" / dataset.id
+
+    def text_embeds_folder(self, main: Dataset) -> Path:
+        """Where the text tails of `main` lie: the text_embeds dataset says so, if there is one."""
+        for dataset in self.datasets:
+            if dataset.dataset_type == "text_embeds" and dataset.cache_dir:
+                return dataset.cache_dir
+        return self.settings.cache_dir / "text_embeds" / main.id
+
+    def image_embeds_folder(self, main: Dataset) -> Path:
+        """Where the image prefixes of `main` lie: the dataset it names says so, if it names one."""
+        for dataset in self.datasets:
+            if dataset.id == main.conditioning_image_embeds and dataset.cache_dir:
+                return dataset.cache_dir
+        return self.settings.cache_dir / "conditioning_image_embeds" / main.id
+
+    def as_dict(self) -> dict[str, Any]:
+        """The effective configuration, defaults included, as plain JSON values."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "datasets": [dataset.model_dump(mode="json") for dataset in self.datasets],
+        }

@@ -1,0 +1,150 @@
+"""A user's mistakes: each one line, all of them in one error."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ..cache.errors import WrongUse
+from .spelling import did_you_mean
+
+LONGEST_VALUE = 60  # characters of a wrong value that are repeated to the user
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake and where it is.
+
+    Attributes:
+        file: as the user named it, or the `--set` that brought the value in.
+        text: what is wrong, a half sentence that may follow the key.
+        dataset: its id, or its place in the file where it has none.
+        key: dots between the keys of nested objects.
+    """
+
+    file: str
+    text: str
+    dataset: str | None = None
+    key: str | None = None
+
+    @property
+    def line(self) -> str:
+        """For the user: file, dataset, key and text."""
+        dataset = f", dataset {self.dataset}" if self.dataset else ""
+        key = f"`{self.key}` " if self.key else ""
+        return f"{self.file}{dataset}: {key}{self.text}"
+
+
+def refuse(mistakes: Sequence[Mistake]) -> None:
+    """Raise all mistakes as one error; nothing happens when there are none.
+
+    Raises:
+        WrongUse: with one line for each mistake.
+    """
+    lines = list(dict.fromkeys(mistake.line for mistake in mistakes))
+    if not lines:
+        return
+    heading = (
+        "The configuration has a mistake:"
+        if len(lines) == 1
+        else f"The configuration has {len(lines)} mistakes:"
+    )
+    raise WrongUse(
+        "\n".join([heading, *(f"  {line}" for line in lines)]),
+        "Nothing was started. Mend this and run the command again.",
+    )
+
+
+def mistakes_in(
+    error: ValidationError, model: type[BaseModel], *, known: Iterable[str]
+) -> list[tuple[str, str]]:
+    """(key, text) of each mistake pydantic found, in plain words.
+
+    Args:
+        known: further keys that may be meant by a misspelt one.
+    """
+    return [
+        (_key(one["loc"]), _in_words(one, model, known))
+        for one in error.errors()
+        # follows from another mistake and says nothing new
+        if one["type"] != "default_factory_not_called"
+    ]
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    return ".".join(str(step) for step in place)
+
+
+def _in_words(error: Mapping[str, Any], model: type[BaseModel], known: Iterable[str]) -> str:
+    say = WORDS.get(error["type"])
+    given = _shown(error["input"])
+    if error["type"] == "extra_forbidden":
+        return _unknown(error["loc"], model, known)
+    if error["type"] == "missing":
+        return "is required" + _choices_of(model, error["loc"])
+    if error["type"] == "literal_error":
+        return _not_a_choice(error["ctx"]["expected"], error["input"])
+    if say is None:
+        return f"is wrong ({error['msg']}), here {given}"
+    return say(error.get("ctx", {})) + ("" if error["type"] == "value_error" else f", not {given}")
+
+
+WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "value_error": lambda about: str(about["error"]),
+    "greater_than": lambda about: f"must be more than {about['gt']:g}",
+    "greater_than_equal": lambda about: f"must be at least {about['ge']:g}",
+    "less_than": lambda about: f"must be less than {about['lt']:g}",
+    "less_than_equal": lambda about: f"must be at most {about['le']:g}",
+    **dict.fromkeys(
+        ("int_parsing", "int_type", "int_from_float", "int_parsing_size"),
+        lambda about: "must be a whole number",
+    ),
+    **dict.fromkeys(("float_parsing", "float_type"), lambda about: "must be a number"),
+    "finite_number": lambda about: "must be a finite number",
+    **dict.fromkeys(("bool_parsing", "bool_type"), lambda about: "must be true or false"),
+    "string_type": lambda about: "must be a text",
+    "string_too_short": lambda about: "must be a text with at least one character",
+    **dict.fromkeys(("tuple_type", "list_type"), lambda about: "must be a list"),
+    **dict.fromkeys(("model_type", "dict_type"), lambda about: "must be an object in braces"),
+}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+
+
+def _unknown(place: tuple[int | str, ...], model: type[BaseModel], known: Iterable[str]) -> str:
+    names = set(_model_at(model, place[:-1]).model_fields)
+    if len(place) == 1:
+        names.update(known)
+    return "is not a known key" + did_you_mean(str(place[-1]), names)
+
+
+def _model_at(model: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the object that lies at `place` inside of `model`."""
+    for step in place:
+        kind = model.model_fields[str(step)].annotation
+        model = next(one for one in (kind, *get_args(kind)) if _is_model(one))
+    return model
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _choices_of(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    fields = _model_at(model, place[:-1]).model_fields
+    choices = get_args(fields[str(place[-1])].annotation)
+    return ": one of " + ", ".join(map(str, choices)) if choices else ""
+
+
+def _not_a_choice(expected: str, given: Any) -> str:
+    choices = re.findall(r"'([^']*)'", expected)
+    wanted = choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+    return f"must be {wanted}, not {_shown(given)}{did_you_mean(str(given), choices)}"

@@ -1,0 +1,147 @@
+"""What is accepted without an effect, said in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel
+
+from .datasets import Dataset
+from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
+
+# Keys whose effect is not built yet, and the values (beside the default) that do work already.
+# Fields of a dataset begin with "data.".
+NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
+    "base_model_precision": (),
+    "quantize_via": (),
+    "quantize_activations": (),
+    "text_encoder_precision": (),
+    "cache_compression": (),
+    "memory": (),
+    "blocks_to_stream": (),
+    "keep_best": (),
+    "model_type": (),
+    "lora_type": (),
+    "init_lora": (),
+    "lora_init_type": ("gaussian",),
+    "lora_format": (),
+    "optimizer": (),
+    "use_ema": (),
+    "ema_*": (),
+    "scheduled_sampling_*": (),
+    "validation_*": (),
+    "num_eval_images": (),
+    "eval_steps_interval": (),
+    "report_to": (),
+    "tracker_project_name": (),
+    "data.conditioning_type": ("reference_loose",),
+}
+
+# What has the effect here that users of the guide's trainer expect of these.
+INSTEAD = {
+    "adam_beta1": "optimizer_config",
+    "adam_beta2": "optimizer_config",
+    "adam_epsilon": "optimizer_config",
+    "adam_weight_decay": "optimizer_config",
+    "ema_cpu_only": "ema_device",
+    "lr_end": "lr_scheduler_config",
+    "lr_num_cycles": "lr_scheduler_config",
+    "lr_power": "lr_scheduler_config",
+    "peft_lora_target_modules": "lora_target_modules",
+    "qwen_text_encoder_model_name_or_path": "pretrained_text_encoder_model_name_or_path",
+    "use_dora": "lora_type",
+    "validation_using_datasets": "eval_dataset_id",
+}
+CAPTION_TABLES = ("parquet", "csv", "jsonl")
+CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column", "identifier_includes_extension"})
+
+
+@cache
+def known_elsewhere(model: type[BaseModel]) -> frozenset[str]:
+    """Names the guide's trainer knows and that have no meaning here."""
+    name = "guide-option-names.txt" if model is Settings else "guide-dataset-fields.txt"
+    text = (files("qedit.config") / "known-names" / name).read_text(encoding="utf-8")
+    names = (line.strip() for line in text.splitlines() if not line.startswith("#"))
+    return frozenset(names) - set(model.model_fields) - {""}
+
+
+def without_meaning(
+    raw: Mapping[str, Any], model: type[BaseModel]
+) -> tuple[dict[str, Any], set[str]]:
+    """`raw` without the keys that have no meaning here, and those keys."""
+    names = {key for key in raw if key in known_elsewhere(model)}
+    rest = {key: value for key, value in raw.items() if key not in names}
+    for table in CAPTION_TABLES if model is Dataset else ():
+        if isinstance(inner := rest.get(table), dict):
+            extra = CAPTION_TABLE_FIELDS & inner.keys()
+            rest[table] = {key: inner[key] for key in inner if key not in extra}
+            names |= {f"{table}.{key}" for key in extra}
+    return rest, names
+
+
+def meaningless_note(where: str, names: Collection[str]) -> Iterator[str]:
+    """One line on all keys of one file that do nothing here."""
+    if names:
+        listed = ", ".join(
+            f"{name} (use {INSTEAD[name]})" if name in INSTEAD else name for name in sorted(names)
+        )
+        yield f"{where}: known to another trainer, without effect here: {listed}"
+
+
+def settings_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
+    """Lines on defaults that decide something large, and on keys that cancel each other."""
+    if not {"max_train_steps", "num_train_epochs"} & set(given):
+        yield (
+            "neither max_train_steps nor num_train_epochs is given: "
+            f"training for {STEPS_WHEN_NOTHING_IS_SAID} steps"
+        )
+    if settings.flow_schedule_auto_shift and settings.flow_schedule_shift is not None:
+        yield "flow_schedule_auto_shift is on, so flow_schedule_shift has no effect"
+
+
+def not_built_note(
+    settings: Settings, datasets: Collection[Dataset], given: Mapping[str | None, Collection[str]]
+) -> Iterator[str]:
+    """One line on all keys that are set to something that does not work yet.
+
+    Args:
+        given: the keys the user wrote, by dataset id; None for config.json.
+    """
+    waiting = list(_waiting(settings, given.get(None, ()), prefix=""))
+    for dataset in datasets:
+        waiting += _waiting(dataset, given.get(dataset.id, ()), prefix="data.")
+    if waiting:
+        yield f"accepted, no effect yet: {', '.join(dict.fromkeys(waiting))}"
+
+
+def _waiting(model: BaseModel, given: Collection[str], *, prefix: str) -> Iterator[str]:
+    values = dict(model)
+    for key in given:
+        for pattern, working in NOT_BUILT_YET.items():
+            if not fnmatchcase(prefix + key, pattern):
+                continue
+            default = (
+                type(model)
+                .model_fields[key]
+                .get_default(call_default_factory=True, validated_data=values)
+            )
+            if values[key] != default and values[key] not in working:
+                yield prefix + key
+
+
+def links_notes(
+    datasets: Collection[Dataset], given: Mapping[str | None, Collection[str]]
+) -> Iterator[str]:
+    """Lines on datasets nothing names, and on captions of references."""
+    named = {name for one in datasets if one.is_main for name in one.conditioning_data}
+    named |= {one.conditioning_image_embeds for one in datasets if one.conditioning_image_embeds}
+    for one in datasets:
+        if one.dataset_type.startswith("conditioning") and one.id not in named:
+            yield f"dataset {one.id}: no other dataset names it, so it is not used"
+        captioned = one.caption_strategy and "caption_strategy" in given.get(one.id, ())
+        if one.dataset_type == "conditioning" and captioned:
+            yield f"dataset {one.id}: references have no captions; caption_strategy has no effect"

@@ -1,0 +1,56 @@
+"""The files a configuration comes from: the user's own, or a shipped pair of them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from .comments import NotJson, parse
+from .mistakes import Mistake
+from .spelling import did_you_mean, nearest
+
+CONFIG_NAME, DATA_NAME = "config.json", "multidatabackend.json"
+
+
+def example_names() -> list[str]:
+    """The shipped examples."""
+    return sorted(folder.name for folder in _examples().iterdir() if folder.is_dir())
+
+
+def example_folder(name: str) -> Traversable | Mistake:
+    """The folder of a shipped example, or what is wrong with its name."""
+    names = example_names()
+    if name in names:
+        return _examples() / name
+    hint = did_you_mean(name, names)
+    return Mistake(f"example={name}", f"is none of the examples: {', '.join(names)}{hint}")
+
+
+def _examples() -> Traversable:
+    return files("qedit.config") / "examples"
+
+
+def read_json(file: Traversable, label: str) -> Any | Mistake:
+    """What the file holds, or why it cannot be read."""
+    try:
+        return parse(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return Mistake(label, f"there is no such file{_alike(file)}")
+    except IsADirectoryError:
+        return Mistake(label, f"is a folder; name the file in it, like {label}/{CONFIG_NAME}")
+    except OSError as error:
+        return Mistake(label, f"cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        return Mistake(label, "is not a text in UTF-8")
+    except NotJson as error:
+        return Mistake(label, str(error))
+
+
+def _alike(file: Traversable) -> str:
+    """A file of nearly that name that does exist."""
+    if not isinstance(file, Path) or not file.parent.is_dir():
+        return ""
+    close = nearest(file.name, (other.name for other in file.parent.iterdir() if other.is_file()))
+    return f"; did you mean {file.parent / close}?" if close else ""

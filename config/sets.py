@@ -1,0 +1,77 @@
+"""`--set key=value` and `--set data.<dataset id>.<key>=value`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .mistakes import Mistake
+from .spelling import did_you_mean
+
+FOR_DATA = "data."
+
+
+@dataclass(frozen=True)
+class Change:
+    """One `--set` as it was typed: the dotted key and the value."""
+
+    key: str
+    value: Any
+    typed: str
+
+    @property
+    def label(self) -> str:
+        """How mistakes in it are announced."""
+        return f"--set {self.typed}"
+
+    @property
+    def for_data(self) -> bool:
+        """Whether it is for the second file."""
+        return self.key.startswith(FOR_DATA)
+
+
+def read_sets(sets: Iterable[str], mistakes: list[Mistake]) -> list[Change]:
+    """Read all `--set`; a value is JSON where it can be read so, and a text otherwise."""
+    changes = []
+    for typed in sets:
+        key, equals, text = typed.partition("=")
+        if equals and key.strip():
+            changes.append(Change(key.strip(), _value(text), typed))
+        else:
+            mistakes.append(Mistake(f"--set {typed}", "must be written as key=value"))
+    return changes
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def put(into: dict[str, Any], dotted: str, change: Change) -> Mistake | None:
+    """Set one value, making the objects on the way to it."""
+    *way, last = dotted.split(".")
+    for step in way:
+        into = into.setdefault(step, {})
+        if not isinstance(into, dict):
+            return Mistake(change.label, f"is not possible: `{step}` is not an object")
+    into[last] = change.value
+    return None
+
+
+def target_of(change: Change, ids: Iterable[str]) -> tuple[str, str] | Mistake:
+    """The dataset id and the key a change is for; of ids that contain each other, the longest."""
+    known = list(ids)
+    rest = change.key.removeprefix(FOR_DATA)
+    fitting = [one for one in known if rest.startswith(f"{one}.") and len(rest) > len(one) + 1]
+    if fitting:
+        longest = max(fitting, key=len)
+        return longest, rest[len(longest) + 1 :]
+    name, dot, _ = rest.rpartition(".")
+    if not dot:
+        return Mistake(change.label, "must be written as data.<dataset id>.<key>=value")
+    hint = did_you_mean(name, known)
+    return Mistake(change.label, f'there is no dataset of the id "{name}"{hint}')

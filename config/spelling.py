@@ -1,0 +1,25 @@
+"""The nearest known word to one that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+ALIKE = 0.6
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be, or None."""
+    words = {_folded(candidate): candidate for candidate in sorted(known, reverse=True)}
+    close = get_close_matches(_folded(word), words, n=1, cutoff=ALIKE)
+    return words[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question to end a sentence with: "; did you mean `lora_rank`?", or nothing."""
+    close = nearest(word, known)
+    return f"; did you mean `{close}`?" if close else ""
+
+
+def _folded(word: str) -> str:
+    return word.lower().lstrip("-").replace("-", "_")
