@@ -1,1 +1,1 @@
-"""What is kept on disk: whole or not at all, named by content. Knows nothing of pictures or models."""
+"""What is kept on disk: whole or not at all, named by content. Knows no picture and no model."""

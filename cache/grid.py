@@ -1,0 +1,85 @@
+"""How an array is cut: shards of chunks along the first axis, and where its rows start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SHARD_LENGTH = 16384
+CHUNK_LENGTHS = (64, 32, 16, 8)
+MOST_PADDING = 1 / 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an array is cut: `shape`, `shard` and `chunk` differ along the first axis only."""
+
+    shape: tuple[int, ...]
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+
+    @property
+    def chunk_bytes(self) -> int:
+        return 2 * math.prod(self.chunk)
+
+    @property
+    def chunks_a_shard(self) -> int:
+        return self.shard[0] // self.chunk[0]
+
+    def shard_name(self, number: int) -> str:
+        """The file of shard `number`: Zarr's default chunk key with `.` between its parts."""
+        return ".".join(["c", str(number), *("0" for _ in self.shape[1:])])
+
+
+def chunk_length(lengths: Sequence[int]) -> int:
+    """The longest chunk whose padding adds at most an eighth to rows of these lengths."""
+    for chunk in CHUNK_LENGTHS:
+        padding = sum(-length % chunk for length in lengths)
+        if padding <= MOST_PADDING * sum(lengths):
+            return chunk
+    return CHUNK_LENGTHS[-1]
+
+
+def place(
+    lengths: Sequence[int], row_shape: tuple[int, ...], *, chunk: int
+) -> tuple[Grid, list[int]]:
+    """Lay rows of these lengths along the first axis.
+
+    Each starts on a chunk border and none crosses a shard; `row_shape` is what comes after
+    the first axis. Returns the grid and where each row starts.
+    """
+    shard = SHARD_LENGTH // chunk * chunk
+    starts, end = [], 0
+    for length in lengths:
+        padded = length + -length % chunk
+        if not 0 < padded <= shard:
+            raise ValueError(f"a row of length {length} cannot be stored (1 to {shard})")
+        if end % shard + padded > shard:
+            end += -end % shard
+        starts.append(end)
+        end += padded
+    grid = Grid((end, *row_shape), (min(end, shard), *row_shape), (chunk, *row_shape))
+    return grid, starts
+
+
+def zarr_metadata(grid: Grid) -> dict[str, Any]:
+    """What zarr.json says of an array cut like this."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": list(grid.chunk),
+        "codecs": [little, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(grid.shape),
+        "data_type": "uint16",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(grid.shard)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": 0,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+    }

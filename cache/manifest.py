@@ -1,0 +1,83 @@
+"""The small JSON that makes a part complete: what is in it, and that it is all there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .arrays import Broken, crc32c
+from .atomic import write_json
+from .fingerprint import canonical_json
+from .grid import Grid
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a part holds.
+
+    `store` is the fingerprint of the store it was written for, `arrays` how each array is
+    cut. `files` gives every file's length in bytes, by its path in the part; `checksums` the
+    crc32c of those that carry none inside.
+    """
+
+    store: str
+    rows: int
+    arrays: dict[str, Grid]
+    files: dict[str, int]
+    checksums: dict[str, int]
+
+
+def write_manifest(part: Path, manifest: Manifest) -> None:
+    """Complete `part`: from now on readers see it. Everything else in it is on the disk."""
+    said = {
+        "format": FORMAT,
+        "store": manifest.store,
+        "rows": manifest.rows,
+        "arrays": {
+            name: {"shape": grid.shape, "shard": grid.shard, "chunk": grid.chunk}
+            for name, grid in manifest.arrays.items()
+        },
+        "files": manifest.files,
+        "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
+    }
+    write_json(part / MANIFEST_FILE, {**said, "crc32c": _own_checksum(said)})
+
+
+def read_manifest(part: Path) -> Manifest | None:
+    """The manifest of `part`; None if there is none, so that the part does not exist.
+
+    Raises:
+        Broken: it is not the one that was written, or of a format this version cannot read.
+    """
+    try:
+        data = (part / MANIFEST_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        said = json.loads(data)
+        if said.pop("crc32c") != _own_checksum(said):
+            raise Broken("its manifest does not match its checksum")
+        if said["format"] != FORMAT:
+            raise Broken(f"it has format {said['format']}, this qedit reads {FORMAT}")
+        return Manifest(
+            store=said["store"],
+            rows=said["rows"],
+            arrays={name: _grid_in(grid) for name, grid in said["arrays"].items()},
+            files=said["files"],
+            checksums={name: int(crc, 16) for name, crc in said["checksums"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Broken("its manifest cannot be read") from error
+
+
+def _own_checksum(said: dict[str, Any]) -> str:
+    return f"{crc32c(canonical_json(said).encode()):08x}"
+
+
+def _grid_in(said: dict[str, list[int]]) -> Grid:
+    return Grid(tuple(said["shape"]), tuple(said["shard"]), tuple(said["chunk"]))

@@ -1,0 +1,132 @@
+"""Who is writing: one running process, told apart from every other one there ever was.
+
+A process number alone is used again sooner or later. With the host, the start of the machine
+and the start of the process it is unique, and no clock is asked: a clock that jumps changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process: `boot` names the start of its machine, `space` its process numbering.
+
+    `started` is when the process began, in the words of its system (only ever compared).
+    """
+
+    host: str
+    pid: int
+    boot: str
+    space: str
+    started: str
+
+    def __str__(self) -> str:
+        return f"{self.host}-{self.pid}-{self.boot}.{self.space}.{self.started}"
+
+
+def owner_in(name: str) -> Owner | None:
+    """The owner that the file name part `name` was made from by `str`, None if it is not one."""
+    found = re.fullmatch(r"([\w.-]+)-(\d+)-(\w+)\.(\w+)\.(\w+)", name)
+    if found is None:
+        return None
+    host, pid, boot, space, started = found.groups()
+    return Owner(host, int(pid), boot, space, started)
+
+
+def this_process() -> Owner:
+    """The running process; a forked child is somebody else."""
+    return _this_process(os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _this_process(pid: int) -> Owner:
+    started = _started(pid)
+    if not started:
+        raise RuntimeError(f"process {pid} cannot tell when it was started")
+    return Owner(_host(), pid, _boot(), _space(), started)
+
+
+def is_dead(owner: Owner) -> bool:
+    """Whether `owner` certainly runs no more; False when that cannot be known from here.
+
+    Another host's processes, and those of another container, cannot be seen. Machines that
+    share a folder must have different host names: a host that was started anew since is
+    taken to have ended its processes.
+    """
+    here = this_process()
+    if owner.host != here.host:
+        return False
+    if owner.boot != here.boot:
+        return True
+    return owner.space == here.space and not _runs(owner)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "-", socket.gethostname()) or "localhost"
+
+
+def _boot() -> str:
+    """Name the start of this machine; "0" where the system does not tell (macOS)."""
+    told = PROC / "sys/kernel/random/boot_id"
+    return told.read_text()[:8] if told.exists() else "0"
+
+
+def _space() -> str:
+    """Name the numbering that this container's process numbers belong to."""
+    told = PROC / "self/ns/pid"
+    return re.sub(r"\D", "", os.readlink(told)) if told.exists() else "0"
+
+
+def _runs(owner: Owner) -> bool:
+    """Whether process `owner.pid` of this machine is still the one that `owner` names."""
+    started = _started(owner.pid)
+    if started is not None:
+        return started == owner.started
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's, which some machines do not show
+    return True
+
+
+def _started(pid: int) -> str | None:
+    """When process `pid` began; "" if it has ended (a zombie), None if it cannot be seen."""
+    if not PROC.joinpath("self/stat").exists():
+        return _started_by_ps(pid)
+    try:
+        text = PROC.joinpath(str(pid), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # the second field is the program's name in parentheses and may itself hold anything
+    state, *fields = text.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]
+
+
+def _started_by_ps(pid: int) -> str | None:
+    """The same where there is no /proc."""
+    told = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split(maxsplit=1)
+    if len(told) < 2:
+        return None
+    if told[0].startswith("Z"):
+        return ""
+    return hashlib.sha256(told[1].strip().encode()).hexdigest()[:12]
