@@ -1,1 +1,1 @@
-"""pair: picture folders become a table of samples, each with its geometry; what is wrong is named."""
+"""pair: picture folders become a table of samples with geometry; what is wrong is named."""

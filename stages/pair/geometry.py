@@ -1,0 +1,225 @@
+"""Geometry: which part of a picture is used, and what size it becomes.
+
+Every function here is pure: a size or a box follows from one picture and the settings, never
+from the other pictures or their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Literal
+
+from ..models.flavours import MEGAPIXEL_AREA
+
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+Amount = float | int  # in the unit that `resolution_type` says
+
+GRID_PIXELS = 32
+
+# Ratios are held within these bounds before the rule of size, so that neither side can vanish
+# or explode where a user has opened the ratio bounds of a dataset.
+_LARGEST_RATIO = 256.0
+
+# What `crop_aspect: closest` and `random` choose from when the dataset names no ratios.
+CROP_RATIOS = (0.5, 0.5625, 2 / 3, 0.75, 0.8, 1.0, 1.25, 4 / 3, 1.5, 16 / 9, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the targets of a dataset are cropped and sized.
+
+    `resolution` is the edge in pixels of the square of that area (`pixel_area`), megapixels of
+    1024 x 1024 (`area`), or the shorter edge in pixels (`pixel`). `maximum_image_size` and
+    `target_downsample_size` are in the same unit.
+    """
+
+    resolution: Amount
+    resolution_type: Literal["pixel_area", "area", "pixel"] = "pixel_area"
+    crop: bool = False
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = "square"
+    crop_style: Literal["center", "corner", "random"] = "center"
+    crop_ratios: tuple[float, ...] = ()
+    maximum_image_size: Amount | None = None
+    target_downsample_size: Amount | None = None
+    seed: int = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance, seeded per picture, has a say."""
+        return self.crop and "random" in (self.crop_aspect, self.crop_style)
+
+
+def size_of_area(area: Amount, ratio: float) -> Size:
+    """The (width, height) of about `area` square pixels at `ratio` = width / height.
+
+    The rule of diffusers' `calculate_dimensions` for Qwen-Image-Edit: each side is rounded to
+    the nearest multiple of 32 (Python's round: ties to even); here it is at least 32.
+
+    >>> size_of_area(1024 * 1024, 1920 / 1080)
+    (1376, 768)
+    """
+    ratio = min(max(ratio, 1 / _LARGEST_RATIO), _LARGEST_RATIO)
+    width = sqrt(area * ratio)
+    return _on_grid(width), _on_grid(width / ratio)
+
+
+def size_of_edge(edge: Amount, ratio: float) -> Size:
+    """The (width, height) whose shorter side is `edge` pixels, both rounded to 32."""
+    ratio = min(max(ratio, 1 / _LARGEST_RATIO), _LARGEST_RATIO)
+    shorter = _on_grid(edge)
+    longer = _on_grid(shorter * max(ratio, 1 / ratio))
+    return (longer, shorter) if ratio >= 1 else (shorter, longer)
+
+
+def area_of(amount: Amount, unit: str) -> float:
+    """Square pixels of a `resolution` given as `area` (megapixels) or `pixel_area` (an edge)."""
+    return float(amount * MEGAPIXEL_AREA if unit == "area" else amount * amount)
+
+
+def whole(size: Size) -> Box:
+    """The box that cuts nothing away."""
+    return (0.0, 0.0, float(size[0]), float(size[1]))
+
+
+def ratio_of(box: Box) -> float:
+    """Width divided by height."""
+    return (box[2] - box[0]) / (box[3] - box[1])
+
+
+def is_smaller(picture: Size, least: Amount, unit: str) -> bool:
+    """Whether a picture falls short of `least`, given in the unit of `resolution_type`."""
+    if unit == "pixel":
+        return min(picture) < least
+    return picture[0] * picture[1] < area_of(least, unit)
+
+
+def target_size(box: Box, framing: Framing) -> Size:
+    """The size that the used part of a target becomes."""
+    if framing.resolution_type == "pixel":
+        return size_of_edge(framing.resolution, ratio_of(box))
+    return size_of_area(area_of(framing.resolution, framing.resolution_type), ratio_of(box))
+
+
+def target_area(box: Box, framing: Framing) -> float:
+    """The area that `match_target_res` gives to the references of this target."""
+    if framing.resolution_type == "pixel":
+        width, height = target_size(box, framing)
+        return float(width * height)
+    return area_of(framing.resolution, framing.resolution_type)
+
+
+def target_box(picture: Size, framing: Framing, *, digest: str) -> Box:
+    """The part of an upright target that is used, in its own (fractional) pixels.
+
+    Without `crop`: all of it. With `crop`: the largest box of the wanted ratio. Where both
+    `maximum_image_size` and `target_downsample_size` are given, the picture, if larger than
+    the first, is taken as if reduced to the second, and the box is a window of the training
+    size in it: part of the picture at that scale. `digest` (of the file's content) seeds
+    what is drawn, so a renamed file keeps its crop.
+    """
+    if not framing.crop:
+        return whole(picture)
+    ratio = _crop_ratio(picture, framing, digest)
+    width, height = _largest_within(picture, ratio)
+    if framing.maximum_image_size is not None and framing.target_downsample_size is not None:
+        width, height = _window(picture, (width, height), framing)
+    spare_width, spare_height = picture[0] - width, picture[1] - height
+    across, down = _placement(framing, digest)
+    left, top = spare_width * across, spare_height * down
+    # a sum may overshoot the edge by its last bit, which a resize would refuse
+    return (left, top, min(left + width, float(picture[0])), min(top + height, float(picture[1])))
+
+
+def same_part(box: Box, target: Size, reference: Size) -> Box:
+    """The box of a strict reference: the target's, in relative coordinates."""
+    if box == whole(target):
+        return whole(reference)
+    across, down = reference[0] / target[0], reference[1] / target[1]
+    right, bottom = float(reference[0]), float(reference[1])
+    return (
+        box[0] * across,
+        box[1] * down,
+        min(box[2] * across, right),
+        min(box[3] * down, bottom),
+    )
+
+
+def ratios_differ(target: Size, reference: Size, *, tolerance: float) -> bool:
+    """Whether two pictures' ratios differ by more than `tolerance` (0.02 is 2 %)."""
+    one, other = target[0] * reference[1], reference[0] * target[1]
+    return max(one, other) > (1 + tolerance) * min(one, other)
+
+
+def _on_grid(side: Amount) -> int:
+    return max(round(side / GRID_PIXELS) * GRID_PIXELS, GRID_PIXELS)
+
+
+def _crop_ratio(picture: Size, framing: Framing, digest: str) -> float:
+    own = picture[0] / picture[1]
+    offered: Sequence[float] = sorted(framing.crop_ratios or CROP_RATIOS)
+    match framing.crop_aspect:
+        case "square":
+            return 1.0
+        case "preserve":
+            return own
+        case "closest":
+            return min(offered, key=lambda ratio: abs(log(ratio / own)))
+        case "random":
+            drawn = _drawn(framing.seed, digest, "aspect")
+            return offered[int(drawn * len(offered))]
+
+
+def _largest_within(picture: Size, ratio: float) -> tuple[float, float]:
+    """The largest width and height of `ratio` that a picture holds."""
+    width, height = picture
+    if ratio == width / height:
+        return float(width), float(height)
+    if width >= height * ratio:
+        return height * ratio, float(height)
+    return float(width), width / ratio
+
+
+def _window(picture: Size, largest: tuple[float, float], framing: Framing) -> tuple[float, float]:
+    """A window of the training size in the (reduced) picture, in the picture's own pixels."""
+    assert framing.maximum_image_size is not None
+    assert framing.target_downsample_size is not None
+    scale = 1.0
+    if _is_larger(picture, framing.maximum_image_size, framing.resolution_type):
+        scale = _scale_to(picture, framing.target_downsample_size, framing.resolution_type)
+    width, _ = target_size((0.0, 0.0, *largest), framing)
+    share = min(1.0, width / (largest[0] * scale))
+    return largest[0] * share, largest[1] * share
+
+
+def _is_larger(picture: Size, most: Amount, unit: str) -> bool:
+    if unit == "pixel":
+        return min(picture) > most
+    return picture[0] * picture[1] > area_of(most, unit)
+
+
+def _scale_to(picture: Size, amount: Amount, unit: str) -> float:
+    """By how much a picture is to be scaled to measure `amount`; never up."""
+    if unit == "pixel":
+        return min(1.0, amount / min(picture))
+    return min(1.0, sqrt(area_of(amount, unit) / (picture[0] * picture[1])))
+
+
+def _placement(framing: Framing, digest: str) -> tuple[float, float]:
+    """Where the box lies in the spare room: 0 is left or top, 1 is right or bottom."""
+    match framing.crop_style:
+        case "center":
+            return 0.5, 0.5
+        case "corner":
+            return 0.0, 0.0
+        case "random":
+            return _drawn(framing.seed, digest, "left"), _drawn(framing.seed, digest, "top")
+
+
+def _drawn(seed: int, digest: str, what: str) -> float:
+    """A number in [0, 1) that belongs to this seed, picture content and purpose."""
+    drawn = hashlib.blake2b(f"{seed} {digest} {what}".encode(), digest_size=8).digest()
+    return int.from_bytes(drawn, "big") / 2**64

@@ -1,0 +1,283 @@
+"""The pairs table on disk: what `pair` leaves for every later stage.
+
+    <pairs folder of a main dataset>/<fingerprint of the recipe>/
+        recipe.json             what decides the table, the files' content aside
+        pairs-<digest>.parquet  one row a sample
+        rejected-<digest>.parquet
+        manifest.json           written last: counts, and which two files hold now
+
+The two tables carry the digest of their content in their names and are never changed, so a
+reader of an older manifest goes on reading what it began with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..cache import atomic
+from ..cache.errors import Damaged, NotComplete, WrongUse
+from ..cache.fingerprint import digest_bytes, fingerprint
+from ..cache.tables import read_table, table_bytes
+from ..config.configuration import Configuration
+from ..config.datasets import Dataset
+from .models.flavours import Flavour
+from .pair_rows import PAIRS_SCHEMA, REJECTED_SCHEMA, Rejection, rows_of, samples_in
+from .samples import Sample
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class PairsTable:
+    """The samples of one main dataset, and what was turned away.
+
+    Attributes:
+        samples: in the order of their names.
+        rejected: reason code -> how many.
+        warnings: warning code -> how many samples carry it.
+        accepted: whether the user accepted to go on without what was rejected.
+        inputs: a digest of the names, sizes and times of all files that were looked at.
+        where: the folder of the table.
+        facts: the manifest as it stands on disk.
+    """
+
+    samples: list[Sample]
+    rejected: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
+    accepted: bool = True
+    inputs: str = ""
+    where: Path = Path()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) -> dict[str, Any]:
+    """Everything that decides the table of `main`, except what the files hold.
+
+    Folders are not in it: a renamed folder is the same data.
+    """
+    settings = configuration.settings
+    held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
+    crop = None if held_out else _crop_recipe(main, settings.seed)
+    return {
+        "stage": "pair",
+        "version": 1,
+        "dataset": main.id,
+        "vae_area": flavour.vae_area,
+        "vl_area": flavour.vl_area,
+        "match_target_res": match_target_res(configuration, flavour),
+        "sampling": settings.conditioning_multidataset_sampling,
+        "target": {
+            "resolution": main.resolution,
+            "resolution_type": main.resolution_type,
+            "crop": crop,
+            "max_num_samples": main.max_num_samples,
+            **_bounds_recipe(main),
+        },
+        "references": [
+            {
+                "dataset": reference.id,
+                "type": reference.conditioning_type,
+                "tolerance": reference.strict_ratio_tolerance
+                if reference.conditioning_type == "reference_strict"
+                else None,
+                **_bounds_recipe(reference),
+            }
+            for reference in configuration.references_of(main)
+        ],
+        "captions": _captions_recipe(main),
+    }
+
+
+def match_target_res(configuration: Configuration, flavour: Flavour) -> bool:
+    """Whether references get the target's area: not an option of edit-v1."""
+    wanted = configuration.settings.model_kwargs.match_target_res
+    return wanted and flavour.max_references > 1
+
+
+def _bounds_recipe(dataset: Dataset) -> dict[str, Any]:
+    least = dataset.minimum_image_size
+    return {
+        "minimum_image_size": least and [least, dataset.resolution_type],
+        "ratios": [dataset.minimum_aspect_ratio, dataset.maximum_aspect_ratio],
+    }
+
+
+def _crop_recipe(main: Dataset, seed: int) -> dict[str, Any] | None:
+    if not main.crop:
+        return None
+    return {
+        "aspect": main.crop_aspect,
+        "style": main.crop_style,
+        "ratios": list(main.crop_aspect_buckets),
+        "maximum_image_size": main.maximum_image_size,
+        "target_downsample_size": main.target_downsample_size,
+        "seed": seed if "random" in (main.crop_aspect, main.crop_style) else None,
+    }
+
+
+def _captions_recipe(main: Dataset) -> dict[str, Any]:
+    shuffle = main.caption_shuffle
+    table = getattr(main, main.caption_strategy) if main.caption_strategy in _TABLES else None
+    return {
+        "strategy": main.caption_strategy,
+        "missing": main.missing_caption,
+        "instance_prompt": list(main.instance_prompt),
+        "prepend": main.prepend_instance_prompt,
+        "only": main.only_instance_prompt,
+        "split_lines": not main.disable_multiline_split,
+        "shuffle": shuffle.model_dump(mode="json") if shuffle.enable else None,
+        "filter": listed.read_text(encoding="utf-8") if isinstance(listed, Path) else list(listed),
+        "table": table and table.model_dump(mode="json", exclude={"path"}),
+    }
+
+
+def filter_entries(main: Dataset) -> tuple[str, ...]:
+    """What `caption_filter_list` takes out of the captions of `main`; blank lines are left out.
+
+    Raises:
+        WrongUse: it names a file that cannot be read.
+    """
+    listed = main.caption_filter_list
+    if isinstance(listed, Path):
+        try:
+            listed = tuple(listed.read_text(encoding="utf-8-sig").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise WrongUse(
+                f"Dataset {main.id}: the caption_filter_list {listed} cannot be read: {error}.",
+                "Name a UTF-8 text file with one entry a line, or write the entries as a list.",
+            ) from error
+    return tuple(entry for entry in listed if entry.strip())
+
+
+_TABLES = ("parquet", "csv", "jsonl")
+
+
+def table_folder(configuration: Configuration, main: Dataset, flavour: Flavour) -> Path:
+    """Where the table of `main` under these settings lies, or would lie."""
+    name = fingerprint(pairs_recipe(configuration, main, flavour))
+    return configuration.pairs_folder(main) / name
+
+
+def write_pairs(
+    folder: Path,
+    *,
+    recipe: Mapping[str, Any],
+    samples: Sequence[Sample],
+    warnings: Mapping[str, Sequence[str]],
+    rejections: Sequence[Rejection],
+    inputs: str,
+    accepted: bool,
+) -> bool:
+    """Make `folder` hold this table; say whether anything had to be written.
+
+    Args:
+        warnings: sample name -> warning codes; samples without one may be left out.
+    """
+    codes = [tuple(warnings.get(sample.name, ())) for sample in samples]
+    manifest = {
+        "format": FORMAT,
+        "inputs": inputs,
+        "accepted": accepted,
+        "samples": len(samples),
+        "rejected": dict(sorted(Counter(row.reason for row in rejections).items())),
+        "rejected_samples": len({(row.dataset, row.sample) for row in rejections}),
+        "warnings": dict(sorted(Counter(code for row in codes for code in row).items())),
+        "pairs": _kept_as(folder, "pairs", rows_of(samples, codes)),
+        "rejected_table": _kept_as(folder, "rejected", _rejected_rows(rejections)),
+    }
+    if manifest == manifest_in(folder):
+        return False
+    if not (folder / RECIPE).exists():
+        atomic.write_json(folder / RECIPE, recipe)
+    atomic.write_json(folder / MANIFEST, manifest)
+    return True
+
+
+def _kept_as(folder: Path, what: str, table: pa.Table) -> str:
+    data = table_bytes(table)
+    name = f"{what}-{digest_bytes(data)[:16]}.parquet"
+    if not (folder / name).exists():
+        atomic.write_bytes(folder / name, data)
+    return name
+
+
+def _rejected_rows(rejections: Sequence[Rejection]) -> pa.Table:
+    columns = {name: [getattr(row, name) for row in rejections] for name in REJECTED_SCHEMA.names}
+    return pa.table(columns, schema=REJECTED_SCHEMA)
+
+
+def manifest_in(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the table in `folder`; None where no table is complete.
+
+    Raises:
+        Damaged: there is one, but it is not one of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] == FORMAT:
+            return dict(manifest)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise Damaged(
+        f"{path} is not a manifest of a pairs table.", f"Delete {folder}, then run `qedit pair`."
+    )
+
+
+def read_table_in(folder: Path) -> PairsTable | None:
+    """The table in `folder`, whether or not its rejections were accepted; None if there is none."""
+    manifest = manifest_in(folder)
+    if manifest is None:
+        return None
+    return PairsTable(
+        samples=samples_in(read_table(folder / manifest["pairs"], PAIRS_SCHEMA.names)),
+        rejected=manifest["rejected"],
+        warnings=manifest["warnings"],
+        accepted=manifest["accepted"],
+        inputs=manifest["inputs"],
+        where=folder,
+        facts=manifest,
+    )
+
+
+def read_rejections(folder: Path) -> list[Rejection]:
+    """What the table in `folder` turned away, and why."""
+    manifest = manifest_in(folder)
+    if manifest is None:
+        return []
+    rows = read_table(folder / manifest["rejected_table"]).to_pylist()
+    return [Rejection(**row) for row in rows]
+
+
+def read_pairs(configuration: Configuration, main: Dataset, flavour: Flavour) -> PairsTable:
+    """The samples of `main` under these settings.
+
+    Raises:
+        NotComplete: `pair` has not run for these settings, or turned samples away that
+            nobody has accepted to do without.
+    """
+    table = read_table_in(table_folder(configuration, main, flavour))
+    if table is None:
+        raise NotComplete(
+            f"There is no pairs table of dataset {main.id} for these settings yet.",
+            "Run `qedit pair`.",
+        )
+    if not table.accepted:
+        count = table.facts["rejected_samples"]
+        raise NotComplete(
+            f"`qedit pair` rejected {count} of {count + len(table.samples)} samples of "
+            f"dataset {main.id}, and nobody has accepted that yet.",
+            "Mend them and run `qedit pair`, or go on without them: `qedit pair --on-reject skip`.",
+        )
+    return table
