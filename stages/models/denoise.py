@@ -19,7 +19,8 @@ def load_scheduler(folder: Path) -> Any:
     """The checkpoint's FlowMatchEulerDiscreteScheduler; it holds constants and no weights."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(str(folder), local_files_only=True)
+    kind: Any = FlowMatchEulerDiscreteScheduler
+    return kind.from_pretrained(str(folder), local_files_only=True)
 
 
 def shift_exponent(config: Mapping[str, Any], target_tokens: int) -> float:
@@ -36,9 +37,7 @@ def shift_exponent(config: Mapping[str, Any], target_tokens: int) -> float:
     return mu
 
 
-def set_sigmas(
-    scheduler: Any, *, steps: int, target_tokens: int
-) -> Float[Tensor, " steps_and_one"]:
+def set_sigmas(scheduler: Any, *, steps: int, target_tokens: int) -> Float[Tensor, " sigma"]:
     """Set the schedule for `steps` steps and give its sigmas, from 1 down to the final 0.
 
     Raises:

@@ -9,7 +9,7 @@ each caption's text tail on its key-value cache. Positions are always M-RoPE: di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...cache.errors import WrongUse
+from .checkpoint import Checkpoint
 from .loading import load_part
 from .templates import (
     DROPPED_TOKENS,
@@ -27,9 +28,6 @@ from .templates import (
     prompt_text,
 )
 
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-
 
 class PromptEncoder:
     """The vision language model of a checkpoint, without its head."""
@@ -37,7 +35,7 @@ class PromptEncoder:
     def __init__(
         self, model: Any, tokenizer: Any, image_processor: Any, *, numbered_pictures: bool
     ) -> None:
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._image_processor = image_processor
         self._numbered = numbered_pictures
@@ -103,7 +101,7 @@ class PromptEncoder:
         prefix = self._prefix_tokens(grid)
         tails = [self._tail_tokens(caption, pictures=len(pictures)) for caption in captions]
         states, tail_states = encode_on_prefix(
-            self._model, prefix, tails, pixel_values=pixel_values, grid=grid
+            self.model, prefix, tails, pixel_values=pixel_values, grid=grid
         )
         return states[DROPPED_TOKENS:].cpu(), [tail.cpu() for tail in tail_states]
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .checkpoint import Checkpoint
 from .loading import load_part
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
 
 # The pipelines' clock: sigma 1 is timestep 1000.
 TIMESTEPS = 1000

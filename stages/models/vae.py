@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .checkpoint import Checkpoint
 from .loading import load_part
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
 
 
 class LatentEncoder:
@@ -21,9 +19,9 @@ class LatentEncoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        self._vae = vae
-        self._vae.disable_tiling()
-        self._vae.disable_slicing()
+        self.vae = vae
+        self.vae.disable_tiling()
+        self.vae.disable_slicing()
         self._mean = self._per_channel(vae.config.latents_mean)
         self._std = self._per_channel(vae.config.latents_std)
 
@@ -48,8 +46,8 @@ class LatentEncoder:
 
         Formula: `QwenImageEditPipeline._encode_vae_image`, there with "argmax".
         """
-        frames = pixels.to(self._vae.device, self._vae.dtype).unsqueeze(2)
-        mode: Tensor = self._vae.encode(frames).latent_dist.mode()
+        frames = pixels.to(self.vae.device, self.vae.dtype).unsqueeze(2)
+        mode: Tensor = self.vae.encode(frames).latent_dist.mode()
         return ((mode.squeeze(2).float() - self._mean) / self._std).cpu()
 
     @torch.no_grad()
@@ -57,10 +55,10 @@ class LatentEncoder:
         self, latents: Float[Tensor, "batch channel latent_height latent_width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Normalised latents to pixels in [-1, 1], in float32 on the CPU."""
-        latents = latents.to(self._vae.device, torch.float32) * self._std + self._mean
-        frames = latents.to(self._vae.dtype).unsqueeze(2)
-        pixels: Tensor = self._vae.decode(frames).sample
+        latents = latents.to(self.vae.device, torch.float32) * self._std + self._mean
+        frames = latents.to(self.vae.dtype).unsqueeze(2)
+        pixels: Tensor = self.vae.decode(frames).sample
         return pixels.squeeze(2).float().cpu()
 
     def _per_channel(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, device=self._vae.device).view(1, -1, 1, 1)
+        return torch.tensor(values, device=self.vae.device).view(1, -1, 1, 1)
