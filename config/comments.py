@@ -76,7 +76,7 @@ def _in_words(message: str) -> str:
     return {
         "Expecting ',' delimiter": "a comma, or the end of the list or object, is missing here",
         "Expecting ':' delimiter": "a colon after the key is missing here",
-        "Expecting property name enclosed in double quotes": "a key in double quotes is missing here",
+        "Expecting property name enclosed in double quotes": "a key in quotes is missing here",
         "Expecting value": "a value is missing here",
         "Extra data": "there is more text after the end",
     }.get(message, message)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..cache.errors import WrongUse
-from .spelling import did_you_mean
+from .spelling import NEARLY_EQUAL, did_you_mean, nearest
 
 LONGEST_VALUE = 60  # characters of a wrong value that are repeated to the user
 
@@ -66,7 +66,7 @@ def mistakes_in(
     """(key, text) of each mistake pydantic found, in plain words.
 
     Args:
-        known: further keys that may be meant by a misspelt one.
+        known: keys of another trainer that a misspelt one may mean.
     """
     return [
         (_key(one["loc"]), _in_words(one, model, known))
@@ -120,10 +120,12 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(place: tuple[int | str, ...], model: type[BaseModel], known: Iterable[str]) -> str:
-    names = set(_model_at(model, place[:-1]).model_fields)
-    if len(place) == 1:
-        names.update(known)
-    return "is not a known key" + did_you_mean(str(place[-1]), names)
+    """A key nobody knows, with the nearest of ours, or of others if only a letter is wrong."""
+    name, ours = str(place[-1]), _model_at(model, place[:-1]).model_fields
+    theirs = nearest(name, known, alike=NEARLY_EQUAL) if len(place) == 1 else None
+    if theirs and not nearest(name, ours, alike=NEARLY_EQUAL):
+        return f"is not a known key; did you mean `{theirs}`, which has no effect here?"
+    return "is not a known key" + did_you_mean(name, ours)
 
 
 def _model_at(model: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:

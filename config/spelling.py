@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 ALIKE = 0.6
+NEARLY_EQUAL = 0.9
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was probably meant to be, or None."""
+def nearest(word: str, known: Iterable[str], *, alike: float = ALIKE) -> str | None:
+    """The known word that `word` was probably meant to be, or None.
+
+    `alike`: difflib's ratio from which two words are taken for one, from 0 to 1.
+    """
     words = {_folded(candidate): candidate for candidate in sorted(known, reverse=True)}
-    close = get_close_matches(_folded(word), words, n=1, cutoff=ALIKE)
+    close = get_close_matches(_folded(word), words, n=1, cutoff=alike)
     return words[close[0]] if close else None
 
 
