@@ -102,13 +102,8 @@ def add_lora(
     from peft import LoraConfig
 
     transformer.requires_grad_(False)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(targets),
-        init_lora_weights=_INITS[init],
-    )
+    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": _INITS[init]}
+    config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=list(targets), **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=_ADAPTER)  # type: ignore[operator]

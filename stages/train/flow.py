@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Distribution = Literal["sigmoid", "uniform", "beta"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 
 
@@ -55,7 +56,7 @@ class Sigmas:
         shift: a fixed shift, or the rule that derives it from the target's size.
     """
 
-    distribution: Literal["sigmoid", "uniform", "beta"] = "sigmoid"
+    distribution: Distribution = "sigmoid"
     scale: float = 1.0
     alpha: float = 2.0
     beta: float = 2.0

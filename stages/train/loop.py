@@ -1,0 +1,257 @@
+"""train: the story of a run, from cached rows to a LoRA."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...cache.atomic import write_json
+from ...cache.errors import QeditError
+from ...cache.lock import writer_lock
+from ...config.loading import Configuration
+from ..models.device import best_device
+from ..models.learning_rate import learning_rate_schedule
+from ..models.lora import add_lora, target_modules
+from ..models.transformer import load_transformer
+from ..stage import Outcome, Progress
+from .checkpoint import (
+    Trained,
+    checkpoint_to_resume,
+    checkpoints,
+    read_state,
+    save_checkpoint,
+    step_of,
+)
+from .draws import seed_of
+from .ema import Ema
+from .feed import Batch
+from .interrupt import patient_interrupt
+from .metrics import Metrics
+from .optimizers import make_optimizer
+from .plan import Plan, make_plan
+from .publish import LORA_FILE, Publisher
+from .record import RUN_FILE, read_run, refuse_another_run
+from .step import Objective
+
+STAGE = "train"
+
+
+def run(
+    configuration: Configuration,
+    progress: Progress,
+    *,
+    dry_run: bool = False,
+    device: str = "auto",
+) -> Outcome:
+    """Train until the run has all its steps, going on from its newest checkpoint.
+
+    Raises:
+        NotComplete: rows are missing; the message says which stage makes them.
+        AnotherRecipe: `output_dir` holds a run that other settings or pairs decided.
+        Locked: another process trains there.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+    """
+    started = time.monotonic()
+    plan = make_plan(configuration)
+    where = plan.settings.output_dir
+    begin = _where_to_begin(plan)
+    kept = min(plan.steps, step_of(begin) if begin else 0)
+    outcome = Outcome(STAGE, plan.steps, kept, 0, 0, 0.0, str(where / LORA_FILE), unit="steps")
+    if dry_run:
+        return outcome
+    with writer_lock(where, doing=STAGE):
+        begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
+        kept = min(plan.steps, step_of(begin) if begin else 0)
+        write_json(where / RUN_FILE, plan.run)
+        if begin:
+            _publisher(plan).publish(begin)
+        facts = {}
+        if kept < plan.steps:
+            facts["loss"] = _train(plan, progress, begin=begin, device=best_device(device))
+    return Outcome(
+        stage=STAGE,
+        wanted=plan.steps,
+        kept=kept,
+        computed=plan.steps - kept,
+        failed=0,
+        seconds=time.monotonic() - started,
+        where=str(where / LORA_FILE),
+        unit="steps",
+        facts=facts,
+    )
+
+
+def _where_to_begin(plan: Plan) -> Path | None:
+    """The checkpoint to go on from, if this run has one; refuses a folder of another run."""
+    where = plan.settings.output_dir
+    there = read_run(where)
+    # a run that came to nothing (out of memory, say) may be begun again with other settings
+    if there is not None and (checkpoints(where) or (where / LORA_FILE).exists()):
+        refuse_another_run(there, plan.run, where=where)
+    begin = checkpoint_to_resume(where, plan.settings.resume_from_checkpoint)
+    if begin is not None:
+        refuse_another_run(read_state(begin)["run"], plan.run, where=begin)
+    return begin
+
+
+def _publisher(plan: Plan) -> Publisher:
+    settings = plan.settings
+    about = {
+        "qedit": version("qedit"),
+        "base": plan.checkpoint.source,
+        "base_digest": plan.run["model"]["transformer"],
+        "flavour": plan.checkpoint.flavour.name,
+        "zero_cond_t": plan.checkpoint.zero_cond_t,
+        "targets": settings.lora_target_modules,
+    }
+    alpha = float(settings.lora_alpha)
+    return Publisher(settings.output_dir, settings.lora_rank, alpha, about)
+
+
+@dataclass
+class Trainer:
+    """The model and everything a step changes or needs."""
+
+    transformer: nn.Module
+    trained: Trained
+    objective: Objective
+    learning_rate: Callable[[int], float]
+    max_grad_norm: float
+
+    @classmethod
+    def load(cls, plan: Plan, *, device: torch.device) -> Trainer:
+        """Load the base, put the LoRA on it, and make optimizer and average."""
+        settings = plan.settings
+        dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+        transformer = load_transformer(plan.checkpoint, dtype=dtype, device=device)
+        weights = add_lora(
+            transformer,
+            target_modules(transformer, settings.lora_target_modules),
+            rank=settings.lora_rank,
+            alpha=float(settings.lora_alpha),
+            dropout=float(settings.lora_dropout),
+            init="gaussian" if settings.lora_init_type == "gaussian" else "default",
+            seed=seed_of(settings.seed, "lora"),
+        )
+        transformer.train()
+        if settings.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        rate = learning_rate_schedule(
+            settings.lr_scheduler,
+            settings.learning_rate,
+            steps=plan.steps,
+            warmup_steps=settings.lr_warmup_steps,
+            config=settings.lr_scheduler_config,
+        )
+        optimizer = make_optimizer(
+            weights, learning_rate=settings.learning_rate, config=settings.optimizer_config
+        )
+        return cls(
+            transformer=transformer,
+            trained=Trained(weights, optimizer, _average(plan, weights, device=device)),
+            objective=Objective(
+                dtype=dtype,
+                device=device,
+                loss_type=settings.loss_type,
+                huber_c=float(settings.huber_c),
+                seed=settings.seed,
+            ),
+            learning_rate=rate,
+            max_grad_norm=float(settings.max_grad_norm),
+        )
+
+    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
+        """Make one optimizer step; what the log says of it.
+
+        Raises:
+            QeditError: a loss or gradient is not a finite number; nothing was changed.
+        """
+        optimizer, weights = self.trained.optimizer, self.trained.weights
+        rate = self.learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.objective.backward(self.transformer, batches, step=step)
+        limit = self.max_grad_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), limit))
+        if not norm < float("inf"):
+            names = ", ".join(name for batch in batches for name in batch.names)
+            raise QeditError(
+                f"The gradient of step {step} is {norm} (samples: {names}). "
+                "The last checkpoint is untouched.",
+                "Lower `learning_rate`, or look at those samples with `qedit inspect`.",
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.trained.ema:
+            self.trained.ema.follow(weights, step=step)
+        return {"loss": loss, "lr": rate, "grad_norm": norm}
+
+
+def _average(plan: Plan, weights: dict[str, nn.Parameter], *, device: torch.device) -> Ema | None:
+    settings = plan.settings
+    if not settings.use_ema:
+        return None
+    return Ema(
+        weights,
+        decay=float(settings.ema_decay),
+        device=str(device) if settings.ema_device == "accelerator" else "cpu",
+        every_steps=settings.ema_update_interval,
+    )
+
+
+def _train(plan: Plan, progress: Progress, *, begin: Path | None, device: torch.device) -> float:
+    """Make every step after `begin`, with its checkpoints; the last step's loss."""
+    settings, where = plan.settings, plan.settings.output_dir
+    progress.say(f"Training on {device}.")
+    trainer = Trainer.load(plan, device=device)
+    done = 0
+    if begin:
+        trainer.trained.restore(begin)
+        done = step_of(begin)
+        progress.say(f"Going on from {begin.name}.")
+    metrics = Metrics(where, after_step=done)
+    publisher = _publisher(plan)
+    loss = float("nan")
+    with (
+        patient_interrupt(progress) as stop_wanted,
+        progress.bar(plan.steps, STAGE, unit="step", initial=done) as advance,
+    ):
+        began = time.perf_counter()
+        for step, batches in plan.feed.ahead(range(done + 1, plan.steps + 1)):
+            facts = trainer.step(step, batches)
+            loss = facts["loss"]
+            now = time.perf_counter()
+            metrics.add(step=step, **facts, **_about(batches), seconds=round(now - began, 4))
+            began = now
+            advance(1)
+            progress.note(loss=f"{loss:.4f}", lr=f"{facts['lr']:.2g}")
+            stopping = stop_wanted()
+            if stopping or step == plan.steps or step % settings.checkpoint_step_interval == 0:
+                publisher.publish(_save(plan, trainer, step=step))
+            if stopping and step < plan.steps:
+                progress.say(f"Stopped after step {step}. Run `qedit train` again to go on.")
+                raise KeyboardInterrupt
+    return loss
+
+
+def _save(plan: Plan, trainer: Trainer, *, step: int) -> Path:
+    settings = plan.settings
+    return save_checkpoint(
+        settings.output_dir,
+        trainer.trained,
+        step=step,
+        run=plan.run,
+        limit=settings.checkpoints_total_limit,
+    )
+
+
+def _about(batches: Sequence[Batch]) -> dict[str, float]:
+    """What the log says of a step's samples."""
+    sigma = torch.cat([batch.sigma for batch in batches])
+    return {"sigma": float(sigma.mean()), "samples": len(sigma)}

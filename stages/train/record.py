@@ -1,0 +1,157 @@
+"""run.json: what decides a run, so that a folder never holds two runs as if they were one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ...cache.errors import AnotherRecipe, Damaged
+from ...cache.fingerprint import fingerprint
+from ...config.settings import Settings
+from ..samples import Sample
+from .batches import Source
+
+RUN_FILE = "run.json"
+
+# Settings that may differ between two starts of one run. Everything else decides it: either it
+# stands in the record itself, or (models, encoders, VAE) what it stands for does.
+FREE = (
+    "max_train_steps",
+    "num_train_epochs",
+    "checkpoint*",
+    "resume_from_checkpoint",
+    "report_to",
+    "tracker_project_name",
+    "validation_*",
+    "num_eval_images",
+    "eval_*",
+    "keep_best",
+    "lora_format",
+    "output_dir",
+    "cache_dir",
+    "cache_compression",
+    "data_backend_config",
+    "memory",
+    "blocks_to_stream",
+    "gradient_checkpointing",
+    "quantize_via",
+    "ema_device",
+    "pretrained_*",
+    "revision",
+    "vae_dtype",
+    "text_encoder_*",
+)
+
+
+def describe_run(
+    settings: Settings,
+    sources: Sequence[Source],
+    *,
+    transformer_digest: str,
+    zero_cond_t: bool,
+    recipes: Mapping[str, str],
+) -> dict[str, Any]:
+    """What decides the run, as JSON: settings, model, recipes of the cached rows, pairs.
+
+    Args:
+        recipes: fingerprints of the stores that rows are read from.
+    """
+    decisive = {
+        key: value
+        for key, value in settings.model_dump(mode="json").items()
+        if not any(fnmatchcase(key, pattern) for pattern in FREE)
+    }
+    return {
+        "settings": decisive,
+        "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
+        "recipes": dict(recipes),
+        "datasets": {source.name: _describe(source) for source in sources},
+    }
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    return {
+        "pairs": len(source.samples),
+        "digest": fingerprint({"samples": [_identity(sample) for sample in source.samples]}),
+        "repeats": source.repeats,
+        "probability": source.probability,
+        "start_step": source.start_step,
+        "end_step": source.end_step,
+    }
+
+
+def _identity(sample: Sample) -> list[Any]:
+    references = [picture.latent_key for picture in sample.references]
+    return [sample.name, sample.target.latent_key, references, sample.prefix_key, *sample.captions]
+
+
+def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, where: Path) -> None:
+    """Raise if `there` is another run than `run`.
+
+    Raises:
+        AnotherRecipe: with every difference in words.
+    """
+    differences = list(_differences(there, run, settings=run["settings"]))
+    if differences:
+        raise AnotherRecipe(
+            f"{where} belongs to another run:\n" + "\n".join(f"  {line}" for line in differences),
+            "Choose another folder (`--set output_dir=…`), put the settings back, "
+            "or move that folder away.",
+        )
+
+
+def _differences(
+    there: Mapping[str, Any], run: Mapping[str, Any], *, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    for key, value in settings.items():
+        before = there["settings"].get(key, _default(key))
+        if before != value:
+            yield f"{key}: {_plain(before)} there, {_plain(value)} now"
+    if there["model"] != run["model"]:
+        yield "the transformer is another one"
+    for what, name in run["recipes"].items():
+        if there["recipes"].get(what) != name:
+            yield f"the {what} were made by another recipe"
+    yield from _dataset_differences(there["datasets"], run["datasets"])
+
+
+def _dataset_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*there, *now]):
+        if name not in now or name not in there:
+            yield f"dataset {name}: only {'there' if name in there else 'now'}"
+            continue
+        facts = [key for key in now[name] if there[name].get(key) != now[name][key]]
+        for key in facts:
+            if key != "digest":
+                yield f"dataset {name}, {key}: {there[name].get(key)} there, {now[name][key]} now"
+            elif "pairs" not in facts:
+                yield f"dataset {name}: pictures, captions or sizes of its pairs have changed"
+
+
+def _default(key: str) -> Any:
+    """What a run made before there was such a setting was made with."""
+    field = Settings.model_fields.get(key)
+    if field is None or field.default_factory is not None or field.is_required():
+        return None
+    return json.loads(json.dumps(field.get_default(), default=lambda value: dict(value)))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_run(output_dir: Path) -> dict[str, Any] | None:
+    """The run that `output_dir` holds; None if it holds none."""
+    path = output_dir / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(
+            f"{path} cannot be read: {error}.", "Move the folder away, or choose another."
+        ) from error
+    return run
