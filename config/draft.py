@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from .checks import Links, check_dataset, check_settings
 from .configuration import Configuration
 from .datasets import Dataset
-from .mistakes import Mistake, mistakes_in
+from .mistakes import Mistake, mistakes_in, refuse
 from .notes import (
     known_elsewhere,
     links_notes,
@@ -42,7 +42,7 @@ class Draft:
         self.datasets: list[Dataset] = []
         self._config_file = self._data_file = ""
         self._set_by: dict[tuple[str | None, str], Change] = {}
-        self._given: dict[str | None, set[str]] = {}
+        self._given: dict[str | None, tuple[str, ...]] = {}
         self._meaningless: dict[str, set[str]] = {}
         self._disabled: list[str] = []
         self._unread: list[str] = []
@@ -76,7 +76,7 @@ class Draft:
         """Make `settings` of the values of config.json."""
         self._config_file = file
         raw, self._meaningless[file] = without_meaning(raw, Settings)
-        self._given[None] = set(raw)
+        self._given[None] = tuple(raw)
         # While the flavour is not known, the one that asks least stands for it.
         self.settings = self._read(Settings, raw, None, fallback={"model_flavour": "edit-v3"})
         if self.settings is not None:
@@ -103,7 +103,7 @@ class Draft:
             return
         raw, names = without_meaning(entry, Dataset)
         self._meaningless[self._data_file] |= names
-        self._given[name] = set(raw)
+        self._given[name] = tuple(raw)
         dataset = self._read(Dataset, raw, name)
         if dataset is None:
             self._unread.append(name)
@@ -164,18 +164,23 @@ class Draft:
             self._report(None, [("eval_dataset_id", f'names "{name}", which {kind}')])
 
     def _check_mains(self) -> None:
-        configuration = self.configuration()
-        if self._unread or (configuration and configuration.main_datasets()):
+        images = [one.id for one in self.datasets if one.dataset_type == "image"]
+        held_out = self.settings.eval_dataset_id if self.settings else None
+        if self._unread or set(images) - {held_out}:
             return
         text = 'no dataset to train on: one of `dataset_type` "image" is needed'
-        if configuration and any(one.dataset_type == "image" for one in self.datasets):
-            text += f', beside "{configuration.settings.eval_dataset_id}", the `eval_dataset_id`'
+        if images:
+            text += f', beside "{held_out}", the `eval_dataset_id`'
         self.mistakes.append(Mistake(self._data_file, text))
 
-    def configuration(self) -> Configuration | None:
-        """What has been read; not to be trusted while there are mistakes."""
-        if self.settings is None:
-            return None
+    def configuration(self) -> Configuration:
+        """What has been read.
+
+        Raises:
+            WrongUse: with every mistake found on the way, one a line.
+        """
+        refuse(self.mistakes)
+        assert self.settings is not None, "settings that cannot be read are a mistake"
         return Configuration(self.settings, tuple(self.datasets), tuple(self._notes(self.settings)))
 
     def _notes(self, settings: Settings) -> Iterable[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .configuration import Configuration
 from .draft import Draft
-from .mistakes import Mistake, refuse
+from .mistakes import Mistake
 from .reading import CONFIG_NAME, DATA_NAME, example_folder, read_json
 from .sets import Change, read_sets
 
@@ -41,10 +41,7 @@ def load(
     data_file = _data_file(data, shipped, raw, draft=draft)
     if data_file is not None:
         _read_datasets(data_file, draft, changes=changes)
-    refuse(draft.mistakes)
-    configuration = draft.configuration()
-    assert configuration is not None, "settings that cannot be read are a mistake"
-    return configuration
+    return draft.configuration()
 
 
 def _shipped(config: Path | None, example: str | None, draft: Draft) -> Traversable | None:

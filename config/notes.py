@@ -86,10 +86,16 @@ def without_meaning(
 def meaningless_note(where: str, names: Collection[str]) -> Iterator[str]:
     """One line on all keys of one file that do nothing here."""
     if names:
-        listed = ", ".join(
-            f"{name} (use {INSTEAD[name]})" if name in INSTEAD else name for name in sorted(names)
-        )
+        listed = ", ".join(name + _what_instead(name) for name in sorted(names))
         yield f"{where}: known to another trainer, without effect here: {listed}"
+
+
+def _what_instead(name: str) -> str:
+    if name in INSTEAD:
+        return f" (use {INSTEAD[name]})"
+    if name in Dataset.model_fields:
+        return " (set it in the dataset)"
+    return " (set it in config.json)" if name in Settings.model_fields else ""
 
 
 def settings_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
@@ -136,7 +142,7 @@ def _waiting(model: BaseModel, given: Collection[str], *, prefix: str) -> Iterat
 def links_notes(
     datasets: Collection[Dataset], given: Mapping[str | None, Collection[str]]
 ) -> Iterator[str]:
-    """Lines on datasets nothing names, and on captions of references."""
+    """Lines on datasets that nothing names, and on fields without effect in them."""
     named = {name for one in datasets if one.is_main for name in one.conditioning_data}
     named |= {one.conditioning_image_embeds for one in datasets if one.conditioning_image_embeds}
     for one in datasets:
@@ -145,3 +151,5 @@ def links_notes(
         captioned = one.caption_strategy and "caption_strategy" in given.get(one.id, ())
         if one.dataset_type == "conditioning" and captioned:
             yield f"dataset {one.id}: references have no captions; caption_strategy has no effect"
+        if one.holds_pictures and one.cache_dir:
+            yield f"dataset {one.id}: cache_dir has no effect on pictures; use cache_dir_vae"
