@@ -40,7 +40,7 @@ def load(
     raw = _settings_of(config, shipped, draft, changes=changes)
     data_file = _data_file(data, shipped, raw, draft=draft)
     if data_file is not None:
-        _read_datasets(data_file, draft, changes=changes)
+        _read_datasets(data_file, draft, changes=changes, config=config)
     return draft.configuration()
 
 
@@ -103,10 +103,14 @@ def _data_file(
 
 
 def _read_datasets(
-    data_file: tuple[Traversable, str], draft: Draft, *, changes: Sequence[Change]
+    data_file: tuple[Traversable, str],
+    draft: Draft,
+    *,
+    changes: Sequence[Change],
+    config: Path | None,
 ) -> None:
     file, label = data_file
-    raw = read_json(file, label)
+    raw = read_json(file, label, beside=config)
     if isinstance(raw, Mistake):
         draft.mistakes.append(raw)
     elif not isinstance(raw, list):

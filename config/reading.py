@@ -32,12 +32,15 @@ def _examples() -> Traversable:
     return files("qedit.config") / "examples"
 
 
-def read_json(file: Traversable, label: str) -> Any | Mistake:
-    """What the file holds, or why it cannot be read."""
+def read_json(file: Traversable, label: str, *, beside: Path | None = None) -> Any | Mistake:
+    """What the file holds, or why it cannot be read.
+
+    `beside`: a file in whose folder a missing one may lie instead.
+    """
     try:
         return parse(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        return Mistake(label, f"there is no such file{_alike(file)}")
+        return Mistake(label, f"there is no such file{_alike(file, beside)}")
     except IsADirectoryError:
         return Mistake(label, f"is a folder; name the file in it, like {label}/{CONFIG_NAME}")
     except OSError as error:
@@ -48,8 +51,10 @@ def read_json(file: Traversable, label: str) -> Any | Mistake:
         return Mistake(label, str(error))
 
 
-def _alike(file: Traversable) -> str:
-    """A file of nearly that name that does exist."""
+def _alike(file: Traversable, beside: Path | None) -> str:
+    """A file of that name, or nearly that name, that does exist."""
+    if beside is not None and (other := beside.parent / file.name).is_file():
+        return f" (paths are relative to the working directory); did you mean {other}?"
     if not isinstance(file, Path) or not file.parent.is_dir():
         return ""
     close = nearest(file.name, (other.name for other in file.parent.iterdir() if other.is_file()))

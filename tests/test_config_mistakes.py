@@ -163,11 +163,16 @@ def test_a_missing_file_names_one_like_it(tmp_path: Path) -> None:
     assert "multi.json: there is no such file" in caught.value.what
 
 
-def test_a_missing_second_file_names_the_key_that_asked_for_it(tmp_path: Path) -> None:
-    settings = f'{{"model_flavour": "edit-v1", "data_backend_config": "{tmp_path}/multi.json"}}'
+def test_a_missing_second_file_may_lie_beside_the_first(tmp_path: Path) -> None:
+    settings = '{"model_flavour": "edit-v1", "data_backend_config": "nowhere/multi.json"}'
     (tmp_path / "config.json").write_text(settings)
-    with pytest.raises(WrongUse, match=r"multi\.json: there is no such file"):
+    with pytest.raises(WrongUse) as caught:
         load(tmp_path / "config.json", None)
+    assert only_line(caught.value.what) == "nowhere/multi.json: there is no such file"
+    (tmp_path / "multi.json").write_text("[]")
+    with pytest.raises(WrongUse) as caught:
+        load(tmp_path / "config.json", None)
+    assert caught.value.what.endswith(f"did you mean {tmp_path}/multi.json?")
 
 
 def test_no_second_file_names_both_ways_to_give_it(tmp_path: Path) -> None:
