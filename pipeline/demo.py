@@ -13,7 +13,8 @@ from typing import Any
 from ..cache.atomic import new_file, write_json, write_text
 from ..cache.errors import WrongUse
 from ..cache.fingerprint import digest_file
-from ..config.loading import Configuration, load
+from ..config.configuration import Configuration
+from ..config.loading import load
 from ..stages.demo_pictures import draw_demo_pictures
 from ..stages.models.tiny import make_tiny
 from ..stages.stage import Outcome, Progress

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..cache.workspace import refuse_source_folder
-from ..config.loading import Configuration
+from ..config.configuration import Configuration
 from ..stages.stage import Outcome, Progress
 from .report import summary
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import NotComplete
-from ..config.loading import Configuration
+from ..config.configuration import Configuration
 from ..stages.cache_embeds.stage import reference_sets
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
 from ..stages.pairs_table import read_pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..config.loading import Configuration
+from ..config.configuration import Configuration
 from .images import open_upright, picture_of, resized
 from .models.checkpoint import open_checkpoint
-from .models.denoise import denoise
+from .models.denoise import denoise, load_scheduler
 from .models.device import best_device
 from .models.transformer import load_transformer
 from .models.vae import LatentEncoder
@@ -38,7 +39,7 @@ class Editor:
 
     def use_lora(self, path: Path) -> None:
         """Put the LoRA file at `path` over the base, as diffusers' own loader does."""
-        self._transformer.load_lora_adapter(load_file(path), prefix="transformer")
+        cast(Any, self._transformer).load_lora_adapter(load_file(path), prefix="transformer")
 
     def edit(
         self, sample: Sample, *, steps: int, guidance: float, seed: int, caption: int = 0
@@ -48,11 +49,11 @@ class Editor:
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
         latents = denoise(
             self._transformer,
+            load_scheduler(self._checkpoint.scheduler),
             noise.to(self._device),
             [self._latents(reference) for reference in sample.references],
-            embeds=self._embeds(sample, sample.captions[caption]),
-            null_embeds=self._embeds(sample, NULL_CAPTION),
-            scheduler=self._checkpoint.scheduler,
+            self._embeds(sample, sample.captions[caption]),
+            self._embeds(sample, NULL_CAPTION),
             steps=steps,
             guidance=guidance,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cache.atomic import write_bytes
 from ..cache.errors import WrongUse
-from ..config.loading import Configuration
+from ..config.configuration import Configuration
 from .models.checkpoint import open_checkpoint
 from .samples import NULL_CAPTION, Picture, Sample
 from .stores import open_stores, samples_of

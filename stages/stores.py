@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..cache.errors import NotComplete
-from ..cache.store import EMBEDS, LATENTS, Layout, Store
+from ..cache.part import Layout
+from ..cache.store import EMBEDS, LATENTS, Store
+from ..config.configuration import Configuration
 from ..config.datasets import Dataset
-from ..config.loading import Configuration
 from ..config.settings import Settings
 from .models.checkpoint import Checkpoint
 from .models.recipes import latent_recipe, prompt_recipe

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...cache.errors import QeditError
-from ...config.loading import Configuration
+from ...config.configuration import Configuration
 from ..images import resized
 from ..models.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named

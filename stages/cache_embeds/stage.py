@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ...config.loading import Configuration
+from ...config.configuration import Configuration
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..samples import Sample
 from ..stage import Outcome, Progress

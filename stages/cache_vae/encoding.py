@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...cache.errors import QeditError
-from ...config.loading import Configuration
+from ...config.configuration import Configuration
 from ..images import pixels, resized
 from ..models.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named

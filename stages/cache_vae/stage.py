@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from ...config.loading import Configuration
+from ...config.configuration import Configuration
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..samples import Picture
 from ..stage import Outcome, Progress
