@@ -6,7 +6,8 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from .checkpoint import Checkpoint
 from .loading import load_part
@@ -15,13 +16,13 @@ from .loading import load_part
 class LatentEncoder:
     """The VAE of a checkpoint: the mode of the posterior, normalised per channel in float32.
 
-    Nothing is sampled, tiled or sliced, so a picture has one latent.
+    Nothing is sampled, tiled or sliced, so a picture has one latent. `vae` is changed: it can
+    take single frames only from here on.
     """
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
-        self.vae.disable_tiling()
-        self.vae.disable_slicing()
+        keep_last_tap(vae)
         self._mean = self._per_channel(vae.config.latents_mean)
         self._std = self._per_channel(vae.config.latents_std)
 
@@ -47,8 +48,10 @@ class LatentEncoder:
         Formula: `QwenImageEditPipeline._encode_vae_image`, there with "argmax".
         """
         frames = pixels.to(self.vae.device, self.vae.dtype).unsqueeze(2)
-        mode: Tensor = self.vae.encode(frames).latent_dist.mode()
-        return ((mode.squeeze(2).float() - self._mean) / self._std).cpu()
+        # mean and log variance of the posterior; its mode is the mean
+        posterior: Tensor = self.vae.quant_conv(self.vae.encoder(frames)).squeeze(2)
+        mode = posterior.chunk(2, dim=1)[0].float()
+        return ((mode - self._mean) / self._std).cpu()
 
     @torch.no_grad()
     def decode(
@@ -57,8 +60,45 @@ class LatentEncoder:
         """Normalised latents to pixels in [-1, 1], in float32 on the CPU."""
         latents = latents.to(self.vae.device, torch.float32) * self._std + self._mean
         frames = latents.to(self.vae.dtype).unsqueeze(2)
-        pixels: Tensor = self.vae.decode(frames).sample
-        return pixels.squeeze(2).float().cpu()
+        pixels: Tensor = self.vae.decoder(self.vae.post_quant_conv(frames)).squeeze(2)
+        return pixels.clamp(-1.0, 1.0).float().cpu()
 
     def _per_channel(self, values: list[float]) -> Tensor:
         return torch.tensor(values, device=self.vae.device).view(1, -1, 1, 1)
+
+
+class LastTapConvolution(nn.Module):
+    """A causal 3-D convolution over a single frame, as the 2-D convolution that it is.
+
+    The taps before the last one only ever see the zeros before the first frame.
+    """
+
+    def __init__(self, causal: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(causal.weight[:, :, -1].contiguous(), requires_grad=False)
+        self.bias = causal.bias
+        self._stride = causal.stride[1:]
+        left, _, top, *_ = causal._padding
+        self._padding = (top, left)
+
+    def forward(
+        self, frames: Float[Tensor, "batch channel 1 height width"]
+    ) -> Float[Tensor, "batch _channel 1 _height _width"]:
+        convolved = functional.conv2d(
+            frames.squeeze(2), self.weight, self.bias, self._stride, self._padding
+        )
+        return convolved.unsqueeze(2)
+
+
+def keep_last_tap(model: nn.Module) -> None:
+    """Put a `LastTapConvolution` in the place of every causal convolution of `model`.
+
+    A third of the work and of the weights, equal to rounding. Convolutions over time with a
+    stride stay: a single frame never reaches them.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QwenImageCausalConv3d) and child.stride[0] == 1:
+                setattr(parent, name, LastTapConvolution(child))
