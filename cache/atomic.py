@@ -185,6 +185,12 @@ def _leftover_of(path: Path) -> Path:
     return path.with_name(f".{path.name}~{unique_name()}{LEFTOVER}")
 
 
+def _meant(path: Path) -> Path:
+    """The file that a leftover would have become; any other path as it is."""
+    named = re.fullmatch(rf"\.(.+)~[^~]+~\d+{re.escape(LEFTOVER)}", path.name)
+    return path.with_name(named[1]) if named else path
+
+
 def _open_new(path: Path) -> BinaryIO:
     return open(path, "xb")
 
@@ -227,8 +233,7 @@ def _in_words(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str) and Path(error.filename).parent != path.parent:
-            path = Path(error.filename)
+        path = _meant(Path(error.filename) if isinstance(error.filename, str) else path)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"There is no space left to write {path}."
             do = "Make room and run the same command again: what is finished is kept."
