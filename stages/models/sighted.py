@@ -17,16 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
-# Weights of the four half-resolution cells of a block, in 64ths. They and the three
+# Weights of the four half-resolution cells of a block, in 32nds. They and the three
 # tables below are least-squares fits to lines with edges in one dimension, rounded.
-MEAN, SLOPE = (15, 17, 17, 15), (-21, -11, 11, 21)
+MEAN, SLOPE = (7, 9, 9, 7), (-11, -5, 5, 11)
 # From (mean, slope) to (mean, slope) at twice the resolution: the taps of a 3-wide kernel that
-# follows nearest upsampling, in 64ths; [to][from][tap].
+# follows nearest upsampling, in 32nds; [to][from][tap]. No slope comes from means: along the
+# border the zero padding would look like an edge.
 FINER = (
-    (((11, 42, 11), (35, 0, -35)), ((-25, 0, 25), (-56, 17, -56))),
-    (((15, 34, 15), (19, 0, -19)), ((0, 0, 0), (47, 47, 47))),
-    (((15, 34, 15), (20, 0, -20)),),
+    (((-8, 48, -8), (10, 0, -10)), ((0, 0, 0), (-22, 26, -22))),
+    (((13, 6, 13), (11, 0, -11)), ((0, 0, 0), (26, 10, 26))),
+    (((10, 12, 10), (10, 0, -10)),),
 )
+UNIT = 32
 # Brightness and two colour differences, from red, green and blue.
 COLOUR_AXES = np.array([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.0, -0.5], [-0.25, 0.5, -0.25]])
 # Where the 2x2 numbers of each axis lie in drawings: centre, and spread of [row kind][column kind].
@@ -131,7 +133,7 @@ def _write_encoder(encoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
 
 def _analysis() -> np.ndarray:
     """Mean and slope of a block out of (sum, difference) of its two halves: [to][from][half]."""
-    cells = np.array([MEAN, SLOPE]).reshape(2, 2, 2) / 64
+    cells = np.array([MEAN, SLOPE]).reshape(2, 2, 2) / UNIT
     return np.stack([cells.sum(2), cells[:, :, 1] - cells[:, :, 0]], 1) / 2
 
 
@@ -162,7 +164,7 @@ def _write_decoder(decoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
 
 def _spread_out(conv: Any, table: Any, *, to: int, from_: int, times: float = 1.0) -> None:
     """Write the kernel of `table` in both directions for the 2x2 numbers of one colour axis."""
-    finer = np.array(table) / 64
+    finer = np.array(table) / UNIT
     kinds = len(finer)
     for k, i, v, u, row, column in np.ndindex(kinds, kinds, 2, 2, 3, 3):
         value = times * finer[k, v, row] * finer[i, u, column]
@@ -175,7 +177,7 @@ def _tap_smooth(conv: Any, table: Any, *, to: int) -> None:
     What zero padding takes from the means along the border it takes from the constant as well,
     and the norm at the end divides the one by the other.
     """
-    smooth = np.array(table[0][0]) / 64
+    smooth = np.array(table[0][0]) / UNIT
     for row, column in np.ndindex(3, 3):
         _tap(conv, to, FEATURES, smooth[row] * smooth[column], at=(row, column))
 
