@@ -66,16 +66,17 @@ class CaptionTable(Written):
 
     Attributes:
         path: of the file, relative to the working directory.
-        filename_column: holds the target's path relative to `instance_data_dir`, with or
-            without its extension.
+        filename_column: holds the target's path relative to `instance_data_dir`.
         caption_column: one or more columns; a cell may be a list. All are alternatives.
         fallback_caption_column: read where the caption columns are empty.
+        identifier_includes_extension: whether the paths in `filename_column` have extensions.
     """
 
     path: File
     filename_column: Text = "filename"
     caption_column: Names = ("caption",)
     fallback_caption_column: Text | None = None
+    identifier_includes_extension: bool = True
 
 
 class Dataset(Written):

@@ -57,7 +57,7 @@ INSTEAD = {
     "validation_using_datasets": "eval_dataset_id",
 }
 CAPTION_TABLES = ("parquet", "csv", "jsonl")
-CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column", "identifier_includes_extension"})
+CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column"})
 
 
 @cache

@@ -164,6 +164,15 @@ def test_the_objects_inside_have_their_defaults() -> None:
     settings, dataset = Settings(model_flavour="edit-v2"), Dataset(id="one")
     assert settings.model_kwargs.model_dump() == {"match_target_res": False}
     assert dataset.caption_shuffle.enable is False
+    table = Dataset.model_validate({"id": "one", "csv": {"path": "a.csv"}}).csv
+    assert table is not None
+    assert table.model_dump() == {
+        "path": Path("a.csv"),
+        "filename_column": "filename",
+        "caption_column": ("caption",),
+        "fallback_caption_column": None,
+        "identifier_includes_extension": True,
+    }
 
 
 @pytest.mark.parametrize(
