@@ -6,18 +6,20 @@ two versions of a picture.
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 
 from ..cache.errors import QeditError
+
+BinaryFile = io.BufferedReader | io.BytesIO
 
 # Transparent parts become white: what most viewers show, and the same for every encoder.
 BACKGROUND = (255, 255, 255)
@@ -29,7 +31,15 @@ Image.MAX_IMAGE_PIXELS = MAX_PICTURE_PIXELS
 
 # What a file may hold, whatever its name ends with. Formats that run other programs (EPS) or
 # that are more than pictures (PDF) are not among them.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
+Image.init()  # Pillow knows a format only once its plugin is loaded
+FORMATS = tuple(
+    name
+    for name in (
+        *("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF"),
+        *("AVIF", "JPEG2000", "PPM"),
+    )
+    if name in Image.OPEN  # AVIF is left out of some builds
+)
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "dib", "tif", "tiff", "gif"}
     | {"avif", "jp2", "ppm", "pgm", "pbm", "pnm"}
@@ -69,7 +79,7 @@ def quiet_decoding() -> Iterator[None]:
         yield
 
 
-def decode(file: BinaryIO) -> Image.Image:
+def decode(file: BinaryFile) -> Image.Image:
     """Decode the (first) picture in `file` in full, as it is stored: not turned, not converted.
 
     Raises:
@@ -149,7 +159,7 @@ def is_see_through(picture: Image.Image) -> bool:
     return covered < picture.width * picture.height
 
 
-def open_upright(source: Path | BinaryIO, *, name: str = "") -> Image.Image:
+def open_upright(source: Path | BinaryFile, *, name: str = "") -> Image.Image:
     """Decode a file, turned upright, composited on BACKGROUND, as RGB with 8 bits a channel.
 
     Args:

@@ -135,7 +135,7 @@ def _captions_recipe(main: Dataset) -> dict[str, Any]:
         "only": main.only_instance_prompt,
         "split_lines": not main.disable_multiline_split,
         "shuffle": shuffle.model_dump(mode="json") if shuffle.enable else None,
-        "filter": listed.read_text(encoding="utf-8") if isinstance(listed, Path) else list(listed),
+        "filter": list(filter_entries(main)),
         "table": table and table.model_dump(mode="json", exclude={"path"}),
     }
 
@@ -175,31 +175,45 @@ def write_pairs(
     warnings: Mapping[str, Sequence[str]],
     rejections: Sequence[Rejection],
     inputs: str,
-    accepted: bool,
-) -> bool:
-    """Make `folder` hold this table; say whether anything had to be written.
+    accept: bool,
+) -> dict[str, Any]:
+    """Make `folder` hold this table and give its manifest; an equal table is not written again.
 
     Args:
         warnings: sample name -> warning codes; samples without one may be left out.
+        accept: whether to go on without what was rejected. What was accepted before stays
+            accepted as long as nothing else is rejected.
     """
+    before = manifest_in(folder)
+    if not accept and before is not None and before["accepted"]:
+        accept = set(rejections) <= set(read_rejections(folder))
     codes = [tuple(warnings.get(sample.name, ())) for sample in samples]
     manifest = {
         "format": FORMAT,
         "inputs": inputs,
-        "accepted": accepted,
+        "accepted": accept or not rejections,
         "samples": len(samples),
         "rejected": dict(sorted(Counter(row.reason for row in rejections).items())),
-        "rejected_samples": len({(row.dataset, row.sample) for row in rejections}),
+        "rejected_samples": len({row.sample for row in rejections}),
         "warnings": dict(sorted(Counter(code for row in codes for code in row).items())),
         "pairs": _kept_as(folder, "pairs", rows_of(samples, codes)),
         "rejected_table": _kept_as(folder, "rejected", _rejected_rows(rejections)),
     }
-    if manifest == manifest_in(folder):
-        return False
-    if not (folder / RECIPE).exists():
-        atomic.write_json(folder / RECIPE, recipe)
-    atomic.write_json(folder / MANIFEST, manifest)
-    return True
+    if manifest != before:
+        if not (folder / RECIPE).exists():
+            atomic.write_json(folder / RECIPE, recipe)
+        atomic.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def accept_rejections(folder: Path) -> dict[str, Any]:
+    """Let later stages go on without what the table in `folder` turned away."""
+    manifest = manifest_in(folder)
+    assert manifest is not None, "only a table that is there can be accepted"
+    if not manifest["accepted"]:
+        manifest["accepted"] = True
+        atomic.write_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def _kept_as(folder: Path, what: str, table: pa.Table) -> str:

@@ -1,0 +1,117 @@
+"""Captions from a table: Parquet, CSV or JSON lines, with a path column and caption columns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from ...cache.errors import WrongUse
+from ...config.datasets import CaptionTable, Dataset
+from .match import stem_of
+
+STRATEGIES = ("parquet", "csv", "jsonl")
+
+
+class TableCaptions:
+    """The captions of a whole dataset, by the targets' paths, with or without extension."""
+
+    def __init__(self, path: Path, rows: dict[str, list[str]]) -> None:
+        self.path, self._rows = path, rows
+
+    @classmethod
+    def of(cls, main: Dataset) -> TableCaptions | None:
+        """Read the table that `main` names; None if its captions do not come from a table.
+
+        Raises:
+            WrongUse: there is no such file, it cannot be read, or it lacks a column.
+        """
+        if main.caption_strategy not in STRATEGIES:
+            return None
+        layout: CaptionTable | None = getattr(main, main.caption_strategy)
+        if layout is None:
+            raise WrongUse(
+                f"Dataset {main.id} takes its captions from {main.caption_strategy} and does not "
+                "say from which file.",
+                f'Add `"{main.caption_strategy}": {{"path": ...}}` to it.',
+            )
+        table = _read(main, layout, _READERS[main.caption_strategy])
+        return cls(layout.path, _by_path(table, layout))
+
+    def of_path(self, path: str) -> list[str] | None:
+        """Every caption of the target at `path`, empty ones too; None where no row names it."""
+        return self._rows.get(path, self._rows.get(stem_of(path)))
+
+
+def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table]) -> pa.Table:
+    try:
+        table = reader(layout.path)
+    except (OSError, pa.ArrowException) as error:
+        raise WrongUse(
+            f"Dataset {main.id}: the caption table {layout.path} cannot be read: {error}.",
+            f"Correct `{main.caption_strategy}.path`; it is relative to the working directory.",
+        ) from error
+    missing = [name for name in _columns(layout) if name not in table.column_names]
+    if missing:
+        raise WrongUse(
+            f"Dataset {main.id}: the caption table {layout.path} has no column "
+            f"{', '.join(missing)}; it has {', '.join(table.column_names)}.",
+            "Set `filename_column` and `caption_column`.",
+        )
+    return table.select(_columns(layout))
+
+
+def _columns(layout: CaptionTable) -> list[str]:
+    fallback = [layout.fallback_caption_column] if layout.fallback_caption_column else []
+    return list(dict.fromkeys([layout.filename_column, *layout.caption_column, *fallback]))
+
+
+def _by_path(table: pa.Table, layout: CaptionTable) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = defaultdict(list)
+    for row in table.to_pylist():
+        if row[layout.filename_column] is None:
+            continue
+        path = str(row[layout.filename_column]).removeprefix("./")
+        captions = [text for name in layout.caption_column for text in _texts(row[name])]
+        if layout.fallback_caption_column and not any(text.strip() for text in captions):
+            captions = _texts(row[layout.fallback_caption_column])
+        rows[path] += captions
+    return dict(rows)
+
+
+def _texts(cell: Any) -> list[str]:
+    if cell is None:
+        return []
+    cells: Sequence[Any] = cell if isinstance(cell, list) else [cell]
+    return [str(one) for one in cells if one is not None]
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return file.read()
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """Every cell as text: a caption "007" is not the number 7."""
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with path.open("rb") as file:
+        names = pyarrow.csv.open_csv(file, parse_options=parsing).schema.names
+    texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    return pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=texts)
+
+
+def _read_json_lines(path: Path) -> pa.Table:
+    return pyarrow.json.read_json(path)
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "jsonl": _read_json_lines,
+}

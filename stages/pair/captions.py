@@ -1,0 +1,163 @@
+"""Captions: from wherever a dataset keeps them to clean text, once; nothing later strips again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from ...cache.errors import WrongUse
+from ...config.datasets import CaptionShuffle, Dataset
+from ..pairs_table import filter_entries
+from .caption_tables import TableCaptions
+from .scan import TEXT_EXTENSION, Scan
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_REPLACEMENT = re.compile(r"s/((?:[^/\\]|\\.)+)/((?:[^/\\]|\\.)*)/", re.DOTALL)
+_SEPARATORS = {"comma": ",", "semicolon": ";", "period": ".", "space": " "}
+
+Edit = Callable[[str], str]
+
+
+class NoCaption(Exception):
+    """A target without a usable caption; `reason` is `missing_caption`, `empty_caption` ..."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+class Captions:
+    """The captions of the targets of one main dataset.
+
+    Raises:
+        WrongUse: a caption table that cannot be read, or an option that lacks its value.
+    """
+
+    def __init__(self, main: Dataset, targets: Scan) -> None:
+        self._main, self._targets = main, targets
+        self._only_prompts = main.only_instance_prompt or main.caption_strategy == "instanceprompt"
+        if (self._only_prompts or main.prepend_instance_prompt) and not main.instance_prompt:
+            raise WrongUse(
+                f"Dataset {main.id} wants its `instance_prompt` as a caption and has none.",
+                f"Give dataset {main.id} an `instance_prompt`.",
+            )
+        self._edits = [_edit(entry, main.id) for entry in filter_entries(main)]
+        self._table = None if self._only_prompts else TableCaptions.of(main)
+
+    def of(self, path: str) -> tuple[str, ...]:
+        """The captions of the target at `path`, alternatives in their order, none twice.
+
+        Raises:
+            NoCaption: with a reason code, unless the dataset says `missing_caption: empty`.
+        """
+        try:
+            return self._of(path)
+        except NoCaption as missing:
+            may_lack = missing.reason in ("missing_caption", "empty_caption")
+            if may_lack and self._main.missing_caption == "empty":
+                return ("",)
+            raise
+
+    def _of(self, path: str) -> tuple[str, ...]:
+        main = self._main
+        if self._only_prompts:
+            captions = _clean(main.instance_prompt)
+        else:
+            captions = self._pieces(self._raw(path))
+            captions = _clean(self._edited(caption) for caption in captions)
+            if main.caption_shuffle.enable:
+                captions = _clean(
+                    each for one in captions for each in shuffled(one, main.caption_shuffle)
+                )
+            if main.prepend_instance_prompt:
+                captions = _clean(
+                    f"{prompt.strip()} {one}" for one in captions for prompt in main.instance_prompt
+                )
+        if not captions:
+            raise NoCaption("empty_caption", "nothing but blanks")
+        return captions
+
+    def _raw(self, path: str) -> Sequence[str]:
+        match self._main.caption_strategy:
+            case "filename":
+                return (path.rpartition("/")[2].rpartition(".")[0].replace("_", " "),)
+            case "textfile":
+                return (self._text_beside(path),)
+        if self._table is None:
+            raise NoCaption("missing_caption", "the dataset has no caption_strategy")
+        found = self._table.of_path(path)
+        if found is None:
+            raise NoCaption("missing_caption", f"no row of {self._table.path} names it")
+        return found
+
+    def _text_beside(self, path: str) -> str:
+        text_path = f"{path.rpartition('.')[0]}.{TEXT_EXTENSION}"
+        if text_path not in self._targets.texts:
+            raise NoCaption("missing_caption", f"no {text_path} beside it")
+        try:
+            return (self._targets.folder / text_path).read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise NoCaption("caption_not_utf8", f"{text_path}: {error.reason}") from None
+        except OSError as error:
+            reason = (
+                "permission_denied" if isinstance(error, PermissionError) else "not_readable_now"
+            )
+            raise NoCaption(reason, f"{text_path}: {error.strerror}") from error
+
+    def _pieces(self, texts: Iterable[str]) -> tuple[str, ...]:
+        lines = [[line.strip() for line in _LINE_END.split(text)] for text in texts]
+        if self._main.disable_multiline_split or self._main.caption_strategy == "filename":
+            return _clean("\n".join(text) for text in lines)
+        return _clean(line for text in lines for line in text)
+
+    def _edited(self, caption: str) -> str:
+        if not self._edits:
+            return caption
+        for edit in self._edits:
+            caption = edit(caption)
+        return re.sub(r" {2,}", " ", caption)
+
+
+def shuffled(caption: str, options: CaptionShuffle) -> list[str]:
+    """The caption and `count` others whose pieces after `position_start` stand in another order.
+
+    The order belongs to the seed, the caption and the number of the variant alone.
+    """
+    separator = _SEPARATORS.get(options.split_on, options.split_on)
+    pieces = [piece.strip() for piece in caption.split(separator) if piece.strip()]
+    fixed, loose = pieces[: options.position_start], pieces[options.position_start :]
+    glue = separator if separator == " " else f"{separator} "
+    variants = [caption] if options.include_original else []
+    for number in range(options.count):
+        order = sorted(
+            range(len(loose)),
+            key=lambda place: _lot(f"{options.seed} {number} {place} {caption}"),
+        )
+        variants.append(glue.join([*fixed, *(loose[place] for place in order)]))
+    return variants
+
+
+def _lot(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _clean(captions: Iterable[str]) -> tuple[str, ...]:
+    stripped = (caption.strip() for caption in captions)
+    return tuple(dict.fromkeys(caption for caption in stripped if caption))
+
+
+def _edit(entry: str, dataset: str) -> Edit:
+    """`s/pattern/replacement/` is a regular expression; anything else is text to take out."""
+    replacement = _REPLACEMENT.fullmatch(entry)
+    if replacement is None:
+        return lambda caption: caption.replace(entry, "")
+    try:
+        pattern = re.compile(replacement[1])
+        pattern.sub(replacement[2], "")
+    except (re.error, IndexError) as error:
+        raise WrongUse(
+            f"Dataset {dataset}: `caption_filter_list` has the pattern {entry!r}: {error}.",
+            "Correct it; s/pattern/replacement/ takes Python's regular expressions.",
+        ) from error
+    return lambda caption: pattern.sub(replacement[2], caption)

@@ -1,0 +1,202 @@
+"""Checks: a match and what its files are become a sample with its geometry, or reasons why not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ...config.datasets import Dataset
+from ..pair_rows import Rejection
+from ..samples import Picture, Sample
+from .geometry import (
+    Framing,
+    Size,
+    is_smaller,
+    ratio_of,
+    ratios_differ,
+    same_part,
+    size_of_area,
+    target_area,
+    target_box,
+    target_size,
+    whole,
+)
+from .match import Match
+from .pictures import Facts
+
+# Reason code -> what it means; `detail` of a rejection says it for the one file.
+REASONS = {
+    "missing_reference": "a target without a picture of the same name in a reference folder",
+    "extra_reference": "a reference without a target of the same name",
+    "ambiguous": "several files of one name, with different extensions",
+    "zero_bytes": "an empty file",
+    "not_a_picture": "a file that holds no picture of a known format",
+    "unreadable": "a broken or truncated picture",
+    "too_many_pixels": "a header that asks for more pixels than are ever read",
+    "unsupported_depth": "floating point or 32-bit pixels",
+    "too_small": "a picture below `minimum_image_size`",
+    "ratio_out_of_bounds": "a ratio beyond `minimum_aspect_ratio` or `maximum_aspect_ratio`",
+    "ratios_differ": "a strict reference of another ratio than its target",
+    "missing_caption": "no caption",
+    "empty_caption": "a caption of nothing but blanks",
+    "caption_not_utf8": "a caption file that is not UTF-8",
+    "name_not_utf8": "a file name that is not UTF-8",
+    "permission_denied": "a file that may not be read",
+    "not_readable_now": "a file that the system does not hand over",
+    "broken_link": "a link that leads nowhere",
+}
+WARNINGS = {
+    "exif_rotated": "turned upright as EXIF says",
+    "alpha": "transparent parts become white",
+    "sixteen_bits": "reduced to 8 bits a channel",
+    "several_frames": "the first picture of several is used",
+    "upscaled": "smaller than the size it is trained at",
+    "target_equals_reference": "the target is the same file as a reference",
+    "duplicate_target": "the same target twice",
+}
+
+# Rounding to multiples of 32 alone enlarges a picture by a few percent; that is no warning.
+UPSCALED_BY = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a main dataset asks of its samples.
+
+    Attributes:
+        references: its reference datasets in their order.
+        vae_area: of references, in square pixels; None: the target's own.
+    """
+
+    main: Dataset
+    references: tuple[Dataset, ...]
+    framing: Framing
+    vae_area: int | None
+    vl_area: int
+
+
+def faults(name: str, match: Match, facts: Sequence[Facts], terms: Terms) -> list[Rejection]:
+    """Everything that is wrong with a sample's pictures.
+
+    Args:
+        facts: of the target, then of each reference.
+    """
+    datasets = (terms.main, *terms.references)
+    files = (match.target, *match.references)
+    found = [
+        Rejection(name, dataset.id, file.path, *fault)
+        for dataset, file, one in zip(datasets, files, facts, strict=True)
+        if (fault := _fault_alone(one, dataset)) is not None
+    ]
+    if facts[0].reason:
+        return found
+    target = (facts[0].width, facts[0].height)
+    for dataset, file, one in zip(terms.references, match.references, facts[1:], strict=True):
+        strict = dataset.conditioning_type == "reference_strict"
+        size = (one.width, one.height)
+        if strict and not one.reason and _differ(target, size, dataset):
+            detail = (
+                f"{size[0]}x{size[1]} against the target's {target[0]}x{target[1]}; "
+                "strict references need the same ratio, reference_loose does not"
+            )
+            found.append(Rejection(name, dataset.id, file.path, "ratios_differ", detail))
+    return found
+
+
+def sample_of(
+    name: str, match: Match, facts: Sequence[Facts], terms: Terms, *, captions: tuple[str, ...]
+) -> Sample:
+    """The sample of pictures without a fault, each with its geometry."""
+    seen = facts[0]
+    upright = (seen.width, seen.height)
+    box = target_box(upright, terms.framing, digest=seen.digest)
+    target = Picture(
+        terms.main.id,
+        match.target.path,
+        seen.digest,
+        seen.width,
+        seen.height,
+        box,
+        target_size(box, terms.framing),
+    )
+    area = terms.vae_area or target_area(box, terms.framing)
+    references = tuple(
+        _reference(dataset, file.path, one, terms=terms, target=target, vae_area=area)
+        for dataset, file, one in zip(terms.references, match.references, facts[1:], strict=True)
+    )
+    return Sample(name, terms.main.id, target, references, captions)
+
+
+def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Counter[str]) -> tuple[str, ...]:
+    """The warning codes of a sample; `copies` counts the targets of each digest."""
+    codes = {flag for one in facts for flag in one.flags}
+    if any(_is_upscaled(picture) for picture in (sample.target, *sample.references)):
+        codes.add("upscaled")
+    if any(picture.digest == sample.target.digest for picture in sample.references):
+        codes.add("target_equals_reference")
+    if copies[sample.target.digest] > 1:
+        codes.add("duplicate_target")
+    return tuple(code for code in WARNINGS if code in codes)
+
+
+def in_words(counts: Iterable[tuple[str, int]]) -> str:
+    """`3 missing_reference (a target without ...), 1 unreadable (...)`."""
+    meanings = REASONS | WARNINGS
+    return ", ".join(f"{count} {code} ({meanings[code]})" for code, count in counts)
+
+
+def _reference(
+    dataset: Dataset,
+    path: str,
+    facts: Facts,
+    *,
+    terms: Terms,
+    target: Picture,
+    vae_area: float | int,
+) -> Picture:
+    size = (facts.width, facts.height)
+    box = whole(size)
+    if dataset.conditioning_type == "reference_strict":
+        box = same_part(target.box, (target.width, target.height), size)
+    ratio = ratio_of(box)
+    return Picture(
+        dataset.id,
+        path,
+        facts.digest,
+        facts.width,
+        facts.height,
+        box,
+        size_of_area(vae_area, ratio),
+        size_of_area(terms.vl_area, ratio),
+    )
+
+
+def _fault_alone(facts: Facts, dataset: Dataset) -> tuple[str, str] | None:
+    """What is wrong with one picture, whatever it is paired with: reason and detail."""
+    if facts.reason:
+        return facts.reason, facts.detail
+    size = (facts.width, facts.height)
+    ratio = facts.width / facts.height
+    least, most = dataset.minimum_aspect_ratio, dataset.maximum_aspect_ratio
+    if not least <= ratio <= most:
+        return (
+            "ratio_out_of_bounds",
+            f"{size[0]}x{size[1]} is {ratio:.4g}:1, allowed is {least:.4g} to {most:.4g}",
+        )
+    smallest = dataset.minimum_image_size
+    if smallest is not None and is_smaller(size, smallest, dataset.resolution_type):
+        return (
+            "too_small",
+            f"{size[0]}x{size[1]}, minimum_image_size is {smallest:g} ({dataset.resolution_type})",
+        )
+    return None
+
+
+def _differ(target: Size, reference: Size, dataset: Dataset) -> bool:
+    return ratios_differ(target, reference, tolerance=dataset.strict_ratio_tolerance)
+
+
+def _is_upscaled(picture: Picture) -> bool:
+    left, top, right, bottom = picture.box
+    return picture.size[0] * picture.size[1] > UPSCALED_BY * (right - left) * (bottom - top)

@@ -1,0 +1,241 @@
+"""Plan: which samples a run wants, from the folders' listings and captions alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...cache.errors import WrongUse
+from ...cache.fingerprint import fingerprint
+from ...config.configuration import Configuration
+from ...config.datasets import Dataset
+from ..models.flavours import Flavour
+from ..pair_rows import Rejection
+from ..pairs_table import match_target_res, pairs_recipe
+from .captions import Captions, NoCaption
+from .checks import Terms
+from .geometry import Framing
+from .match import Candidates, Match, by_stem, extras, match, refuse_strangers, subset
+from .scan import Scan, scan
+
+Scans = Mapping[str, Scan]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A sample that its pictures have yet to prove fit for."""
+
+    name: str
+    match: Match
+    terms: Terms
+    captions: tuple[str, ...]
+
+
+@dataclass
+class Plan:
+    """What is to become the table of one main dataset; `rejections` need no look at a picture."""
+
+    main: Dataset
+    folder: Path
+    recipe: dict[str, Any]
+    wanted: list[Wanted]
+    rejections: list[Rejection]
+
+
+def used_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
+    """The datasets of targets: those to train on, then those held out."""
+    return (*configuration.main_datasets(), *configuration.eval_datasets())
+
+
+def scan_all(configuration: Configuration) -> dict[str, Scan]:
+    """List the folders of all targets and references, by dataset id.
+
+    Raises:
+        WrongUse: folders that are missing or hold no picture, all of them at once.
+    """
+    scans, wrong = {}, []
+    for main in used_datasets(configuration):
+        for dataset in (main, *configuration.references_of(main)):
+            if dataset.id not in scans:
+                folder = dataset.instance_data_dir or Path()
+                if fault := _folder_fault(folder):
+                    wrong.append(f"Dataset {dataset.id}: the folder {folder} {fault}.")
+                    continue
+                scans[dataset.id] = found = scan(folder)
+                if not found.pictures:
+                    wrong.append(_no_pictures(dataset, found))
+    if wrong:
+        raise WrongUse(
+            "\n".join(dict.fromkeys(wrong)),
+            f"Correct `instance_data_dir`; it is relative to the working directory, {Path.cwd()}.",
+        )
+    return scans
+
+
+def digest_of(configuration: Configuration, scans: Scans) -> str:
+    """A digest of all names, sizes and times that the tables of this run can depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(scans):
+        digest.update(f"dataset {name}\n".encode())
+        scans[name].digest_into(digest)
+    for main in used_datasets(configuration):
+        for table in (main.parquet, main.csv, main.jsonl):
+            if table is not None and table.path.is_file():
+                facts = table.path.stat()
+                digest.update(f"table {main.id} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> list[Plan]:
+    """Plan the table of every main and held-out dataset.
+
+    Raises:
+        WrongUse: two folders without a name in common, or captions that cannot be had.
+    """
+    stems = {name: by_stem(found) for name, found in scans.items()}
+    ambiguous = _ambiguous_paths(configuration, scans)
+    plans, told = [], set[str]()
+    for main in used_datasets(configuration):
+        references = configuration.references_of(main)
+        pools = {reference.id: stems[reference.id] for reference in references}
+        refuse_strangers(main.id, stems[main.id], pools)
+        wanted, rejections = _wanted(
+            configuration, flavour, main, scans=scans, stems=stems, ambiguous=ambiguous[main.id]
+        )
+        for reference in references:
+            if reference.id not in told:
+                told.add(reference.id)
+                asked = _asked_for(configuration, reference, stems)
+                rejections += extras(reference.id, stems[reference.id], asked)
+                rejections += _problems(reference, scans)
+        rejections += _problems(main, scans)
+        recipe = pairs_recipe(configuration, main, flavour)
+        folder = configuration.pairs_folder(main) / fingerprint(recipe)
+        plans.append(Plan(main, folder, recipe, wanted, rejections))
+    return plans
+
+
+def terms_of(configuration: Configuration, flavour: Flavour, main: Dataset) -> Terms:
+    """What `main` asks of its samples. Held-out pictures are never cropped: inference is not."""
+    held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
+    framing = Framing(
+        resolution=main.resolution,
+        resolution_type=main.resolution_type,
+        crop=main.crop and not held_out,
+        crop_aspect=main.crop_aspect,
+        crop_style=main.crop_style,
+        crop_ratios=main.crop_aspect_buckets,
+        maximum_image_size=main.maximum_image_size,
+        target_downsample_size=main.target_downsample_size,
+        seed=configuration.settings.seed,
+    )
+    return Terms(
+        main=main,
+        references=configuration.references_of(main),
+        framing=framing,
+        vae_area=None if match_target_res(configuration, flavour) else flavour.vae_area,
+        vl_area=flavour.vl_area,
+    )
+
+
+def _wanted(
+    configuration: Configuration,
+    flavour: Flavour,
+    main: Dataset,
+    *,
+    scans: Scans,
+    stems: Mapping[str, Candidates],
+    ambiguous: Collection[str],
+) -> tuple[list[Wanted], list[Rejection]]:
+    captions = Captions(main, scans[main.id])
+    wanted: list[Wanted] = []
+    rejections: dict[Rejection, None] = {}
+    for terms in _variants(configuration, terms_of(configuration, flavour, main)):
+        pools = {reference.id: stems[reference.id] for reference in terms.references}
+        matched = match(main.id, stems[main.id], pools)
+        rejections |= dict.fromkeys(
+            replace(row, sample=_name(row.sample, main, ambiguous)) for row in matched.rejections
+        )
+        several = len(terms.references) < len(configuration.references_of(main))
+        for one in subset(matched.matches, main.max_num_samples):
+            name = _name(one.target.path, main, ambiguous)
+            try:
+                texts = captions.of(one.target.path)
+            except NoCaption as none:
+                row = Rejection(name, main.id, one.target.path, none.reason, none.detail)
+                rejections[row] = None
+                continue
+            variant = f"{name}#{terms.references[0].id}" if several else name
+            wanted.append(Wanted(variant, one, terms, texts))
+    return wanted, list(rejections)
+
+
+def _variants(configuration: Configuration, terms: Terms) -> Iterator[Terms]:
+    """One set of terms for all references together, or one for each of them alone.
+
+    With `conditioning_multidataset_sampling: random` a target is a sample of its own with each
+    single reference, so that the embeds are always those of the reference that is attached.
+    """
+    sampling = configuration.settings.conditioning_multidataset_sampling
+    if sampling == "combined" or len(terms.references) < 2:
+        yield terms
+        return
+    for reference in terms.references:
+        yield replace(terms, references=(reference,))
+
+
+def _name(path: str, main: Dataset, ambiguous: Collection[str]) -> str:
+    return f"{main.id}:{path}" if path in ambiguous else path
+
+
+def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, set[str]]:
+    """By dataset: the paths that need its id before them to name one sample.
+
+    A held-out dataset never changes the names of the samples that are trained on.
+    """
+    mains = configuration.main_datasets()
+    trained = Counter(path for main in mains for path in scans[main.id].pictures)
+    every = Counter(
+        path for main in used_datasets(configuration) for path in scans[main.id].pictures
+    )
+    names = {main.id: {path for path, count in trained.items() if count > 1} for main in mains}
+    for main in configuration.eval_datasets():
+        names[main.id] = {path for path, count in every.items() if count > 1}
+    return names
+
+
+def _asked_for(
+    configuration: Configuration, reference: Dataset, stems: Mapping[str, Candidates]
+) -> set[str]:
+    """The names for which any dataset of targets asks `reference`."""
+    return {
+        stem
+        for main in used_datasets(configuration)
+        if reference in configuration.references_of(main)
+        for stem in stems[main.id]
+    }
+
+
+def _problems(dataset: Dataset, scans: Scans) -> Sequence[Rejection]:
+    return [Rejection(problem.path, dataset.id, *problem) for problem in scans[dataset.id].problems]
+
+
+def _folder_fault(folder: Path) -> str:
+    if not folder.exists():
+        return "does not exist"
+    return "" if folder.is_dir() else "is a file"
+
+
+def _no_pictures(dataset: Dataset, found: Scan) -> str:
+    if found.problems:
+        first = found.problems[0]
+        why = f"holds no usable picture: {first.path}: {first.detail}"
+    elif any(found.folder.iterdir()):
+        why = "holds no pictures (files ending in .jpg, .png, .webp ...)"
+    else:
+        why = "is empty"
+    return f"Dataset {dataset.id}: the folder {found.folder} {why}."

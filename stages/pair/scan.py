@@ -1,0 +1,159 @@
+"""Scan: the files of a picture folder, in an order that is the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ..images import EXTENSIONS
+
+TEXT_EXTENSION = "txt"
+
+
+class File(NamedTuple):
+    """A file as the folder lists it; `path` is relative to the scanned folder, with "/"."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+
+
+class Problem(NamedTuple):
+    """Something in a folder that cannot be used, with its reason code and the reason in words."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class Scan:
+    """What lies in a folder.
+
+    Attributes:
+        pictures, texts: by path, in the order of their paths.
+        problems: what looks like a picture by its name and can never be one.
+        skipped_links: linked folders that lead to where another path has led already.
+    """
+
+    folder: Path
+    pictures: dict[str, File] = field(default_factory=dict)
+    texts: dict[str, File] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    skipped_links: list[str] = field(default_factory=list)
+
+    def digest_into(self, digest: hashlib.blake2b) -> None:
+        """Add the names, sizes and times of all files, and not where the folder lies."""
+        for files in (self.pictures, self.texts):
+            for path, size_bytes, mtime_ns in files.values():
+                digest.update(f"{path}\0{size_bytes} {mtime_ns}\n".encode())
+        digest.update(repr(self.problems).encode("utf-8", "backslashreplace"))
+
+
+def scan(folder: Path) -> Scan:
+    """List the pictures and texts under `folder`; hidden files and folders are skipped.
+
+    Every folder is entered once, real ones before linked ones, so a loop of links ends.
+    """
+    found = Scan(folder)
+    entered: set[tuple[int, int]] = set()
+    linked = _enter(found, "", entered)
+    while linked:
+        linked.sort(reverse=True)
+        linked += _enter(found, linked.pop(), entered)
+    found.pictures = dict(sorted(found.pictures.items()))
+    found.texts = dict(sorted(found.texts.items()))
+    found.problems.sort()
+    found.skipped_links.sort()
+    return found
+
+
+def shown(path: str) -> str:
+    """`path` as text that every file and terminal takes: bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _enter(found: Scan, start: str, entered: set[tuple[int, int]]) -> list[str]:
+    """Scan `start` (relative) and the real folders below it; give back the linked ones."""
+    linked: list[str] = []
+    waiting = [start]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            here = os.stat(found.folder / inside)
+            if (here.st_dev, here.st_ino) in entered:
+                found.skipped_links.append(shown(inside))
+                continue
+            entered.add((here.st_dev, here.st_ino))
+            with os.scandir(found.folder / inside) as entries:
+                for entry, path in _named(entries, inside):
+                    if _is_folder(entry):
+                        (linked if entry.is_symlink() else waiting).append(path)
+                    else:
+                        _add(found, entry, path)
+        except OSError as error:
+            _trouble(found, inside or ".", error)
+    return linked
+
+
+def _named(
+    entries: Iterable[os.DirEntry[str]], inside: str
+) -> Iterator[tuple[os.DirEntry[str], str]]:
+    for entry in entries:
+        if not entry.name.startswith("."):
+            yield entry, f"{inside}/{entry.name}" if inside else entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: no folder; as a file it is judged next
+        return False
+
+
+def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
+    extension = entry.name.rpartition(".")[2].lower()
+    is_picture = extension in EXTENSIONS
+    if not is_picture and extension != TEXT_EXTENSION:
+        return
+    try:
+        facts = entry.stat()
+    except OSError as error:
+        _trouble(found, path, error)
+        return
+    if not is_picture:
+        if _is_utf8(path):
+            found.texts[path] = File(path, facts.st_size, facts.st_mtime_ns)
+    elif not stat.S_ISREG(facts.st_mode):
+        found.problems.append(Problem(shown(path), "not_a_picture", "not a regular file"))
+    elif not _is_utf8(path):
+        found.problems.append(
+            Problem(shown(path), "name_not_utf8", "a file or folder name that is not UTF-8")
+        )
+    else:
+        found.pictures[path] = File(path, facts.st_size, facts.st_mtime_ns)
+
+
+def _trouble(found: Scan, path: str, error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        reason = "permission_denied"
+    elif isinstance(error, FileNotFoundError):
+        reason = "broken_link"
+    else:
+        reason = "not_readable_now"
+    found.problems.append(Problem(shown(path), reason, error.strerror or str(error)))
+
+
+def _is_utf8(path: str) -> bool:
+    if path.isascii():
+        return True
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
