@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from made_samples import made_sample
 
+from qedit.cache.store import Store
 from qedit.config.loading import Configuration, load
 from qedit.stages.models.checkpoint import flavour_of, open_checkpoint
 from qedit.stages.models.tiny import TEXT_WIDTH, make_tiny
@@ -60,12 +61,14 @@ def made_configuration(
     """A configuration whose every path lies in `folder`."""
     checkpoint = make_tiny(folder / "checkpoint", flavour, vae_area=64 * 64, vl_area=56 * 56)
     (folder / "pictures").mkdir(exist_ok=True)
+    steps = {} if "num_train_epochs" not in settings else {"max_train_steps": None}
     config = {
         "model_flavour": flavour,
         "pretrained_model_name_or_path": str(checkpoint),
         "output_dir": str(folder / "output"),
         "cache_dir": str(folder / "cache"),
         **PLAIN,
+        **steps,
         **settings,
     }
     pictures = str(folder / "pictures")
@@ -99,32 +102,37 @@ def fill(configuration: Configuration, samples: Sequence[Sample]) -> None:
         warnings={},
         rejections=(),
         inputs="",
-        accepted=True,
+        accept=True,
     )
     fill_stores(configuration, samples)
 
 
 def fill_stores(configuration: Configuration, samples: Sequence[Sample]) -> None:
-    """Add the rows of `samples` to the stores."""
+    """Add the rows of `samples` to the stores, those of one shape as one part."""
     stores = open_stores(configuration, open_checkpoint(configuration.settings))
+    befores, targets, prefixes, tails = {}, {}, {}, {}
     for sample in samples:
         (before,) = sample.references
         start = latents_of(before)
-        rows = {
-            stores.latents.of("edits-before-0"): {before.latent_key: start},
-            stores.latents.of("edits"): {
-                sample.target.latent_key: EDITS.get(sample.captions[0], 1.0) * start
-            },
-            stores.prefixes.of("edits"): {sample.prefix_key: prefix_of(sample)},
-            stores.tails.of("edits"): {
-                sample.tail_key(caption): tail_of(caption)
-                for caption in (*sample.captions, NULL_CAPTION)
-            },
-        }
-        for store, wanted in rows.items():
-            with store.writing():
-                for key in store.missing(wanted):
-                    store.add([key], [bits_of(wanted[key])])
+        befores[before.latent_key] = start
+        targets[sample.target.latent_key] = EDITS.get(sample.captions[0], 1.0) * start
+        prefixes[sample.prefix_key] = prefix_of(sample)
+        for caption in (*sample.captions, NULL_CAPTION):
+            tails[sample.tail_key(caption)] = tail_of(caption)
+    _add(stores.latents.of("edits-before-0"), befores)
+    _add(stores.latents.of("edits"), targets)
+    _add(stores.prefixes.of("edits"), prefixes)
+    _add(stores.tails.of("edits"), tails)
+
+
+def _add(store: Store, rows: Mapping[str, torch.Tensor]) -> None:
+    with store.writing():
+        by_shape: dict[tuple[int, ...], list[str]] = {}
+        for key in store.missing(rows):
+            ragged = () if store.layout.ragged else rows[key].shape
+            by_shape.setdefault(tuple(ragged), []).append(key)
+        for keys in by_shape.values():
+            store.add(keys, [bits_of(rows[key]) for key in keys])
 
 
 def _random(name: str, *shape: int) -> torch.Tensor:

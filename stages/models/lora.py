@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.errors import WrongUse
+from ...cache.fingerprint import canonical_json
 
 _IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 _TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
@@ -142,4 +143,16 @@ def lora_file(
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in {**about, **facts}.items()
     }
-    return safetensors.torch.save(folded, metadata)
+    return _in_order(safetensors.torch.save(folded, metadata))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors file with its header sorted: equal weights give equal bytes.
+
+    The library writes metadata in an order that differs from process to process. The header
+    is JSON after 8 bytes that give its length, padded with blanks so that tensors are aligned.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = canonical_json(json.loads(data[8 : 8 + length])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]

@@ -97,13 +97,10 @@ def _recipes(stores: RunStores) -> dict[str, str]:
 
 
 def _steps(settings: Settings, order: Order) -> int:
-    """Where both a number of steps and of epochs are given, what ends first."""
-    ends = []
-    if settings.max_train_steps:
-        ends.append(settings.max_train_steps)
     if settings.num_train_epochs:
-        ends.append(order.steps_for(settings.num_train_epochs))
-    return min(ends)
+        return order.steps_for(settings.num_train_epochs)
+    assert settings.max_train_steps, "one of the two has a default"
+    return settings.max_train_steps
 
 
 def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:

@@ -1,0 +1,235 @@
+"""Resume: a run that was killed and one that was not end in the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_run import fill, made_configuration, made_samples_with_edits
+from quiet import Quiet
+
+from qedit.cache.atomic import remove
+from qedit.cache.errors import Damaged
+from qedit.config.loading import Configuration
+from qedit.stages.train import loop
+from qedit.stages.train.checkpoint import Trained, checkpoint_to_resume, checkpoints
+from qedit.stages.train.ema import Ema
+from qedit.stages.train.optimizers import make_optimizer
+
+SAMPLES = made_samples_with_edits(7, sizes=[(64, 64), (64, 96)])
+# Everything that is drawn or remembered is on.
+EVERYTHING: dict[str, Any] = {
+    "max_train_steps": 9,
+    "checkpoint_step_interval": 2,
+    "train_batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "caption_dropout_probability": 0.3,
+    "lora_dropout": 0.2,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "optimizer_config": {"weight_decay": 0.1},
+}
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from quiet import Quiet
+from qedit.config.loading import load
+from qedit.stages.train import loop
+
+class Killing(Quiet):
+    shown = 0
+    def note(self, **values):
+        self.shown += 1
+        if self.shown == {steps}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+folder = Path({folder!r})
+loop.run(load(folder / "config.json", folder / "data.json"), Killing(), device="cpu")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    """The bits of a sum depend on the number of threads; the killed process uses one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    fill(made_configuration(folder, **EVERYTHING), SAMPLES)
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path: Path, shared: Path) -> Callable[..., Configuration]:
+    """The run of these tests, in an output folder of the test's own."""
+
+    def make(*, output: str = "output", **settings: Any) -> Configuration:
+        return made_configuration(
+            shared, output_dir=str(tmp_path / output), **{**EVERYTHING, **settings}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared: Path) -> dict[str, Any]:
+    """What the run ends with when nothing happens to it."""
+    configuration = made_configuration(
+        shared, output_dir=str(shared / "uninterrupted"), **EVERYTHING
+    )
+    loop.run(configuration, Quiet(), device="cpu")
+    return ending(configuration)
+
+
+def ending(configuration: Configuration) -> dict[str, Any]:
+    """The final files' bytes and the log without its clock."""
+    where = configuration.settings.output_dir
+    files = [
+        "pytorch_lora_weights.safetensors",
+        "ema/pytorch_lora_weights.safetensors",
+        "checkpoint-9/weights.safetensors",
+        "checkpoint-9/optimizer.safetensors",
+        "checkpoint-9/ema.safetensors",
+    ]
+    lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return {"log": lines} | {name: (where / name).read_bytes() for name in files}
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    made: Any, shared: Path, uninterrupted: dict[str, Any], steps: int
+) -> None:
+    """Killed after its first step, before any checkpoint, and between two checkpoints."""
+    configuration = made()
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(shared), steps=steps)
+    killed = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    outcome = loop.run(configuration, Quiet(), device="cpu")
+    assert outcome.kept == (steps - 1) // 2 * 2
+    assert ending(configuration) == uninterrupted
+
+
+def test_a_run_in_pieces_is_the_run_in_one_go(made: Any, uninterrupted: dict[str, Any]) -> None:
+    """Every step a run of its own; the schedule's end is known from the beginning."""
+    pieces = made(checkpoint_step_interval=1)
+
+    class Enough(Exception):
+        pass
+
+    class OneStep(Quiet):
+        def note(self, **values: str) -> None:
+            if self.moved == 2:
+                raise Enough
+
+    for step in range(9):
+        try:
+            outcome = loop.run(pieces, OneStep(), device="cpu")
+        except Enough:
+            assert checkpoints(pieces.settings.output_dir)[-1].name == f"checkpoint-{step + 1}"
+    assert outcome.computed == 1
+    assert ending(pieces) == uninterrupted
+
+
+def test_more_steps_than_first_asked_for_are_the_longer_run(made: Any) -> None:
+    plain = {"lr_scheduler": "constant", "lr_warmup_steps": 0}
+    longer = made(output="longer", **plain)
+    loop.run(longer, Quiet(), device="cpu")
+    loop.run(made(max_train_steps=5, **plain), Quiet(), device="cpu")
+    grown = made(**plain)
+    assert loop.run(grown, Quiet(), device="cpu").kept == 5
+    assert ending(grown) == ending(longer)
+
+
+def test_an_older_checkpoint_can_be_named(made: Any, uninterrupted: dict[str, Any]) -> None:
+    configuration = made()
+    loop.run(configuration, Quiet(), device="cpu")
+    again = made(resume_from_checkpoint="checkpoint-4")
+    outcome = loop.run(again, Quiet(), device="cpu")
+    assert (outcome.kept, outcome.computed) == (4, 5)
+    assert ending(again) == uninterrupted
+
+
+def test_a_damaged_newest_checkpoint_may_be_removed(
+    made: Any, uninterrupted: dict[str, Any]
+) -> None:
+    configuration = made()
+    loop.run(configuration, Quiet(), device="cpu")
+    newest = configuration.settings.output_dir / "checkpoint-9"
+    (newest / "state.json").write_text("{")
+    with pytest.raises(Damaged, match="checkpoint-9") as refused:
+        loop.run(configuration, Quiet(), device="cpu")
+    assert str(newest) in refused.value.do
+    remove(newest)
+    assert loop.run(configuration, Quiet(), device="cpu").kept == 8
+    assert ending(configuration) == uninterrupted
+
+
+# -- checkpoints alone ---------------------------------------------------------------------
+
+
+def trained(seed: int) -> Trained:
+    torch.manual_seed(seed)
+    weights = {name: torch.nn.Parameter(torch.randn(3, 2)) for name in ("a", "b")}
+    optimizer = make_optimizer(weights, learning_rate=0.1)
+    for _ in range(3):
+        sum(weight.square().sum() for weight in weights.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Trained(weights, optimizer, Ema(weights, decay=0.9))
+
+
+def test_a_checkpoint_holds_no_pickle_and_gives_everything_back(tmp_path: Path) -> None:
+    from qedit.stages.train.checkpoint import save_checkpoint
+
+    one, other = trained(1), trained(2)
+    folder = save_checkpoint(tmp_path, one, step=3, run={"a": 1}, limit=2)
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    assert one.files() != other.files()
+    other.restore(folder)
+    assert one.files() == other.files()
+    for state in (one, other):
+        state.weights["a"].square().sum().backward()
+        state.optimizer.step()
+    assert one.files() == other.files()
+
+
+def test_the_oldest_goes_only_when_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qedit.stages.train import checkpoint
+
+    def save(step: int) -> None:
+        checkpoint.save_checkpoint(tmp_path, trained(1), step=step, run={}, limit=2)
+
+    def names() -> list[str]:
+        return [path.name for path in checkpoints(tmp_path)]
+
+    save(5)
+    save(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_json", lambda path, value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            save(15)
+    assert names() == ["checkpoint-5", "checkpoint-10"]
+    save(15)
+    assert names() == ["checkpoint-10", "checkpoint-15"]
+    newest = checkpoint_to_resume(tmp_path, "latest")
+    assert newest is not None
+    assert newest.name == "checkpoint-15"
