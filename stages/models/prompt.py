@@ -9,7 +9,7 @@ each caption's text tail on its key-value cache. Positions are always M-RoPE: di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -49,7 +49,7 @@ class PromptEncoder:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: str | torch.device = "cpu",
-    ) -> Self:
+    ) -> PromptEncoder:
         """Load the text encoder, the processor's tokenizer and its picture settings.
 
         Raises:

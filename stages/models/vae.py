@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ class LatentEncoder:
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-    ) -> Self:
+    ) -> LatentEncoder:
         """Load the VAE of `checkpoint`; float32 unless told otherwise (bfloat16 costs 1 %)."""
         from diffusers import AutoencoderKLQwenImage
 
