@@ -128,11 +128,12 @@ def make_folder(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Bring the names of the files in `folder` to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with _in_words(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove(path: Path) -> None:

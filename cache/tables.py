@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from .atomic import new_file
 from .errors import Damaged
 
+SMALL_BYTES = 1 << 20
+
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Make `path` hold `table`, whole or not at all."""
@@ -47,4 +49,6 @@ def table_bytes(table: pa.Table) -> bytes:
 def table_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table (or these columns of it) whose Parquet file is `data`."""
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        return file.read(columns=None if columns is None else list(columns))
+        # to wake threads takes longer than to read a small table
+        many = len(data) > SMALL_BYTES
+        return file.read(columns=None if columns is None else list(columns), use_threads=many)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
+import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +21,7 @@ import qedit
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, WrongUse
 from qedit.cache.fingerprint import fingerprint
 from qedit.cache.grid import chunk_length, place
+from qedit.cache.owner import this_process
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 from qedit.cache.workspace import refuse_source_folder
 
@@ -108,6 +113,32 @@ def test_parts_may_differ_in_shape(tmp_path: Path) -> None:
     wide = {"wide": np.ones((4, 2, 8), np.uint16)}
     tall = {"tall": np.ones((4, 8, 2), np.uint16)}
     _assert_holds(_filled(tmp_path, LATENTS, wide, tall), wide | tall)
+
+
+@LAYOUTS
+def test_a_reader_written_from_the_document_alone_reads_it(tmp_path: Path, layout: Layout) -> None:
+    """docs/cache-format.md, "Reading a row fast and safely", word by word."""
+    rows = _rows(layout, 7)
+    (part,) = _parts(_filled(tmp_path, layout, rows))
+    manifest = json.loads((part / "manifest.json").read_text())
+    (name, cut), *_ = manifest["arrays"].items()
+    for line in pq.read_table(part / "rows.parquet").to_pylist():
+        shard, within = divmod(line["start"], cut["shard"][0])
+        data = (part / name / f"c.{shard}{'.0' * (len(cut['shape']) - 1)}").read_bytes()
+        entries = cut["shard"][0] // cut["chunk"][0]
+        index = data[-16 * entries - 4 : -4]
+        assert struct.unpack("<I", data[-4:]) == (google_crc32c.value(index),)
+        pairs = list(struct.iter_unpack("<QQ", index))
+        first = within // cut["chunk"][0]
+        bits, checksums = b"", b""
+        for offset, size in pairs[first : first + math.ceil(line["length"] / cut["chunk"][0])]:
+            chunk, checksum = data[offset : offset + size - 4], data[offset + size - 4 :][:4]
+            assert len(chunk) == 2 * math.prod(cut["chunk"])
+            assert struct.unpack("<I", checksum) == (google_crc32c.value(chunk),)
+            bits, checksums = bits + chunk, checksums + checksum
+        assert line["crc32c"] == google_crc32c.value(checksums)
+        row = np.frombuffer(bits, "<u2").reshape(-1, *cut["chunk"][1:])[: line["length"]]
+        assert np.array_equal(row if layout.ragged else row[0], rows[line["key"]])
 
 
 def test_long_rows_fill_several_shards_and_none_crosses_a_border(tmp_path: Path) -> None:
@@ -260,6 +291,19 @@ def test_unfinished_parts_of_the_living_and_of_strangers_stay(tmp_path: Path) ->
     with store.writing():
         pass
     assert _parts(store) == sorted([mine, store.parts_folder / "stranger"])
+
+
+def test_what_died_while_it_was_being_removed_is_removed(tmp_path: Path) -> None:
+    store = _filled(tmp_path, LATENTS, _rows(LATENTS, 1))
+    dead = f"{replace(this_process(), started='1')}~7"
+    for name in (dead, f".{dead}~{dead}.partial"):
+        (store.parts_folder / name / "latents").mkdir(parents=True)
+        (store.parts_folder / name / "latents" / "c.0.0.0.0").write_bytes(b"half")
+    assert len(_parts(store)) == 3
+    with store.writing():
+        pass
+    assert len(_parts(store)) == 1
+    _assert_holds(store, _rows(LATENTS, 1))
 
 
 def _flip(path: Path, bit: int) -> None:
