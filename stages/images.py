@@ -45,6 +45,8 @@ EXTENSIONS = frozenset(
     | {"avif", "jp2", "ppm", "pgm", "pbm", "pnm"}
 )
 
+# How files of these formats begin: with such a beginning a file was a picture once.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _ORIENTATION_TAG = 0x0112
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,7 +90,7 @@ def decode(file: BinaryFile) -> Image.Image:
     try:
         picture = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise Unreadable("not_a_picture", "no picture format known here") from None
+        raise _unidentified(file) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable("too_many_pixels", str(error)) from None
     except Exception as error:  # a broken header makes Pillow raise nearly anything
@@ -221,6 +223,13 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if isinstance(hidden, int):  # PNG: this one grey is transparent
         shown.putalpha(Image.fromarray(np.where(grey == hidden, 0, 255).astype(np.uint8)))
     return shown
+
+
+def _unidentified(file: BinaryFile) -> Unreadable:
+    file.seek(0)
+    if file.read(4).startswith(_SIGNATURES):
+        return Unreadable("unreadable", "its header is broken or cut off")
+    return Unreadable("not_a_picture", "no picture of a format known here")
 
 
 def _said(error: Exception) -> str:

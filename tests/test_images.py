@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +104,6 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, ending):
 
 def test_sixteen_bit_grey_with_a_transparent_value(tmp_path):
     """Written by hand: Pillow writes no tRNS for this mode."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -157,6 +157,7 @@ def broken_files() -> dict[str, tuple[bytes, str]]:
     png = good.getvalue()
     huge = bytearray(png)
     huge[16:24] = (60000).to_bytes(4, "big") * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     return {
         "text": (b"this is no picture at all, only its name says so", "not_a_picture"),
         "half jpeg": (jpeg[: len(jpeg) // 2], "unreadable"),
@@ -176,7 +177,7 @@ def test_broken_files_have_a_reason(tmp_path, name):
     path.write_bytes(data)
     with pytest.raises(Unreadable) as refused:
         open_upright(path)
-    assert refused.value.reason in (reason, "not_a_picture") if "header" in name else (reason,)
+    assert refused.value.reason == reason
     with pytest.raises(Unreadable, match="shown by this name"):
         open_upright(io.BytesIO(data), name="shown by this name")
 

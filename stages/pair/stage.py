@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ...cache.atomic import sweep
 from ...cache.lock import writer_lock
 from ...config.configuration import Configuration
+from ..images import quiet_decoding
 from ..models.checkpoint import flavour_of
 from ..pair_rows import Rejection
 from ..pairs_table import (
@@ -71,11 +72,16 @@ def run(
     folders = _folders(configuration)
     if not retry_rejected and all(_stands(folder, inputs) for folder in folders):
         manifests, changes = accept.of_standing(folders, dry_run=dry_run), Changes()
-    elif dry_run:
-        return _foreseen(configuration, scans, started=started)
     else:
+        plans = make_plans(configuration, flavour_of(configuration.settings), scans)
+        if dry_run:
+            return _foreseen(configuration, plans, scans, started=started)
         with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
-            judged = _judge_all(configuration, scans, progress, retry=retry_rejected)
+            memories = _memories(configuration, scans)
+            if retry_rejected:
+                for memory in memories.values():
+                    memory.forget_rejected()
+            judged = _judge_all(plans, memories, scans, progress)
             manifests, changes = _write(judged, inputs=inputs, accept=accept)
     outcome = outcome_of(manifests, changes, where=_root(configuration), started=started)
     if not dry_run:
@@ -120,8 +126,9 @@ def _stands(folder: Path, inputs: str) -> bool:
     )
 
 
-def _foreseen(configuration: Configuration, scans: Scans, *, started: float) -> Outcome:
-    plans = make_plans(configuration, flavour_of(configuration.settings), scans)
+def _foreseen(
+    configuration: Configuration, plans: Sequence[Plan], scans: Scans, *, started: float
+) -> Outcome:
     memories = _memories(configuration, scans)
     tasks = _tasks(plans, memories, scans)
     wanted = sum(len(plan.wanted) for plan in plans)
@@ -144,19 +151,19 @@ def _foreseen(configuration: Configuration, scans: Scans, *, started: float) -> 
 
 
 def _judge_all(
-    configuration: Configuration, scans: Scans, progress: Progress, *, retry: bool
+    plans: Sequence[Plan], memories: Mapping[str, Memory], scans: Scans, progress: Progress
 ) -> list[Judged]:
-    plans = make_plans(configuration, flavour_of(configuration.settings), scans)
-    for plan in plans:
-        sweep(plan.folder)
-    memories = _memories(configuration, scans)
-    for memory in memories.values():
-        sweep(memory.path.parent)
-        if retry:
-            memory.forget_rejected()
+    for folder in (
+        *(plan.folder for plan in plans),
+        *(memory.path.parent for memory in memories.values()),
+    ):
+        sweep(folder)
     tasks = _tasks(plans, memories, scans)
     if tasks:
-        with progress.bar(len(tasks), "looking at pictures", unit="picture") as advance:
+        with (
+            quiet_decoding(),
+            progress.bar(len(tasks), "looking at pictures", unit="picture") as advance,
+        ):
             look_at(tasks, advance)
     return [_judge(plan, memories) for plan in plans]
 
