@@ -116,8 +116,8 @@ def picture_of(scene: Scene, size: Size) -> Image.Image:
 def _draw_ground(pen: Pen, scene: Scene) -> None:
     assert scene.ground
     sky, ground = GROUNDS[scene.ground]
-    pen.box(-1, -1, pen.ratio + 1, 2, NIGHT if scene.night else sky)
-    pen.box(-1, 0.7, pen.ratio + 1, 2, ground)
+    pen.box(-1.0, -1.0, pen.ratio + 1, 2.0, NIGHT if scene.night else sky)
+    pen.box(-1.0, 0.7, pen.ratio + 1, 2.0, ground)
 
 
 def _fall_of_night(pen: Pen) -> None:

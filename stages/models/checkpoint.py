@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ...cache.errors import NotComplete, WrongUse
 from .digests import files_digest, model_digest
@@ -37,6 +37,7 @@ _WEIGHTS: dict[str, str] = {
 }
 
 
+@runtime_checkable
 class ModelSettings(Protocol):
     """The settings that say which model it is; None takes the flavour's own."""
 
