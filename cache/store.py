@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import Bits, Broken
-from .atomic import make_folder, owner_of, remove, sweep, unique_name, write_json
+from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name, write_json
 from .errors import AnotherRecipe, Damaged, NotComplete, QeditError
 from .fingerprint import fingerprint
 from .lock import writer_lock
@@ -169,7 +169,8 @@ class Store:
 
     def _part_paths(self) -> list[Path]:
         folder = self.parts_folder
-        return sorted(folder.iterdir()) if folder.is_dir() else []
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [path for path in there if not path.name.endswith(LEFTOVER)]
 
     def _keep_recipe(self) -> None:
         """Write recipe.json, for people, or make sure that it says the same."""

@@ -91,16 +91,17 @@ def test_killed_again_while_recovering(tmp_path: Path) -> None:
 def _survive_again(died: Path, folder: Path, *, first: Death) -> None:
     """From what a first death left, die a second one in the recovery at every tenth change."""
     whole = folder / f"{first.at}-{first.way}"
-    copy_tree(died, whole)
+    _copy_tree(died, whole)
     log = folder / "log"
     for second in list(deaths_in(changes_of(fill, whole, True, log)))[::10]:
         twice = folder / f"{first.at}-{first.way}-{second.at}-{second.way}"
-        copy_tree(died, twice)
+        _copy_tree(died, twice)
         kill(fill, twice, True, log, death=second)
         _rerun(twice, True)
 
 
-def copy_tree(source: Path, target: Path) -> None:
+def _copy_tree(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
     for where, _, names in os.walk(source):
         into = target / Path(where).relative_to(source)
         into.mkdir(parents=True, exist_ok=True)

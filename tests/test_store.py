@@ -293,17 +293,16 @@ def test_unfinished_parts_of_the_living_and_of_strangers_stay(tmp_path: Path) ->
     assert _parts(store) == sorted([mine, store.parts_folder / "stranger"])
 
 
-def test_what_died_while_it_was_being_removed_is_removed(tmp_path: Path) -> None:
-    store = _filled(tmp_path, LATENTS, _rows(LATENTS, 1))
-    dead = f"{replace(this_process(), started='1')}~7"
-    for name in (dead, f".{dead}~{dead}.partial"):
-        (store.parts_folder / name / "latents").mkdir(parents=True)
-        (store.parts_folder / name / "latents" / "c.0.0.0.0").write_bytes(b"half")
-    assert len(_parts(store)) == 3
+def test_what_died_while_it_was_being_removed_is_not_there(tmp_path: Path) -> None:
+    kept, going = _rows(LATENTS, 1, seed=1), _rows(LATENTS, 1, seed=2)
+    store = _filled(tmp_path, LATENTS, kept, going)
+    part = _part_of(store, "2-0")
+    dead = replace(this_process(), started="1")
+    part.rename(store.parts_folder / f".{part.name}~{dead}~7.partial")
+    _assert_holds(Store(tmp_path, RECIPE, LATENTS), kept)
     with store.writing():
-        pass
-    assert len(_parts(store)) == 1
-    _assert_holds(store, _rows(LATENTS, 1))
+        assert len(_parts(store)) == 1
+    _assert_holds(store, kept)
 
 
 def _flip(path: Path, bit: int) -> None:
