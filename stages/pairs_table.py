@@ -22,13 +22,14 @@ from typing import Any
 import pyarrow as pa
 
 from ..cache import atomic
-from ..cache.errors import Damaged, NotComplete, WrongUse
+from ..cache.errors import Damaged, NotComplete
 from ..cache.fingerprint import digest_bytes, fingerprint
-from ..cache.tables import read_table, table_bytes
+from ..cache.tables import table_bytes, table_in
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from .models.flavours import Flavour
-from .pair_rows import PAIRS_SCHEMA, REJECTED_SCHEMA, Rejection, rows_of, samples_in
+from .pair_rows import REJECTED_SCHEMA, Rejection, rows_of, samples_in
+from .pairs_recipe import pairs_recipe as pairs_recipe
 from .samples import Sample
 
 FORMAT = 1
@@ -57,108 +58,6 @@ class PairsTable:
     inputs: str = ""
     where: Path = Path()
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) -> dict[str, Any]:
-    """Everything that decides the table of `main`, except what the files hold.
-
-    Folders are not in it: a renamed folder is the same data.
-    """
-    settings = configuration.settings
-    held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
-    crop = None if held_out else _crop_recipe(main, settings.seed)
-    return {
-        "stage": "pair",
-        "version": 1,
-        "dataset": main.id,
-        "vae_area": flavour.vae_area,
-        "vl_area": flavour.vl_area,
-        "match_target_res": match_target_res(configuration, flavour),
-        "sampling": settings.conditioning_multidataset_sampling,
-        "target": {
-            "resolution": main.resolution,
-            "resolution_type": main.resolution_type,
-            "crop": crop,
-            "max_num_samples": main.max_num_samples,
-            **_bounds_recipe(main),
-        },
-        "references": [
-            {
-                "dataset": reference.id,
-                "type": reference.conditioning_type,
-                "tolerance": reference.strict_ratio_tolerance
-                if reference.conditioning_type == "reference_strict"
-                else None,
-                **_bounds_recipe(reference),
-            }
-            for reference in configuration.references_of(main)
-        ],
-        "captions": _captions_recipe(main),
-    }
-
-
-def match_target_res(configuration: Configuration, flavour: Flavour) -> bool:
-    """Whether references get the target's area: not an option of edit-v1."""
-    wanted = configuration.settings.model_kwargs.match_target_res
-    return wanted and flavour.max_references > 1
-
-
-def _bounds_recipe(dataset: Dataset) -> dict[str, Any]:
-    least = dataset.minimum_image_size
-    return {
-        "minimum_image_size": least and [least, dataset.resolution_type],
-        "ratios": [dataset.minimum_aspect_ratio, dataset.maximum_aspect_ratio],
-    }
-
-
-def _crop_recipe(main: Dataset, seed: int) -> dict[str, Any] | None:
-    if not main.crop:
-        return None
-    return {
-        "aspect": main.crop_aspect,
-        "style": main.crop_style,
-        "ratios": list(main.crop_aspect_buckets),
-        "maximum_image_size": main.maximum_image_size,
-        "target_downsample_size": main.target_downsample_size,
-        "seed": seed if "random" in (main.crop_aspect, main.crop_style) else None,
-    }
-
-
-def _captions_recipe(main: Dataset) -> dict[str, Any]:
-    shuffle = main.caption_shuffle
-    table = getattr(main, main.caption_strategy) if main.caption_strategy in _TABLES else None
-    return {
-        "strategy": main.caption_strategy,
-        "missing": main.missing_caption,
-        "instance_prompt": list(main.instance_prompt),
-        "prepend": main.prepend_instance_prompt,
-        "only": main.only_instance_prompt,
-        "split_lines": not main.disable_multiline_split,
-        "shuffle": shuffle.model_dump(mode="json") if shuffle.enable else None,
-        "filter": list(filter_entries(main)),
-        "table": table and table.model_dump(mode="json", exclude={"path"}),
-    }
-
-
-def filter_entries(main: Dataset) -> tuple[str, ...]:
-    """What `caption_filter_list` takes out of the captions of `main`; blank lines are left out.
-
-    Raises:
-        WrongUse: it names a file that cannot be read.
-    """
-    listed = main.caption_filter_list
-    if isinstance(listed, Path):
-        try:
-            listed = tuple(listed.read_text(encoding="utf-8-sig").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise WrongUse(
-                f"Dataset {main.id}: the caption_filter_list {listed} cannot be read: {error}.",
-                "Name a UTF-8 text file with one entry a line, or write the entries as a list.",
-            ) from error
-    return tuple(entry for entry in listed if entry.strip())
-
-
-_TABLES = ("parquet", "csv", "jsonl")
 
 
 def table_folder(configuration: Configuration, main: Dataset, flavour: Flavour) -> Path:
@@ -224,6 +123,16 @@ def _kept_as(folder: Path, what: str, table: pa.Table) -> str:
     return name
 
 
+def _table_at(path: Path) -> pa.Table:
+    """Read a table whose name says what it must hold."""
+    data = path.read_bytes()
+    if path.stem.rpartition("-")[2] != digest_bytes(data)[:16]:
+        raise Damaged(
+            f"The table {path} is not what was written.", "Delete it, then run `qedit pair`."
+        )
+    return table_in(data)
+
+
 def _rejected_rows(rejections: Sequence[Rejection]) -> pa.Table:
     columns = {name: [getattr(row, name) for row in rejections] for name in REJECTED_SCHEMA.names}
     return pa.table(columns, schema=REJECTED_SCHEMA)
@@ -249,13 +158,18 @@ def manifest_in(folder: Path) -> dict[str, Any] | None:
     )
 
 
+def is_whole(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether both tables that a manifest names are there: a damaged one is deleted by hand."""
+    return all((folder / manifest[name]).is_file() for name in ("pairs", "rejected_table"))
+
+
 def read_table_in(folder: Path) -> PairsTable | None:
     """The table in `folder`, whether or not its rejections were accepted; None if there is none."""
     manifest = manifest_in(folder)
-    if manifest is None:
+    if manifest is None or not is_whole(folder, manifest):
         return None
     return PairsTable(
-        samples=samples_in(read_table(folder / manifest["pairs"], PAIRS_SCHEMA.names)),
+        samples=samples_in(_table_at(folder / manifest["pairs"])),
         rejected=manifest["rejected"],
         warnings=manifest["warnings"],
         accepted=manifest["accepted"],
@@ -268,9 +182,9 @@ def read_table_in(folder: Path) -> PairsTable | None:
 def read_rejections(folder: Path) -> list[Rejection]:
     """What the table in `folder` turned away, and why."""
     manifest = manifest_in(folder)
-    if manifest is None:
+    if manifest is None or not is_whole(folder, manifest):
         return []
-    rows = read_table(folder / manifest["rejected_table"]).to_pylist()
+    rows = _table_at(folder / manifest["rejected_table"]).to_pylist()
     return [Rejection(**row) for row in rows]
 
 

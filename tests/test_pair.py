@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qedit.cache.errors import NotComplete, WrongUse
+from qedit.cache.errors import Damaged, Locked, NotComplete, WrongUse
+from qedit.cache.lock import writer_lock
 from qedit.config.configuration import Configuration
 from qedit.config.datasets import Dataset
 from qedit.config.settings import Settings
@@ -435,12 +437,16 @@ def test_linked_folders_are_followed_once():
     assert any("linked_again leads to a folder already read" in line for line in progress.lines)
 
 
-def test_all_codes_are_explained():
-    pairs(1)
-    sources = "".join(path.read_text() for path in Path(pictures.__file__).parent.glob("*.py"))
-    images = (Path(pictures.__file__).parents[1] / "images.py").read_text()
+def test_every_code_is_explained_and_used():
+    pair = Path(pictures.__file__).parent
+    sources = [*pair.glob("*.py"), pair.parent / "images.py"]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
     for code in (*REASONS, *WARNINGS):
-        assert f'"{code}"' in sources.replace(f'    "{code}": "', "", 1) + images, code
+        assert text.count(f'"{code}"') > 1, code
+    raised = set(re.findall(r'(?:Unreadable|NoCaption)\(\s*"([a-z_]+)"', text))
+    raised |= set(re.findall(r'reason = "([a-z_]+)"', text))
+    assert len(raised) > 8
+    assert raised <= set(REASONS)
 
 
 def _rename_all(folder: str, new: Callable[[Path], Path]) -> None:
@@ -681,6 +687,38 @@ def test_what_was_looked_at_survives_an_interruption(monkeypatch):
     monkeypatch.setattr(pictures, "examine", lambda path: again.append(path) or examine(path))
     go(configuration)
     assert len(again) == 160 - 96  # three whole batches of 32 were kept
+
+
+def test_a_second_process_is_told_who_is_at_work():
+    pairs(1)
+    with writer_lock(Path("cache/pairs"), doing="qedit pair"), pytest.raises(Locked) as locked:
+        go(configured())
+    assert "qedit pair" in locked.value.what
+    assert not list(Path("cache").rglob("*.parquet"))
+
+
+def test_deleted_and_damaged_tables_are_made_again(monkeypatch):
+    pairs(2)
+    configuration = configured()
+    go(configuration)
+    before = table(configuration).samples
+    path = folder(configuration) / manifest_in(folder(configuration))["pairs"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match="Delete it"):
+        table(configuration)
+    path.unlink()
+    with pytest.raises(NotComplete, match="no pairs table"):
+        table(configuration)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "examine", lambda path: pytest.fail(f"opened {path}"))
+        go(configuration)
+    assert table(configuration).samples == before
+    memory = Path("cache/pairs/before") / pictures.MEMORY_FILE
+    memory.write_bytes(b"torn")
+    draw("targets/1.png", seed=50)
+    assert go(configuration).computed == 1
 
 
 # --- recipes

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ...cache.errors import WrongUse
 from ...config.datasets import CaptionShuffle, Dataset
-from ..pairs_table import filter_entries
+from ..pairs_recipe import filter_entries
 from .caption_tables import TableCaptions
 from .scan import TEXT_EXTENSION, Scan
 

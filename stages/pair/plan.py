@@ -15,7 +15,7 @@ from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ..models.flavours import Flavour
 from ..pair_rows import Rejection
-from ..pairs_table import match_target_res, pairs_recipe
+from ..pairs_recipe import match_target_res, pairs_recipe
 from .captions import Captions, NoCaption
 from .checks import Terms
 from .geometry import Framing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -50,8 +49,8 @@ class Scan:
     def digest_into(self, digest: hashlib.blake2b) -> None:
         """Add the names, sizes and times of all files, and not where the folder lies."""
         for files in (self.pictures, self.texts):
-            for path, size_bytes, mtime_ns in files.values():
-                digest.update(f"{path}\0{size_bytes} {mtime_ns}\n".encode())
+            lines = [f"{path}\0{size} {mtime}\n" for path, size, mtime in files.values()]
+            digest.update("".join(lines).encode())
         digest.update(repr(self.problems).encode("utf-8", "backslashreplace"))
 
 
@@ -66,8 +65,8 @@ def scan(folder: Path) -> Scan:
     while linked:
         linked.sort(reverse=True)
         linked += _enter(found, linked.pop(), entered)
-    found.pictures = dict(sorted(found.pictures.items()))
-    found.texts = dict(sorted(found.texts.items()))
+    found.pictures = {path: found.pictures[path] for path in sorted(found.pictures)}
+    found.texts = {path: found.texts[path] for path in sorted(found.texts)}
     found.problems.sort()
     found.skipped_links.sort()
     return found
@@ -91,7 +90,11 @@ def _enter(found: Scan, start: str, entered: set[tuple[int, int]]) -> list[str]:
                 continue
             entered.add((here.st_dev, here.st_ino))
             with os.scandir(found.folder / inside) as entries:
-                for entry, path in _named(entries, inside):
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith("."):
+                        continue
+                    path = f"{inside}/{name}" if inside else name
                     if _is_folder(entry):
                         (linked if entry.is_symlink() else waiting).append(path)
                     else:
@@ -99,14 +102,6 @@ def _enter(found: Scan, start: str, entered: set[tuple[int, int]]) -> list[str]:
         except OSError as error:
             _trouble(found, inside or ".", error)
     return linked
-
-
-def _named(
-    entries: Iterable[os.DirEntry[str]], inside: str
-) -> Iterator[tuple[os.DirEntry[str], str]]:
-    for entry in entries:
-        if not entry.name.startswith("."):
-            yield entry, f"{inside}/{entry.name}" if inside else entry.name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

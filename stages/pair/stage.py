@@ -17,6 +17,7 @@ from ..models.checkpoint import flavour_of
 from ..pair_rows import Rejection
 from ..pairs_table import (
     accept_rejections,
+    is_whole,
     manifest_in,
     read_table_in,
     table_folder,
@@ -122,6 +123,7 @@ def _stands(folder: Path, inputs: str) -> bool:
     return (
         manifest is not None
         and manifest["inputs"] == inputs
+        and is_whole(folder, manifest)
         and PASSING_REASONS.isdisjoint(manifest["rejected"])
     )
 
