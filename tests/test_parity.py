@@ -1,10 +1,10 @@
 """What training sees is what diffusers' pipelines show the model at inference.
 
-Both sides start from the same file. One goes the way of qedit: geometry, encoders, and the
-forward of training. The other is diffusers' own pipeline object with hooks in it. The
-pipeline is given what `open_upright` makes of the file (turned by EXIF, composited on
-white, RGB), because it would otherwise take a picture as it is stored: opening a file is
-the user's business there.
+Both sides start from the same file. One goes the way of qedit: the checks and geometry of
+`pair`, the encoders, and the forward of training. The other is diffusers' own pipeline
+object with hooks in it. The pipeline is given what `open_upright` makes of the file (turned
+by EXIF, composited on white, RGB), because it would otherwise take a picture as it is
+stored: opening a file is the user's business there.
 
 Small areas keep the plain run quick; a few cases run at the true 1024^2 and 384^2.
 """
@@ -23,6 +23,7 @@ from PIL import Image
 from stock import Seen, StockPipeline
 from torch import Tensor
 
+from qedit.config.datasets import Dataset
 from qedit.stages.images import open_upright, pixels, resized
 from qedit.stages.models.checkpoint import Checkpoint, open_checkpoint
 from qedit.stages.models.denoise import denoise, load_scheduler
@@ -31,8 +32,12 @@ from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.tiny import make_tiny
 from qedit.stages.models.transformer import load_transformer, pack, predict_velocity, unpack
 from qedit.stages.models.vae import LatentEncoder
-from qedit.stages.pair import geometry
-from qedit.stages.samples import NULL_CAPTION
+from qedit.stages.pair.checks import Terms, faults, sample_of
+from qedit.stages.pair.geometry import Framing
+from qedit.stages.pair.match import Match
+from qedit.stages.pair.pictures import examine
+from qedit.stages.pair.scan import File
+from qedit.stages.samples import NULL_CAPTION, Sample
 
 CAPTION = "make the sky red; keep {braces}, the cat's “house” and Ünïcode"
 RESOLUTION = 128
@@ -201,34 +206,46 @@ class Ours:
     shown: list[dict[str, Any]]
 
 
-def _box(case: Case, target: Image.Image, reference: Image.Image) -> geometry.Box:
-    if not case.strict:
-        return geometry.whole(reference.size)
-    return geometry.same_part(geometry.whole(target.size), target.size, reference.size)
+def sample(flavour: Flavour, case: Case, folder: Path) -> Sample:
+    """The case as `pair` makes a sample of it, looking at the files themselves."""
+    kind = "reference_strict" if case.strict else "reference_loose"
+    places = range(len(case.references))
+    terms = Terms(
+        main=Dataset(id="targets"),
+        references=tuple(
+            Dataset(id=f"references-{place}", dataset_type="conditioning", conditioning_type=kind)
+            for place in places
+        ),
+        framing=Framing(resolution=RESOLUTION),
+        vae_area=flavour.vae_area,
+        vl_area=flavour.vl_area,
+    )
+    names = (case.target, *case.references)
+    target, *references = (File(name, 0, 0) for name in names)
+    match = Match(target, tuple(references))
+    facts = [examine(folder / name) for name in names]
+    assert faults(str(case), match, facts, terms) == []
+    return sample_of(str(case), match, facts, terms, captions=(CAPTION,))
 
 
 def conditioned(models: Models, case: Case, folder: Path) -> Ours:
     """Go qedit's way: files, geometry, encoders."""
-    flavour: Flavour = models.checkpoint.flavour
-    target = open_upright(folder / case.target)
-    upright = [open_upright(folder / name) for name in case.references]
-    boxes = [_box(case, target, reference) for reference in upright]
-    ratios = [geometry.ratio_of(box) for box in boxes]
-    vae_sizes = [geometry.size_of_area(flavour.vae_area, ratio) for ratio in ratios]
-    vl_sizes = [geometry.size_of_area(flavour.vl_area, ratio) for ratio in ratios]
+    paired = sample(models.checkpoint.flavour, case, folder)
+    upright = [open_upright(folder / reference.path) for reference in paired.references]
     shown: list[dict[str, Any]] = []
     hook = models.prompt.model.register_forward_pre_hook(
         lambda module, _, options: shown.append(options), with_kwargs=True
     )
-    vl_pictures = [resized(*each) for each in zip(upright, boxes, vl_sizes, strict=True)]
+    vl_pictures, values = [], []
+    for opened, reference in zip(upright, paired.references, strict=True):
+        assert reference.vl_size is not None
+        vl_pictures.append(resized(opened, reference.box, reference.vl_size))
+        shrunk = resized(opened, reference.box, reference.size)
+        values.append(torch.from_numpy(pixels(shrunk))[None])
     prefix, (tail, null_tail) = models.prompt.encode(vl_pictures, [CAPTION, NULL_CAPTION])
     hook.remove()
-    values = [
-        torch.from_numpy(pixels(resized(*each)))[None]
-        for each in zip(upright, boxes, vae_sizes, strict=True)
-    ]
     return Ours(
-        size=geometry.target_size(geometry.whole(target.size), geometry.Framing(RESOLUTION)),
+        size=paired.target.size,
         upright=upright,
         vl_pictures=vl_pictures,
         pixels=values,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def load_part(
         WrongUse: the folder does not hold this model, or not all of its weights. The
             libraries would fill the gaps with random numbers.
     """
-    with _quiet():
+    with _quiet(_library(kind)):
         try:
             model, report = kind.from_pretrained(
                 str(folder),
@@ -46,7 +47,7 @@ def load_part(
 
 
 def _dtype_option(kind: Any) -> str:
-    return "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+    return "dtype" if _library(kind) == "transformers" else "torch_dtype"
 
 
 def _refuse_gaps(folder: Path, name: str, report: dict[str, Any]) -> None:
@@ -59,23 +60,23 @@ def _refuse_gaps(folder: Path, name: str, report: dict[str, Any]) -> None:
         )
 
 
+def _library(kind: Any) -> str:
+    return str(kind.__module__).partition(".")[0]
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither library shows its own bars and notes while a part is loaded.
+def _quiet(library: str) -> Iterator[None]:
+    """`library` (diffusers or transformers) shows no bars and notes while a part is loaded.
 
-    What matters in their loading reports is checked above; progress is told by the stages.
+    What matters in its loading report is checked above; progress is told by the stages. It is
+    imported by its name: training loads a diffusers model, and must not import transformers.
     """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    logging = import_module(f"{library}.utils.logging")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.set_verbosity(level)
-            library.enable_progress_bar()
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
