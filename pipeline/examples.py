@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..cache.errors import WrongUse
+from ..config.datasets import Dataset
 from ..config.loading import load
 from ..stages.stage import Progress
 
@@ -12,6 +14,8 @@ TINY_FOLDER = Path("qedit-tiny")
 TINY_VAE_AREA = 128 * 128
 TINY_VL_AREA = 112 * 112
 TINY_STEPS = 100
+# what the drawn data set calls its parts, by the number of references
+CHAPTERS = {1: "one-reference", 2: "two-references", 3: "three-references"}
 
 
 def example_named(assignments: tuple[str, ...]) -> str | None:
@@ -53,7 +57,8 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
         make_tiny(model, flavour, vae_area=TINY_VAE_AREA, vl_area=TINY_VL_AREA, sighted=True)
         draw_demo_pictures(pictures)
         progress.say(f"Using the tiny model {model} and the pictures in {pictures}.")
-    folders = _folders(pictures, len(references))
+    chapter = pictures / CHAPTERS[len(references)]
+    folders = [chapter / "edited", *(chapter / f"reference{name}" for name in _suffixes(references))]
     sets = {
         "pretrained_model_name_or_path": str(model),
         "cache_dir": str(TINY_FOLDER / "cache"),
@@ -65,3 +70,7 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
         sets[f"data.{dataset.id}.instance_data_dir"] = str(folder)
         sets[f"data.{dataset.id}.resolution"] = str(round(TINY_VAE_AREA**0.5))
     return tuple(f"{key}={value}" for key, value in sets.items())
+
+
+def _suffixes(references: Sequence[Dataset]) -> list[str]:
+    return [""] if len(references) == 1 else [f"-{letter}" for letter in "abc"[: len(references)]]

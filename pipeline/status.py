@@ -142,8 +142,9 @@ def other_recipes(shelf: Shelf) -> int:
 
 
 def _training(configuration: Configuration) -> Line:
-    from ..stages.train.checkpoint import newest_step
+    from ..stages.train.checkpoint import checkpoints, step_of
 
-    output = Path(configuration.settings.output_dir)
-    steps = configuration.settings.max_train_steps or 0
-    return Line("steps trained", steps, newest_step(output), say=str(output))
+    settings = configuration.settings
+    done = max((step_of(one) for one in checkpoints(settings.output_dir)), default=0)
+    # with num_train_epochs the number of steps depends on the samples: what is there counts
+    return Line("steps trained", settings.max_train_steps or done, done, say=str(settings.output_dir))

@@ -48,9 +48,7 @@ class Picture:
     @property
     def latent_key(self) -> str:
         """Names the latent row of this picture at this geometry."""
-        return key_of(
-            {"picture": self.digest, "box": self._box_for_keys, "size": list(self.size)}
-        )
+        return key_of({"picture": self.digest, "box": self._box_for_keys, "size": list(self.size)})
 
     @property
     def vl_part(self) -> dict[str, object]:

@@ -80,10 +80,11 @@ class Checkpoint:
 def flavour_of(settings: ModelSettings) -> Flavour:
     """The flavour that `settings` name, with the areas of a local checkpoint's qedit.json.
 
-    Reads one small file at most and never the network.
+    Reads a few small files at most and never the network.
 
     Raises:
-        WrongUse: no such flavour, or a local folder that is not there.
+        WrongUse: no such flavour, a local folder that is not there, or one that holds
+            another flavour's model.
     """
     name = settings.model_flavour
     if name not in FLAVOURS:
@@ -93,7 +94,11 @@ def flavour_of(settings: ModelSettings) -> Flavour:
         )
     flavour = FLAVOURS[name]
     folder = _local_folder(settings.pretrained_model_name_or_path, "pretrained_model_name_or_path")
-    if folder is None or not (folder / AREAS_FILE).is_file():
+    if folder is None:
+        return flavour
+    if settings.pretrained_transformer_model_name_or_path is None:
+        _refuse_contradiction(flavour, folder, transformer=folder / "transformer")
+    if not (folder / AREAS_FILE).is_file():
         return flavour
     areas = _read_json(folder / AREAS_FILE)
     unknown = areas.keys() - {"vae_area", "vl_area"}
@@ -128,12 +133,7 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     for part, name in overrides.items():
         parts[part] = _override(part, name)
     _refuse_gaps(root, parts)
-    _refuse_contradiction(
-        flavour,
-        source,
-        pipeline=_read_json(root / INDEX_FILE).get("_class_name"),
-        zero_cond_t=bool(_read_json(parts["transformer"] / "config.json").get("zero_cond_t")),
-    )
+    _refuse_contradiction(flavour, root, transformer=parts["transformer"], source=source)
     return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
 
 
@@ -242,11 +242,18 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def _refuse_contradiction(
-    flavour: Flavour, source: str, *, pipeline: Any, zero_cond_t: bool
+    flavour: Flavour, root: Path, *, transformer: Path, source: str = ""
 ) -> None:
+    """Raise WrongUse where the config files that are there say another flavour."""
+    index, config = root / INDEX_FILE, transformer / "config.json"
+    if not (index.is_file() and config.is_file()):
+        return  # a half checkpoint: `open_checkpoint` says what is missing
+    pipeline = _read_json(index).get("_class_name")
+    zero_cond_t = bool(_read_json(config).get("zero_cond_t"))
     expected = flavour.zero_cond_t and not flavour.overrides_zero_cond_t
     if (pipeline, zero_cond_t) == (flavour.pipeline, expected):
         return
+    source = source or str(root)
     if pipeline != flavour.pipeline:
         says = f"its model_index.json says {pipeline}, not {flavour.pipeline}"
     else:

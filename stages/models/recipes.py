@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from .checkpoint import Checkpoint, files_digest, model_digest
 from .templates import CLOSING, DROPPED_TOKENS, prefix_text
@@ -50,7 +50,6 @@ PICTURES: dict[str, object] = {
 }
 
 
-@runtime_checkable
 @runtime_checkable
 class EncoderSettings(Protocol):
     """The settings that decide in which precision rows are computed."""

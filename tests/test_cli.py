@@ -1,0 +1,213 @@
+"""The commands as a user meets them: one chain on a small run, then everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_run import draw, make_run, qedit, said, with_files
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went through all stages once."""
+    folder = make_run(tmp_path_factory.mktemp("finished"), flavour="edit-v2", references=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with_files("run")
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, somewhere else, as the working directory."""
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def stages(result_json: dict[str, object]) -> dict[str, dict[str, int]]:
+    listed = result_json["stages"]
+    assert isinstance(listed, list)
+    return {one["stage"]: one for one in listed}
+
+
+def test_a_second_run_elsewhere_finds_everything_done(copy: Path) -> None:
+    found = stages(said(with_files("run", "--json")))
+    assert list(found) == ["pair", "cache-vae", "cache-embeds", "train"]
+    for name in ("cache-vae", "cache-embeds", "train"):
+        assert found[name]["computed"] == 0, name
+        assert found[name]["kept"] == found[name]["wanted"] > 0, name
+    # 4 targets and 8 references; 4 reference sets, each with a caption and the null prompt
+    assert found["cache-vae"]["wanted"] == 12
+    assert found["cache-embeds"]["wanted"] == 4 + 8
+    assert "nothing to do" in with_files("cache-vae").stdout
+
+
+def test_a_changed_caption_costs_one_tail(copy: Path) -> None:
+    (copy / "edited" / "p1.txt").write_text("turn it blue")
+    with_files("pair")
+    assert said(with_files("cache-vae", "--json"))["computed"] == 0
+    embeds = said(with_files("cache-embeds", "--json"))
+    assert (embeds["prefixes_computed"], embeds["tails_computed"]) == (0, 1)
+
+
+def test_a_replaced_reference_costs_its_latents_prefix_and_tails(copy: Path) -> None:
+    draw(copy / "reference-b" / "p2.png", (72, 128), seed=999)
+    with_files("pair")
+    assert said(with_files("cache-vae", "--json"))["computed"] == 1
+    embeds = said(with_files("cache-embeds", "--json"))
+    assert (embeds["prefixes_computed"], embeds["tails_computed"]) == (1, 2)
+
+
+def test_a_picture_changed_behind_the_pairs_is_never_cached_under_its_old_name(copy: Path) -> None:
+    shutil.rmtree(copy / "caches" / "vae")
+    draw(copy / "edited" / "p0.png", (96, 96), seed=999)
+    error = with_files("cache-vae", expect=4).stderr
+    assert "p0.png has changed" in error
+    assert "qedit pair" in error
+
+
+def test_a_reference_used_twice_is_encoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(tmp_path)
+    monkeypatch.chdir(folder)
+    shutil.copy(folder / "reference-a" / "p0.png", folder / "reference-a" / "p3.png")
+    with_files("pair")
+    # four targets and three distinct references
+    assert said(with_files("cache-vae", "--json"))["computed"] == 4 + 3
+    # three reference sets, four captions, and the null prompt after each set
+    assert said(with_files("cache-embeds", "--json"))["computed"] == 3 + 4 + 3
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path)
+    monkeypatch.chdir(folder)
+    with_files("pair", "--dry-run")
+    assert not (folder / "caches").exists()
+    with_files("pair")
+    before = sorted(folder.rglob("*"))
+    planned = said(with_files("cache-vae", "--dry-run", "--json"))
+    assert (planned["missing"], planned["computed"]) == (8, 0)
+    with_files("cache-embeds", "--dry-run")
+    new = set(folder.rglob("*")) - set(before)
+    # what is remembered about large files is no result
+    assert {path.name for path in new} <= {"model-digests.json"}
+
+
+def test_status_says_what_is_there_and_what_comes_next(copy: Path) -> None:
+    done = said(with_files("status", "--json"))
+    assert done["next"] == ""
+    assert all(one["missing"] == 0 for one in done["results"])
+    shutil.rmtree(copy / "caches" / "text_embeds")
+    after = said(with_files("status", "--json"))
+    assert after["next"] == "qedit cache-embeds"
+    missing = {one["what"]: one["missing"] for one in after["results"]}
+    assert (missing["text tails"], missing["image prefixes"]) == (8, 0)
+
+
+def test_inspect_exports_what_training_sees(copy: Path) -> None:
+    with_files("inspect", "p1", "--export", "p1.safetensors")
+    with safe_open(copy / "p1.safetensors", "pt") as file:
+        facts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert set(tensors) == {
+        "target_latents",
+        "reference_latents.0",
+        "reference_latents.1",
+        "prompt_embeds",
+        "null_embeds",
+    }
+    assert all(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
+    # 128x72 at an area of 64x64 is 96x64 by the rule of size
+    assert tensors["target_latents"].shape == (16, 4 * 2, 12)
+    assert facts["caption"] == "make it number 1"
+    assert facts["flavour"] == "edit-v2"
+    assert json.loads(facts["img_shapes"]) == [[1, 4, 6]] * 3
+    geometry = json.loads(facts["geometry"])
+    assert geometry["target"]["path"] == "p1.png"
+    assert geometry["target"]["source_size"] == [128, 72]
+    assert geometry["target"]["size"] == [96, 64]
+    assert len(geometry["references"]) == 2
+    # prefix and tail joined: both embeds share the prefix and differ after it
+    prompt, null = tensors["prompt_embeds"], tensors["null_embeds"]
+    shared = min(len(prompt), len(null)) - 8
+    assert torch.equal(prompt[:shared], null[:shared])
+    assert len(prompt) != len(null)
+
+
+@pytest.mark.parametrize("name", ["p1", "p1.png", "edited:p1.png", "edited:p1"])
+def test_a_sample_is_found_by_each_of_its_names(copy: Path, name: str) -> None:
+    assert said(with_files("inspect", name, "--json"))["sample"] == "p1.png"
+
+
+def test_an_unknown_sample_shows_names_near_it(copy: Path) -> None:
+    assert "p1.png" in with_files("inspect", "p11.png", expect=2).stderr
+
+
+def test_an_unknown_caption_number_says_how_many_there_are(copy: Path) -> None:
+    assert "has 1 caption" in with_files("inspect", "p1", "--caption", "4", expect=2).stderr
+
+
+def test_training_before_caching_names_the_command_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_run(tmp_path))
+    assert "qedit pair" in with_files("train", expect=4).stderr
+    with_files("pair")
+    error = with_files("train", expect=4).stderr
+    assert "4 of 4 samples have no latents yet, the first is p0.png" in error
+    assert "`qedit cache-vae`, then `qedit train` again" in error
+    with_files("cache-vae")
+    assert "`qedit cache-embeds`, then `qedit train` again" in with_files("train", expect=4).stderr
+
+
+def test_errors_are_one_json_object_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_run(tmp_path))
+    error = said(with_files("train", "--json", expect=4))
+    assert error["exit_code"] == 4
+    assert "qedit pair" in error["do"]
+
+
+def test_the_source_folders_of_a_checkout_are_never_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_run(tmp_path))
+    root = Path(__file__).resolve().parent.parent
+    for key in ("cache_dir", "output_dir"):
+        error = with_files("pair", "--set", f"{key}={root / 'cache'}", expect=2).stderr
+        assert "cache" in error
+        assert "-C" in error
+    assert not (root / "cache" / "pairs").exists()
+
+
+def test_wrong_words_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "--set seed=3" in qedit("pair", "seed=3", expect=2).stderr
+    assert "no folder" in qedit("pair", "-C", "nowhere", expect=2).stderr
+    assert "example=" in qedit("pair", "--tiny", expect=2).stderr
+    assert "--config" in qedit("pair", expect=2).stderr
+    assert "No such command" in qedit("cache", expect=2).stderr
+
+
+def test_a_contradicting_checkpoint_is_refused_naming_both(copy: Path) -> None:
+    one = "data.edited.conditioning_data=reference-a"
+    wrong = ("--set", "model_flavour=edit-v1", "--set", one)
+    for command in ("pair", "cache-vae", "train"):
+        error = with_files(command, *wrong, expect=2).stderr
+        assert "edit-v1" in error
+        assert "QwenImageEditPlusPipeline" in error
+    error = with_files("train", "--set", "model_flavour=edit-v3", expect=2).stderr
+    assert "zero_cond_t" in error
+
+
+def test_another_run_in_the_output_folder_is_refused(copy: Path) -> None:
+    error = with_files("train", "--set", "lora_rank=4", expect=3).stderr
+    assert "lora_rank" in error
+    assert "output_dir" in error
