@@ -16,16 +16,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from made_pictures import PICTURES
 from PIL import Image
 from stock import Seen, StockPipeline
+from tiny_models import difference, opened
 from torch import Tensor
 
 from qedit.config.datasets import Dataset
 from qedit.stages.images import open_upright, pixels, resized
-from qedit.stages.models.checkpoint import Checkpoint, open_checkpoint
+from qedit.stages.models.checkpoint import Checkpoint
 from qedit.stages.models.denoise import denoise, load_scheduler
 from qedit.stages.models.flavours import FLAVOURS, Flavour
 from qedit.stages.models.prompt import PromptEncoder
@@ -42,51 +43,6 @@ from qedit.stages.samples import NULL_CAPTION, Sample
 CAPTION = "make the sky red; keep {braces}, the cat's “house” and Ünïcode"
 RESOLUTION = 128
 CLOSE = 1e-5
-
-
-# -- the pictures ----------------------------------------------------------------------
-
-
-def _drawn(width: int, height: int, seed: int) -> Image.Image:
-    """Shapes and a little noise: something with edges, so that a wrong resize shows."""
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    shapes = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    noise = generator.integers(-20, 21, (height, width, 3))
-    return Image.fromarray(np.clip(np.asarray(shapes) + noise, 0, 255).astype(np.uint8))
-
-
-def _save_turned(path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    _drawn(400, 300, 4).save(path, exif=exif, quality=95)
-
-
-def _save_see_through(path: Path) -> None:
-    picture = _drawn(301, 203, 5)
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    picture.save(path)
-
-
-def _save_sixteen_bit(path: Path) -> None:
-    deep = np.asarray(_drawn(250, 240, 9).convert("L")).astype(np.uint16) * 257
-    Image.fromarray(deep).save(path)
-
-
-PICTURES = {
-    "square.png": lambda path: _drawn(320, 320, 1).save(path),
-    "landscape.jpg": lambda path: _drawn(640, 360, 2).save(path),
-    "portrait.webp": lambda path: _drawn(360, 640, 3).save(path, lossless=True),
-    "turned.jpg": _save_turned,
-    "see-through.png": _save_see_through,
-    "grey.png": lambda path: _drawn(333, 222, 6).convert("L").save(path),
-    "strip.png": lambda path: _drawn(70, 512, 7).save(path),
-    "odd.png": lambda path: _drawn(499, 501, 8).save(path),
-    "deep.png": _save_sixteen_bit,
-    "palette.gif": lambda path: _drawn(200, 150, 10).convert("P").save(path),
-    "small.bmp": lambda path: _drawn(41, 37, 11).save(path),
-    "banner.tif": lambda path: _drawn(600, 200, 12).save(path),
-}
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +103,6 @@ FULL = [
 ]
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    model_flavour: str
-    pretrained_model_name_or_path: str
-    revision: None = None
-    pretrained_transformer_model_name_or_path: None = None
-    pretrained_vae_model_name_or_path: None = None
-    pretrained_text_encoder_model_name_or_path: None = None
-
-
 @dataclass
 class Models:
     """One checkpoint, loaded by qedit and by diffusers."""
@@ -177,7 +123,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
         flavour = FLAVOURS[name]
         small = {"vae_area": 128 * 128, "vl_area": (112 if flavour.numbered_pictures else 128) ** 2}
         folder = make_tiny(root / f"{name}-{true_areas}", name, **({} if true_areas else small))
-        checkpoint = open_checkpoint(ModelSettings(name, str(folder)))
+        checkpoint = opened(folder, name)
         return Models(
             checkpoint=checkpoint,
             vae=LatentEncoder.load(checkpoint),
@@ -237,10 +183,10 @@ def conditioned(models: Models, case: Case, folder: Path) -> Ours:
         lambda module, _, options: shown.append(options), with_kwargs=True
     )
     vl_pictures, values = [], []
-    for opened, reference in zip(upright, paired.references, strict=True):
+    for whole, reference in zip(upright, paired.references, strict=True):
         assert reference.vl_size is not None
-        vl_pictures.append(resized(opened, reference.box, reference.vl_size))
-        shrunk = resized(opened, reference.box, reference.size)
+        vl_pictures.append(resized(whole, reference.box, reference.vl_size))
+        shrunk = resized(whole, reference.box, reference.size)
         values.append(torch.from_numpy(pixels(shrunk))[None])
     prefix, (tail, null_tail) = models.prompt.encode(vl_pictures, [CAPTION, NULL_CAPTION])
     hook.remove()
@@ -306,12 +252,6 @@ def assert_same_forward(mine: dict[str, Any], stock: dict[str, Any], *, tokens: 
     for name in ("hidden_states", "encoder_hidden_states"):
         assert difference(mine[name], stock[name]) < CLOSE
     assert difference(mine["prediction"], stock["prediction"][:, :tokens]) < CLOSE
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    assert one.shape == other.shape
-    return float((one - other).abs().max() / other.abs().max())
 
 
 def check(models: Models, case: Case, folder: Path) -> None:
