@@ -1,24 +1,22 @@
-"""The commands. The only place that prints, exits, or changes the working directory."""
+"""The commands, in the order of work."""
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from ..cache.errors import QeditError, WrongUse
-from .report import TerminalProgress, as_object, print_object
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-INTERRUPTED = 130
+from ..cache.errors import WrongUse
+from .options import (
+    device_option,
+    dry_run_option,
+    options_of_stages,
+    pair_options,
+    shared_options,
+)
+from .report import TerminalProgress, as_object
+from .reporting import reporting
 
 
 class InOrderOfWork(click.Group):
@@ -43,66 +41,6 @@ def main() -> None:
     """
 
 
-def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-shared_options = _stacked(
-    click.argument("assignments", nargs=-1, metavar="[example=NAME]"),
-    click.option("--config", type=click.Path(path_type=Path), help="The file config.json."),
-    click.option(
-        "--data", type=click.Path(path_type=Path), help="The data file (multidatabackend.json)."
-    ),
-    click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key of config.json, or data.<dataset id>.<key>. Repeatable.",
-    ),
-    click.option(
-        "--tiny", is_flag=True, help="With example=NAME: a tiny model and the demo's pictures."
-    ),
-    click.option(
-        "-C",
-        "folder",
-        type=click.Path(path_type=Path),
-        help="Work in this folder; relative paths start there.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
-    click.option("-v", "--verbose", count=True, help="Say more."),
-    click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong."),
-    click.option("--debug", is_flag=True, help="Show tracebacks."),
-)
-dry_run_option = click.option(
-    "-n", "--dry-run", is_flag=True, help="Say what would be done; write nothing."
-)
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
-)
-pair_options = _stacked(
-    click.option(
-        "--on-reject",
-        type=click.Choice(["fail", "skip"]),
-        default="fail",
-        show_default=True,
-        help="What to do when samples are rejected.",
-    ),
-    click.option(
-        "--max-rejected",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="How many rejected samples are fine.",
-    ),
-)
-
-
 def _run(
     names: tuple[str, ...],
     *,
@@ -112,7 +50,7 @@ def _run(
     **shared: Any,
 ) -> None:
     """Load the configuration, run stages, report; every command that runs stages ends here."""
-    with _reporting(**shared) as (progress, finish):
+    with reporting(**shared) as (progress, finish):
         from .runner import run_stages
 
         configuration = _configuration(progress, dry_run=dry_run, **shared)
@@ -151,77 +89,18 @@ def _configuration(
     return configuration
 
 
-@contextmanager
-def _reporting(
-    *,
-    folder: Path | None,
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
-    debug: bool,
-    **_: Any,
-) -> Iterator[tuple[TerminalProgress, Callable[[dict[str, Any]], None]]]:
-    """Go to the folder, and turn whatever goes wrong into words and an exit code."""
-    progress = TerminalProgress(as_json=as_json, verbosity=-1 if quiet else verbose)
-
-    def finish(value: dict[str, Any]) -> None:
-        if as_json:
-            print_object(value)
-
-    try:
-        if folder is not None:
-            _go_to(folder)
-        yield progress, finish
-    except QeditError as error:
-        if debug:
-            traceback.print_exc()
-        finish({"error": error.what, "do": error.do, "exit_code": error.exit_code})
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
-        _fail(
-            "Interrupted. What was finished is kept: the same command goes on from there.",
-            INTERRUPTED,
-            label="",
-        )
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            _unexpected(error, debug=debug, finish=finish)
-        what = f"{error.strerror}: {error.filename or 'while writing'}."
-        do = "Make room or choose another cache_dir or output_dir; what was finished is kept."
-        finish({"error": what, "do": do, "exit_code": 1})
-        _fail(f"{what}\n{do}", 1)
-    except Exception as error:
-        _unexpected(error, debug=debug, finish=finish)
-
-
-def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, Any]], None]) -> None:
-    if debug:
-        traceback.print_exc()
-    what = f"{type(error).__name__}: {error}"
-    do = "This is a defect in qedit: run again with --debug and report what it prints."
-    finish({"error": what, "do": do, "exit_code": 1})
-    _fail(f"{what}\n{do}", 1)
-
-
-def _fail(text: str, exit_code: int, *, label: str = "Error: ") -> None:
-    click.echo(f"{label}{text}", err=True)
-    sys.exit(exit_code)
-
-
-def _go_to(folder: Path) -> None:
-    if not folder.is_dir():
-        raise WrongUse(f"There is no folder {folder} (-C).", f"Make it: mkdir -p {folder}")
-    os.chdir(folder)
-
-
 @main.command()
 @shared_options
 @dry_run_option
 @pair_options
-def pair(on_reject: str, max_rejected: int, **shared: Any) -> None:
-    """Match targets with references and captions; decide every geometry; find what is wrong."""
-    options: dict[str, object] = {"on_reject": on_reject, "max_rejected": max_rejected}
+@click.option("--retry-rejected", is_flag=True, help="Look again at what was rejected before.")
+def pair(on_reject: str, max_rejected: int, retry_rejected: bool, **shared: Any) -> None:
+    """Match targets, references and captions; decide geometry; find what is wrong."""
+    options: dict[str, object] = {
+        "on_reject": on_reject,
+        "max_rejected": max_rejected,
+        "retry_rejected": retry_rejected,
+    }
     _run(("pair",), command="pair", options={"pair": options}, **shared)
 
 
@@ -253,15 +132,6 @@ def cache_embeds(device: str, **shared: Any) -> None:
     )
 
 
-def _all_options(device: str, on_reject: str, max_rejected: int) -> dict[str, dict[str, object]]:
-    return {
-        "pair": {"on_reject": on_reject, "max_rejected": max_rejected},
-        "cache-vae": {"device": device},
-        "cache-embeds": {"device": device},
-        "train": {"device": device},
-    }
-
-
 @main.command()
 @shared_options
 @dry_run_option
@@ -273,7 +143,7 @@ def train(device: str, on_reject: str, max_rejected: int, prepare: bool, **share
     from .runner import ORDER
 
     names = ORDER if prepare else ("train",)
-    options = _all_options(device, on_reject, max_rejected)
+    options = options_of_stages(device, on_reject, max_rejected)
     _run(names, command="train", options=options, **shared)
 
 
@@ -286,14 +156,14 @@ def run(device: str, on_reject: str, max_rejected: int, **shared: Any) -> None:
     """All stages in order, each doing only what is missing."""
     from .runner import ORDER
 
-    _run(ORDER, command="run", options=_all_options(device, on_reject, max_rejected), **shared)
+    _run(ORDER, command="run", options=options_of_stages(device, on_reject, max_rejected), **shared)
 
 
 @main.command()
 @shared_options
 def status(**shared: Any) -> None:
     """What is there, what is missing, what was made by other settings."""
-    with _reporting(**shared) as (progress, finish):
+    with reporting(**shared) as (progress, finish):
         from .status import status_of
 
         configuration = _configuration(progress, **shared)
@@ -312,7 +182,7 @@ def status(**shared: Any) -> None:
 )
 def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> None:
     """One sample exactly as training sees it. SAMPLE is its target's path in the dataset."""
-    with _reporting(**shared) as (progress, finish):
+    with reporting(**shared) as (progress, finish):
         from ..stages.inspect_sample import inspect_sample
 
         configuration = _configuration(progress, **shared)
@@ -350,7 +220,7 @@ def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> No
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def demo(folder: Path, as_json: bool, quiet: bool, debug: bool) -> None:
     """The whole chain on a tiny model: pictures become a LoRA, in minutes, on a CPU."""
-    with _reporting(folder=None, as_json=as_json, verbose=0, quiet=quiet, debug=debug) as (
+    with reporting(folder=None, as_json=as_json, verbose=0, quiet=quiet, debug=debug) as (
         progress,
         finish,
     ):

@@ -58,7 +58,10 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
         draw_demo_pictures(pictures)
         progress.say(f"Using the tiny model {model} and the pictures in {pictures}.")
     chapter = pictures / CHAPTERS[len(references)]
-    folders = [chapter / "edited", *(chapter / f"reference{name}" for name in _suffixes(references))]
+    folders = [
+        chapter / "edited",
+        *(chapter / f"reference{name}" for name in _suffixes(references)),
+    ]
     sets = {
         "pretrained_model_name_or_path": str(model),
         "cache_dir": str(TINY_FOLDER / "cache"),

@@ -147,4 +147,6 @@ def _training(configuration: Configuration) -> Line:
     settings = configuration.settings
     done = max((step_of(one) for one in checkpoints(settings.output_dir)), default=0)
     # with num_train_epochs the number of steps depends on the samples: what is there counts
-    return Line("steps trained", settings.max_train_steps or done, done, say=str(settings.output_dir))
+    return Line(
+        "steps trained", settings.max_train_steps or done, done, say=str(settings.output_dir)
+    )
