@@ -32,11 +32,11 @@ UNIT = 32
 # Brightness and two colour differences, from red, green and blue.
 COLOUR_AXES = np.array([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.0, -0.5], [-0.25, 0.5, -0.25]])
 # Where the 2x2 numbers of each axis lie in drawings: centre, and spread of [row kind][column kind].
-CENTRES = (0.2, 0.0, 0.0)
+CENTRES = (0.42, -0.11, 0.03)
 SPREADS = (
-    ((0.5, 0.08), (0.08, 0.03)),
-    ((0.25, 0.04), (0.04, 0.015)),
-    ((0.2, 0.03), (0.03, 0.012)),
+    ((0.44, 0.075), (0.075, 0.036)),
+    ((0.24, 0.06), (0.06, 0.026)),
+    ((0.09, 0.02), (0.02, 0.009)),
 )
 # Far above every number beside it (so that the norm hardly moves), and exact in bfloat16.
 LOUD = 256.0
@@ -124,7 +124,7 @@ def _write_encoder(encoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
     halving[2].bias[2 * FEATURES] = LOUD
     encoder.norm_out.gamma.fill_(LOUD / encoder.norm_out.scale)
     spread, offset = scale
-    for channel, feature in enumerate(_feature_of_channel()):
+    for channel, feature in enumerate(map(int, _feature_of_channel())):
         _tap(encoder.conv_out, channel, 2 * feature, spread[channel])
         _tap(encoder.conv_out, channel, 2 * feature + 1, -spread[channel])
         encoder.conv_out.bias[channel] = offset[channel]
@@ -142,7 +142,7 @@ def _write_decoder(decoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
     spread, offset = scale
     features = _feature_of_channel()
     copies = np.bincount(features)
-    for channel, feature in enumerate(features):
+    for channel, feature in enumerate(map(int, features)):
         share = 1 / (copies[feature] * spread[channel])
         _tap(decoder.conv_in, feature, channel, share)
         decoder.conv_in.bias[feature] -= offset[channel] * share
@@ -192,7 +192,3 @@ def _tap(conv: Any, to: int, from_: int, value: float, *, at: tuple[int, int] = 
     """Set one weight; in time it is the last tap, the one that sees the only frame."""
     weight = conv.weight[:, :, -1] if conv.weight.dim() == 5 else conv.weight
     weight[to, from_, at[0], at[1]] = float(value)
-
-
-def give_sight(transformer: nn.Module) -> None:
-    pass

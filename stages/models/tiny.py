@@ -21,12 +21,13 @@ from torch import nn
 
 from ...cache.atomic import new_folder, remove
 from ...cache.errors import WrongUse
+from .copying import HEAD_WIDTH, HEADS, LAYERS, teach_to_copy
 from .flavours import FLAVOURS, Flavour
-from .sighted import give_sight, sighted_vae
+from .sighted import sighted_vae
 from .tiny_tokenizer import train_tokenizer
 
 # Raised whenever the same arguments give other files, so that old folders are made anew.
-VERSION = 1
+VERSION = 2
 RECIPE_FILE = "tiny.json"
 AREAS_FILE = "qedit.json"
 
@@ -50,8 +51,8 @@ def make_tiny(
         flavour: a name of `FLAVOURS`; edit-v2+ is the checkpoint of edit-v2.
         vae_area, vl_area: areas in square pixels that references are shown to the two
             encoders at, written to qedit.json; None leaves them to the flavour.
-        sighted: with a VAE that really shows (coarse) pictures, and a transformer wide enough
-            to learn something from them.
+        sighted: with a VAE that really shows (coarse) pictures, and a transformer that, before
+            any training, repeats its first reference.
 
     Raises:
         WrongUse: an unknown flavour, or `folder` holds something else.
@@ -125,7 +126,7 @@ def _save_models(folder: Path, flavour: Flavour, *, seed: int, sighted: bool) ->
     draw_weights(text_encoder, seed=seed)
     draw_weights(transformer, seed=seed)
     if sighted:
-        give_sight(transformer)
+        teach_to_copy(transformer)
     else:
         draw_weights(vae, seed=seed)
     parts = {
@@ -196,9 +197,9 @@ def _transformer(*, zero_cond_t: bool, sighted: bool) -> Any:
         patch_size=2,
         in_channels=64,
         out_channels=16,
-        num_layers=3 if sighted else 2,
-        attention_head_dim=32,
-        num_attention_heads=4 if sighted else 2,
+        num_layers=LAYERS if sighted else 2,
+        attention_head_dim=HEAD_WIDTH,
+        num_attention_heads=HEADS if sighted else 2,
         joint_attention_dim=TEXT_WIDTH,
         axes_dims_rope=(8, 12, 12),
         zero_cond_t=zero_cond_t,
