@@ -30,8 +30,6 @@ NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
     "lora_init_type": ("gaussian",),
     "lora_format": (),
     "optimizer": (),
-    "use_ema": (),
-    "ema_*": (),
     "scheduled_sampling_*": (),
     "validation_*": (),
     "num_eval_images": (),

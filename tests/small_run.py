@@ -44,7 +44,6 @@ def make_run(
         "max_train_steps": 3,
         "cache_dir": "caches",
         "output_dir": "out",
-        "use_ema": False,
         **settings,
     }
     data: list[dict[str, Any]] = [

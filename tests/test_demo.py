@@ -1,0 +1,88 @@
+"""The demo and the shipped examples, as a newcomer runs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from small_run import qedit, said
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("newcomer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        qedit("demo")
+    return folder / "qedit-demo"
+
+
+@pytest.fixture
+def work(shown: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shown.parent)
+    return shown
+
+
+def test_the_demo_trains_until_the_loss_has_clearly_fallen(work: Path) -> None:
+    chapters = said(qedit("demo", "--json"))["chapters"]
+    assert [one["flavour"] for one in chapters] == ["edit-v1", "edit-v2"]
+    for chapter in chapters:
+        assert chapter["loss_after"] < 0.85 * chapter["loss_before"], chapter
+
+
+def test_the_demo_leaves_a_lora_a_curve_and_a_sheet(work: Path) -> None:
+    for flavour in ("edit-v1", "edit-v2"):
+        with safe_open(work / "output" / flavour / "pytorch_lora_weights.safetensors", "pt") as file:
+            assert all(name.startswith("transformer.") for name in file.keys())  # noqa: SIM118
+        for name in ("loss.png", "edits.png"):
+            with Image.open(work / flavour / name) as picture:
+                assert min(picture.size) > 300
+
+
+def test_a_second_demo_finds_everything_done(work: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    lines = qedit("demo").stdout.splitlines()
+    assert sum("nothing to do" in line for line in lines) == 8
+    after = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    # run.json is the one file that says who looked last
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed <= {"run.json"}
+
+
+def test_a_sheet_that_was_deleted_is_drawn_again(work: Path) -> None:
+    (work / "edit-v1" / "edits.png").unlink()
+    qedit("demo")
+    assert (work / "edit-v1" / "edits.png").is_file()
+
+
+def test_the_demo_does_not_take_over_a_folder_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("mine")
+    assert "--dir" in qedit("demo", "--dir", "mine", expect=2).stderr
+
+
+@pytest.mark.parametrize("flavour", ["edit-v1", "edit-v2", "edit-v3"])
+def test_the_shipped_examples_run_on_the_tiny_model(
+    flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = (f"example=qwen_image.{flavour}-lora", "--tiny", "--set", "max_train_steps=2")
+    assert "qedit pair" in qedit("train", *example, expect=4).stderr
+    found = said(qedit("train", "--prepare", *example, "--json"))
+    assert [one["stage"] for one in found["stages"]] == [
+        "pair",
+        "cache-vae",
+        "cache-embeds",
+        "train",
+    ]
+    shutil.rmtree(tmp_path / "qedit-tiny" / "output")
+    assert json.loads(qedit("train", *example, "--json").stdout)["computed"] == 2
