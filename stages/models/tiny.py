@@ -69,7 +69,7 @@ def make_tiny(
     if _recipe_in(folder) == recipe:
         return folder
     _clear(folder)
-    with new_folder(folder) as fresh, _own_randomness(seed):
+    with new_folder(folder) as fresh, _undisturbed():
         _save_models(fresh, shown, seed=seed, sighted=sighted)
         areas = {"vae_area": vae_area, "vl_area": vl_area}
         given = {name: area for name, area in areas.items() if area is not None}
@@ -111,11 +111,18 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """The constructors of the models draw numbers: not from the caller's generators."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+def _undisturbed() -> Iterator[None]:
+    """Let the models' constructors draw from generators of their own, and save without bars."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _save_models(folder: Path, flavour: Flavour, *, seed: int, sighted: bool) -> None:

@@ -1,6 +1,6 @@
 """The tokenizer of the tiny checkpoint: Qwen2's class and rules, a few hundred words of its own.
 
-The pipelines drop the first 64 positions of every prompt, so the system part of their
+The pipelines drop the first 64 positions of every prompt, so the opening of their
 template must be exactly 64 tokens long here too: each of its words is one token.
 Everything the word list does not know falls back to bytes.
 """
@@ -12,19 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from .templates import DROPPED_TOKENS, OPENING
+
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
-
-# What the edit pipelines put before the pictures (diffusers, Apache-2.0).
-SYSTEM_PART = (
-    "<|im_start|>system\n"
-    "Describe the key features of the input image (color, shape, size, texture, objects, "
-    "background), then explain how the user's text instruction should alter or modify the "
-    "image. Generate a new image that meets the user's requirements while maintaining "
-    "consistency with the original input where appropriate.<|im_end|>\n"
-    "<|im_start|>user\n"
-)
-SYSTEM_PART_TOKENS = 64
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -45,7 +36,7 @@ SPECIAL_TOKENS = (
 
 _TEMPLATE_TEXT = "\n".join(
     (
-        SYSTEM_PART.replace("<|im_start|>", "").replace("<|im_end|>", ""),
+        OPENING.replace("<|im_start|>", "").replace("<|im_end|>", ""),
         "assistant\n",
         "Picture 1: Picture 2: Picture 3: ",
     )
@@ -73,7 +64,7 @@ def train_tokenizer() -> Qwen2Tokenizer:
     """Train the tiny tokenizer: same result every time, in a fraction of a second.
 
     Raises:
-        AssertionError: the template's system part is not 64 tokens.
+        AssertionError: the template's opening is not 64 tokens long.
     """
     from transformers import Qwen2Tokenizer
 
@@ -85,8 +76,8 @@ def train_tokenizer() -> Qwen2Tokenizer:
         model_max_length=131072,
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
-    length = len(tokenizer(SYSTEM_PART)["input_ids"])
-    assert length == SYSTEM_PART_TOKENS, f"the template's system part is {length} tokens"
+    length = len(tokenizer(OPENING)["input_ids"])
+    assert length == DROPPED_TOKENS, f"the template's opening is {length} tokens long"
     return tokenizer
 
 
