@@ -33,8 +33,10 @@ COPY_HEADS = slice(0, 2 * HEAD_WIDTH)
 TEXT_HEADS = slice(2 * HEAD_WIDTH, WIDTH)
 # Of random features beside what is shown, so that six additions of them stay below it.
 QUIETNESS = 0.25
-# Mean square by which a target differs from its reference, of latents with unit spread.
-EDIT_VARIANCE = 0.3
+# Mean square by which a target is taken to differ from its reference, of latents with unit
+# spread. It is far more in truth, but this is also the noise that is left in what the
+# untrained model shows.
+EDIT_VARIANCE = 0.05
 # Knots in time, and how sharply the functions of time may bend there.
 KNOTS = 16
 SHARPNESS = 40.0

@@ -27,7 +27,7 @@ from .sighted import sighted_vae
 from .tiny_tokenizer import train_tokenizer
 
 # Raised whenever the same arguments give other files, so that old folders are made anew.
-VERSION = 2
+VERSION = 3
 RECIPE_FILE = "tiny.json"
 AREAS_FILE = "qedit.json"
 
