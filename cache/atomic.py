@@ -26,7 +26,7 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _count = itertools.count()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Make `path` hold exactly `data`: a reader sees the old file or the new one."""
     with new_file(path) as file:
         file.write(data)

@@ -32,7 +32,7 @@ def key_of(value: Any) -> str:
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=16).hexdigest()
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     """The 32-hex-digit content digest (blake2b-128) of `data`."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

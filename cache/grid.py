@@ -14,11 +14,16 @@ MOST_PADDING = 1 / 8
 
 @dataclass(frozen=True)
 class Grid:
-    """How an array is cut: `shape`, `shard` and `chunk` differ along the first axis only."""
+    """How an array is cut: `shape`, `shard` and `chunk` differ along the first axis only.
+
+    `compressed` says whether chunks are packed by `packing.py`; if not, each has
+    `chunk_bytes`.
+    """
 
     shape: tuple[int, ...]
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
+    compressed: bool = False
 
     @property
     def chunk_bytes(self) -> int:
@@ -28,9 +33,23 @@ class Grid:
     def chunks_a_shard(self) -> int:
         return self.shard[0] // self.chunk[0]
 
+    def as_json(self) -> dict[str, Any]:
+        """How manifests and indices say it; `grid_in` reads it."""
+        said = {"shape": self.shape, "shard": self.shard, "chunk": self.chunk}
+        return {**said, "compression": "zstd"} if self.compressed else said
+
     def shard_name(self, number: int) -> str:
         """The file of shard `number`: Zarr's default chunk key with `.` between its parts."""
         return ".".join(["c", str(number), *("0" for _ in self.shape[1:])])
+
+
+def grid_in(said: dict[str, Any]) -> Grid:
+    """The grid that `as_json` wrote; raises KeyError, TypeError or ValueError for another."""
+    compression = said.get("compression")
+    if compression not in (None, "zstd"):
+        raise ValueError(f"compression {compression} is unknown")
+    shape, shard, chunk = (tuple(said[name]) for name in ("shape", "shard", "chunk"))
+    return Grid(shape, shard, chunk, compressed=compression is not None)
 
 
 def chunk_length(lengths: Sequence[int]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import random
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,6 +19,8 @@ from .owner import Owner, is_dead, this_process
 
 LOCK_FILE = "writer.json"
 CLAIM = ".after-"
+SHORTEST_PAUSE_SECONDS = 0.005
+LONGEST_PAUSE_SECONDS = 0.2
 
 _count = itertools.count()
 
@@ -39,23 +43,41 @@ class Holder:
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path, *, doing: str) -> Iterator[None]:
+def writer_lock(folder: Path, *, doing: str, patience_seconds: float = 0.0) -> Iterator[None]:
     """Be the only writer in `folder` while the block runs.
+
+    Args:
+        patience_seconds: how long to wait for another writer to finish.
 
     Raises:
         Locked: another process is; the message names it. One that has died on this host
             does not count: its lock is taken over.
     """
-    path = folder / LOCK_FILE
-    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    me = Holder(this_process(), next(_count), doing, since)
-    _acquire(path, me)
+    path, me = folder / LOCK_FILE, new_holder(doing)
+    give_up = time.monotonic() + patience_seconds
+    pause = SHORTEST_PAUSE_SECONDS
+    while True:
+        try:
+            _acquire(path, me)
+            break
+        except Locked:
+            if time.monotonic() >= give_up:
+                raise
+        # not all at once again: processes that wait for one lock must not march in step
+        time.sleep(pause * (0.5 + random.random()))
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     try:
         _sweep_claims(folder)
         yield
     finally:
         if _holder(path) == me:  # else somebody has unlocked it by hand
             remove(path)
+
+
+def new_holder(doing: str) -> Holder:
+    """This process, about to do something."""
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    return Holder(this_process(), next(_count), doing, since)
 
 
 def holder_of(folder: Path) -> Holder | None:

@@ -10,7 +10,7 @@ from typing import Any
 from .arrays import Broken, crc32c
 from .atomic import write_json
 from .fingerprint import canonical_json
-from .grid import Grid
+from .grid import Grid, grid_in
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -38,10 +38,7 @@ def write_manifest(part: Path, manifest: Manifest) -> None:
         "format": FORMAT,
         "store": manifest.store,
         "rows": manifest.rows,
-        "arrays": {
-            name: {"shape": grid.shape, "shard": grid.shard, "chunk": grid.chunk}
-            for name, grid in manifest.arrays.items()
-        },
+        "arrays": {name: grid.as_json() for name, grid in manifest.arrays.items()},
         "files": manifest.files,
         "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
     }
@@ -67,7 +64,7 @@ def read_manifest(part: Path) -> Manifest | None:
         return Manifest(
             store=said["store"],
             rows=said["rows"],
-            arrays={name: _grid_in(grid) for name, grid in said["arrays"].items()},
+            arrays={name: grid_in(grid) for name, grid in said["arrays"].items()},
             files=said["files"],
             checksums={name: int(crc, 16) for name, crc in said["checksums"].items()},
         )
@@ -77,7 +74,3 @@ def read_manifest(part: Path) -> Manifest | None:
 
 def _own_checksum(said: dict[str, Any]) -> str:
     return f"{crc32c(canonical_json(said).encode()):08x}"
-
-
-def _grid_in(said: dict[str, list[int]]) -> Grid:
-    return Grid(tuple(said["shape"]), tuple(said["shard"]), tuple(said["chunk"]))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from .arrays import ArrayReader, Bits, Broken, crc32c, write_array
 from .atomic import file_in_place, make_folder, readable_json, sync_folder
-from .grid import chunk_length, place, zarr_metadata
+from .grid import Grid, chunk_length, place, zarr_metadata
+from .listing import Listing, Row
 from .manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from .tables import table_bytes, table_in
 
@@ -36,35 +36,22 @@ class Layout:
     ragged: bool
 
 
-@dataclass(frozen=True)
-class Damage:
-    """Something in a store that is not what was written; `key` is None if all of a part is."""
-
-    part: Path
-    key: str | None
-    what: str
-
-
 class Part:
-    """A complete part that can be read. The keys are not kept: the store has them."""
+    """A complete part whose rows can be read."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, layout: Layout, table: pa.Table) -> None:
-        self.path, self.manifest, self.layout = path, manifest, layout
-        self._starts: npt.NDArray[np.int64] = table["start"].to_numpy()
-        self._lengths: npt.NDArray[np.int32] = table["length"].to_numpy()
-        self._checksums: npt.NDArray[np.uint32] = table["crc32c"].to_numpy()
-        self._array = ArrayReader(path / layout.array, manifest.arrays[layout.array])
+    def __init__(self, path: Path, layout: Layout, grid: Grid) -> None:
+        self.path, self.layout = path, layout
+        self._array = ArrayReader(path / layout.array, grid)
 
-    def read(self, row: int) -> Bits:
-        """Row number `row`, its checksum verified; raises Broken."""
-        start, length = int(self._starts[row]), int(self._lengths[row])
-        slab = self._array.read(start, length, checksum=int(self._checksums[row]))
+    def read(self, row: Row, *, verified: bool = True) -> Bits:
+        """The row's bits; raises Broken. Without `verified` its checksums are not looked at."""
+        slab = self._array.read(row.start, row.length, checksum=row.checksum if verified else None)
         return slab if self.layout.ragged else slab[0]
 
-    def shape(self, row: int) -> tuple[int, ...]:
-        """The shape of row number `row`, from the table alone."""
+    def shape(self, row: Row) -> tuple[int, ...]:
+        """The row's shape; nothing is read."""
         rest = self._array.grid.shape[1:]
-        return (int(self._lengths[row]), *rest) if self.layout.ragged else rest
+        return (row.length, *rest) if self.layout.ragged else rest
 
 
 def write_part(
@@ -95,8 +82,8 @@ def write_part(
     sync_folder(path.parent)
 
 
-def read_part(path: Path, layout: Layout, *, store: str) -> tuple[Part, list[str]] | None:
-    """The part at `path` and its keys; None if there is none, for want of a manifest.
+def read_part(path: Path, layout: Layout, *, store: str) -> Listing | None:
+    """What the part at `path` says of its rows; None if there is no such part.
 
     Raises:
         Broken: what lies there is not what was written.
@@ -112,43 +99,15 @@ def read_part(path: Path, layout: Layout, *, store: str) -> tuple[Part, list[str
         raise Broken(f"{ROWS_FILE} is missing") from error
     if crc32c(data) != manifest.checksums[ROWS_FILE]:
         raise Broken(f"{ROWS_FILE} does not match its checksum")
-    table = table_in(data)
-    return Part(path, manifest, layout=layout, table=table), table["key"].to_pylist()
+    rows = table_in(data)
+    grid = manifest.arrays[layout.array]
+    return Listing([path.name], [grid], np.array([len(rows)]), rows)
 
 
-def verify_part(
-    path: Path, layout: Layout, *, store: str, wanted: Set[str] | None
-) -> Iterator[Damage]:
-    """Read all of the part at `path` (or its rows of these keys); what is damaged in it."""
-    try:
-        found = read_part(path, layout, store=store)
-    except Broken as error:
-        yield Damage(path, None, str(error))
-        return
-    if found is None:
-        return
-    part, keys = found
-    if wanted is None:
-        yield from (Damage(path, None, what) for what in _broken_files(part))
-    for row, key in enumerate(keys):
-        if wanted is None or key in wanted:
-            try:
-                part.read(row)
-            except Broken as error:
-                yield Damage(path, key, str(error))
-
-
-def _broken_files(part: Part) -> Iterator[str]:
-    """What is wrong with the files of `part` as such; the rows are another matter."""
-    checksums = part.manifest.checksums
-    for name, size in part.manifest.files.items():
-        path = part.path / name
-        if not path.is_file():
-            yield f"the file {name} is missing"
-        elif path.stat().st_size != size:
-            yield f"the file {name} has {path.stat().st_size} bytes instead of {size}"
-        elif name in checksums and crc32c(path.read_bytes()) != checksums[name]:
-            yield f"the file {name} does not match its checksum"
+def rows_in(listing: Listing) -> Iterator[tuple[str, Row]]:
+    """Every row of a listing with its key."""
+    for said in listing.rows.to_pylist():
+        yield said["key"], Row(said["start"], said["length"], said["crc32c"])
 
 
 def _files_of(part: Path) -> list[str]:

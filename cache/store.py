@@ -6,44 +6,53 @@ A store is a folder of parts made by one recipe. What a stage still has to do is
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from .arrays import Bits, Broken
 from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name, write_json
+from .claims import refuse_claims
 from .errors import AnotherRecipe, Damaged, NotComplete, QeditError
 from .fingerprint import fingerprint
+from .index import indices_in, read_index, replace_indices
+from .listing import Row, Rows
 from .lock import writer_lock
 from .manifest import MANIFEST_FILE
 from .owner import is_dead
-from .part import Damage, Layout, Part, read_part, verify_part, write_part
+from .part import Layout, Part, read_part, write_part
+from .verifying import Damage, verify_part
 
 LATENTS = Layout("latents", ("sample", "channel", "height", "width"), ragged=False)
 EMBEDS = Layout("embeds", ("token", "channel"), ragged=True)
 
 RECIPE_FILE = "recipe.json"
+FEW_PARTS = 32  # to read the tables of so many takes a few hundredths of a second
+MANY_PARTS = 256
 
 
 class Store:
     """The rows that one recipe makes, at `folder`/<fingerprint of the recipe>.
 
     To construct one touches nothing. The parts are looked up at first use; what another
-    process adds later is seen by a new Store, or inside `writing()`.
+    process adds later is seen by a new Store, after `refresh()`, and inside `adding()`.
     """
 
     def __init__(self, folder: Path, recipe: Mapping[str, Any], layout: Layout) -> None:
         self.recipe, self.layout = dict(recipe), layout
         self.fingerprint = fingerprint(recipe)
         self.path = folder / self.fingerprint
-        self._known: _Rows | None = None
-        self._is_writing = False
+        self._known: Rows | None = None
+        self._indexed: set[str] = set()
+        self._parts: dict[str, Part] = {}
+        self._adders = 0
 
     @property
     def parts_folder(self) -> Path:
@@ -55,7 +64,7 @@ class Store:
         Raises (as everything that looks rows up):
             Damaged: the table of a part is not the one that was written.
         """
-        return self._rows().number.keys()
+        return self._rows().keys()
 
     def __contains__(self, key: object) -> bool:
         return key in self.keys()
@@ -68,8 +77,15 @@ class Store:
         there = self.keys()
         return [key for key in dict.fromkeys(wanted) if key not in there]
 
-    def read(self, key: str) -> Bits:
+    def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Which of `keys` are there: for millions of them at once."""
+        return self._rows().hold(keys)
+
+    def read(self, key: str, *, verified: bool = True) -> Bits:
         """The row of `key`: bits of bfloat16, in the shape they were added in.
+
+        Args:
+            verified: whether to hold the bytes against their checksums.
 
         Raises:
             NotComplete: there is no such row.
@@ -77,8 +93,10 @@ class Store:
         """
         part, row = self._find(key)
         try:
-            return part.read(row)
+            return part.read(row, verified=verified)
         except Broken as error:
+            if not part.path.exists() and self.refresh():
+                return self.read(key, verified=verified)  # it has moved to another part
             raise _damaged(part.path, f"Row {key}", error) from error
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -91,25 +109,51 @@ class Store:
         files = (Path(where, name) for where, _, names in os.walk(self.path) for name in names)
         return sum(file.stat().st_size for file in files)
 
+    def refresh(self) -> bool:
+        """See what others have added or removed meanwhile; whether that was anything."""
+        if self._known is None:
+            self._rows()
+            return True
+        names = self._part_names()
+        if self._known.parts.keys() - names:
+            self._known = None
+            self._rows()
+            return True
+        new = names - self._known.parts.keys()
+        return self._admit(sorted(new), self._known) > 0
+
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Be this store's only writer while the block runs: `add` works in it alone.
+    def adding(self) -> Iterator[None]:
+        """Let `add` work while the block runs. Others may add at the same time.
 
         Removes what dead writers left, and looks up what others have added meanwhile.
+
+        Raises:
+            AnotherRecipe: the folder of this name was made by another recipe.
+        """
+        make_folder(self.parts_folder)
+        self._keep_recipe()
+        self.refresh()
+        self._sweep()
+        self._adders += 1
+        try:
+            yield
+        finally:
+            self._adders -= 1
+        self._keep_index(FEW_PARTS)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only process that adds or removes anything while the block runs.
 
         Raises:
             Locked: another process is writing.
             AnotherRecipe: the folder of this name was made by another recipe.
         """
         with writer_lock(self.path, doing=f"adding {self.layout.array}"):
-            self._keep_recipe()
-            self._sweep()
-            self._known = None
-            self._is_writing = True
-            try:
+            refuse_claims(self.path)
+            with self.adding():
                 yield
-            finally:
-                self._is_writing = False
 
     def add(self, keys: Sequence[str], rows: Sequence[np.ndarray]) -> None:
         """Store these rows as one part: all of them or, whatever happens, none.
@@ -119,8 +163,8 @@ class Store:
             rows: bits of bfloat16 (uint16), of one shape without the first dimension of the
                 layout; if that is ragged, each `[length, ...]` of its own length.
         """
-        if not self._is_writing:
-            raise RuntimeError("Store.add is called inside `with store.writing():` only")
+        if not self._adders:
+            raise RuntimeError("Store.add is called inside `adding()` or `writing()` only")
         if not keys and not rows:
             return
         _check(keys, rows, self.layout)
@@ -133,93 +177,121 @@ class Store:
                 remove(path)
             raise
         assert added is not None
-        self._rows().admit(*added)
+        known = self._rows()
+        known.admit(added)
+        self._keep_index(max(MANY_PARTS, len(known.parts) // 4))
 
-    def verify(self, keys: Iterable[str] | None = None) -> list[Damage]:
+    def verify(
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        seen: Callable[[int], None] = lambda rows: None,
+    ) -> list[Damage]:
         """Read everything (or the rows of `keys`) again; what is not as it was written."""
         wanted = None if keys is None else set(keys)
-        return [
-            damage
-            for path in self._part_paths()
-            for damage in verify_part(path, self.layout, store=self.fingerprint, wanted=wanted)
-        ]
+        damages = [Damage(self.path, None, what) for what in self._wrong_recipe()]
+        for path in self.part_paths():
+            store = self.fingerprint
+            damages += verify_part(path, self.layout, store=store, wanted=wanted, seen=seen)
+        return damages
 
-    def _find(self, key: str) -> tuple[Part, int]:
-        rows = self._rows()
-        if key not in rows.number:
+    def part_paths(self) -> list[Path]:
+        """The folders of all parts, unfinished ones too."""
+        return [self.parts_folder / name for name in sorted(self._part_names())]
+
+    def _find(self, key: str) -> tuple[Part, Row]:
+        found = self._rows().find(key)
+        if found is None:
             raise NotComplete(
                 f"The store {self.path} has no row {key}.",
                 "Run `qedit run`: it makes what is missing.",
             )
-        return rows.find(key)
+        name, row = found
+        if name not in self._parts:
+            grid = self._rows().parts[name]
+            self._parts[name] = Part(self.parts_folder / name, self.layout, grid)
+        return self._parts[name], row
 
-    def _rows(self) -> _Rows:
-        """What is there, looked up once."""
+    def _rows(self) -> Rows:
+        """What is there, looked up once: by the indices, then part by part."""
         if self._known is None:
-            known = _Rows()
-            for path in self._part_paths():
-                try:
-                    found = read_part(path, self.layout, store=self.fingerprint)
-                except Broken as error:
-                    raise _damaged(path, "A part of the store", error) from error
-                if found is not None:
-                    known.admit(*found)
+            known, names = Rows(), self._part_names()
+            for path in indices_in(self.path):
+                listing = read_index(path, store=self.fingerprint)
+                if listing is not None:
+                    known.admit(listing.only(names - known.parts.keys()))
+            self._indexed = set(known.parts)
+            self._admit(sorted(names - known.parts.keys()), known)
             self._known = known
         return self._known
 
-    def _part_paths(self) -> list[Path]:
-        folder = self.parts_folder
-        there = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [path for path in there if not path.name.endswith(LEFTOVER)]
+    def _admit(self, names: Iterable[str], known: Rows) -> int:
+        """Read the tables of these parts; how many there were."""
+        count = 0
+        for name in names:
+            path = self.parts_folder / name
+            try:
+                found = read_part(path, self.layout, store=self.fingerprint)
+            except Broken as error:
+                if not path.exists():
+                    continue  # removed while it was read
+                raise _damaged(path, "A part of the store", error) from error
+            if found is not None:
+                known.admit(found)
+                count += 1
+        return count
+
+    def _part_names(self) -> set[str]:
+        try:
+            names = os.listdir(self.parts_folder)
+        except FileNotFoundError:
+            return set()
+        return {name for name in names if not name.endswith(LEFTOVER)}
+
+    def _keep_index(self, unlisted: int) -> None:
+        """Write an index anew if more parts than these are in none."""
+        known = self._rows()
+        if len(known.parts) - len(self._indexed) <= unlisted:
+            return
+        listing = known.listing()
+        assert listing is not None
+        replace_indices(self.path, listing, store=self.fingerprint)
+        self._indexed = set(known.parts)
 
     def _keep_recipe(self) -> None:
         """Write recipe.json, for people, or make sure that it says the same."""
         path = self.path / RECIPE_FILE
         if not path.exists():
             write_json(path, self.recipe)
+        for what in self._wrong_recipe():
+            raise AnotherRecipe(
+                f"{path}: {what}.",
+                f"Put it back, or delete the folder {self.path} to make its rows anew.",
+            )
+
+    def _wrong_recipe(self) -> Iterator[str]:
+        path = self.path / RECIPE_FILE
+        if not path.exists():
+            if self._part_names():
+                yield f"{RECIPE_FILE} is missing"
             return
         try:
             said = fingerprint(json.loads(path.read_bytes()))
         except ValueError:
             said = "nothing readable"
         if said != self.fingerprint:
-            raise AnotherRecipe(
-                f"{path} is not the recipe that the folder is named after, {self.fingerprint}.",
-                f"Put it back, or delete the folder {self.path} to make its rows anew.",
-            )
+            yield f"it is not the recipe that the folder is named after, {self.fingerprint}"
 
     def _sweep(self) -> None:
         """Remove what processes that have died since left here, unfinished parts included."""
-        make_folder(self.parts_folder)
         sweep(self.path)
         sweep(self.parts_folder)
-        for path in self._part_paths():
-            owner = owner_of(path.name)
+        for name in self._part_names() - self._rows().parts.keys():
+            owner = owner_of(name)
+            path = self.parts_folder / name
             if owner and is_dead(owner) and not (path / MANIFEST_FILE).exists():
-                remove(path)
-
-
-class _Rows:
-    """Which rows there are and where: a number for every key, counted through the parts."""
-
-    def __init__(self) -> None:
-        self.number: dict[str, int] = {}
-        self._parts: list[Part] = []
-        self._first: list[int] = []
-        self._count = 0
-
-    def admit(self, part: Part, keys: list[str]) -> None:
-        """Add the rows of `part`; of a key that is there already, the new row counts."""
-        self._parts.append(part)
-        self._first.append(self._count)
-        self.number.update(zip(keys, range(self._count, self._count + len(keys)), strict=True))
-        self._count += len(keys)
-
-    def find(self, key: str) -> tuple[Part, int]:
-        """The part in which the row of `key` lies, and which of its rows it is."""
-        number = self.number[key]
-        place = bisect.bisect_right(self._first, number) - 1
-        return self._parts[place], number - self._first[place]
+                with contextlib.suppress(FileNotFoundError):  # another sweeper was faster
+                    remove(path)
 
 
 def _damaged(part: Path, subject: str, error: Broken) -> Damaged:

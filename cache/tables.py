@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,11 +39,33 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         ) from error
 
 
-def table_bytes(table: pa.Table) -> bytes:
-    """`table` as the bytes of a Parquet file with a checksum on every page."""
+def table_bytes(table: pa.Table, *, repeats: bool = True) -> bytes:
+    """`table` as the bytes of a Parquet file with a checksum on every page.
+
+    Args:
+        repeats: whether values come more than once, so that it pays to look for that.
+    """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table, buffer, compression="zstd", write_page_checksum=True, use_dictionary=repeats
+    )
     return buffer.getvalue()
+
+
+def table_file(schema: pa.Schema, blocks: Iterable[pa.RecordBatch]) -> memoryview:
+    """The same of a table that is never held as a whole: one row group a block."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, compression="zstd", write_page_checksum=True) as writer:
+        for block in blocks:
+            writer.write_batch(block)
+    return buffer.getbuffer()
+
+
+def table_blocks(data: bytes) -> Iterator[pa.Table]:
+    """The table whose Parquet file is `data`, one row group after the other."""
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number, use_threads=False)
 
 
 def table_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

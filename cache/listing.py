@@ -1,0 +1,146 @@
+"""Which rows there are, and where each lies: as columns, because there may be millions.
+
+A store's listing is put together from the tables of its parts, or from an index that holds
+many of them (`index.py`).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, KeysView, Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .grid import Grid
+
+
+class Row(NamedTuple):
+    """Where a row lies along the first axis of its part's array, and its checksum."""
+
+    start: int
+    length: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rows of some parts, part after part.
+
+    Attributes:
+        names, grids: of the parts.
+        counts: how many rows each part has.
+        rows: a table of `key`, `start`, `length`, `crc32c`, as in rows.parquet.
+    """
+
+    names: Sequence[str]
+    grids: Sequence[Grid]
+    counts: npt.NDArray[np.int64]
+    rows: pa.Table
+
+    def only(self, names: Set[str]) -> Listing:
+        """The part of this listing that speaks of the parts called `names`."""
+        stay = np.array([name in names for name in self.names], bool)
+        if stay.all():
+            return self
+        rows = self.rows.filter(pa.array(np.repeat(stay, self.counts)))
+        kept = np.flatnonzero(stay).tolist()
+        return Listing(
+            [self.names[at] for at in kept],
+            [self.grids[at] for at in kept],
+            self.counts[stay],
+            rows,
+        )
+
+
+def joined(listings: Sequence[Listing]) -> Listing:
+    """All these listings, one after the other, as one."""
+    return Listing(
+        [name for listing in listings for name in listing.names],
+        [grid for listing in listings for grid in listing.grids],
+        np.concatenate([listing.counts for listing in listings]),
+        pa.concat_tables([listing.rows for listing in listings]).combine_chunks(),
+    )
+
+
+class _Block:
+    """One listing with its rows numbered from `first` on."""
+
+    def __init__(self, listing: Listing, first: int) -> None:
+        self.listing, self.first = listing, first
+        self.part_ends = np.cumsum(listing.counts)
+        table = listing.rows
+        self.starts: npt.NDArray[np.int64] = table["start"].to_numpy()
+        self.lengths: npt.NDArray[np.int32] = table["length"].to_numpy()
+        self.checksums: npt.NDArray[np.uint32] = table["crc32c"].to_numpy()
+
+    def place(self, number: int) -> tuple[int, Row]:
+        """Which of the listing's parts row `number` lies in, and where in it."""
+        at = number - self.first
+        part = int(np.searchsorted(self.part_ends, at, side="right"))
+        row = Row(int(self.starts[at]), int(self.lengths[at]), int(self.checksums[at]))
+        return part, row
+
+
+class Rows:
+    """The rows of a store: a growing list of listings, found again by key.
+
+    Where several parts hold a key, the one that was admitted last counts.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Grid] = {}
+        self._blocks: list[_Block] = []
+        self._firsts: list[int] = []
+        self._count = 0
+        self._numbers: dict[str, int] = {}
+        self._numbered = 0  # how many blocks are in `_numbers`
+
+    def admit(self, listing: Listing) -> None:
+        """Add the rows of `listing`."""
+        self._blocks.append(_Block(listing, self._count))
+        self._firsts.append(self._count)
+        self._count += len(listing.rows)
+        self.parts.update(zip(listing.names, listing.grids, strict=True))
+
+    def keys(self) -> KeysView[str]:
+        """Every key once."""
+        return self._by_key().keys()
+
+    def find(self, key: str) -> tuple[str, Row] | None:
+        """The name of the part in which the row of `key` lies, and where; None if there is none."""
+        number = self._by_key().get(key)
+        if number is None:
+            return None
+        block = self._blocks[bisect.bisect_right(self._firsts, number) - 1]
+        part, row = block.place(number)
+        return block.listing.names[part], row
+
+    def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Which of `keys` have a row: for millions of them, without an object for each."""
+        there = [block.listing.rows["key"] for block in self._blocks]
+        chunks = [chunk for column in there for chunk in column.chunks]
+        known = pa.chunked_array(chunks, pa.string())
+        return np.asarray(pc.is_in(keys, value_set=known), bool)
+
+    def listing(self, names: Iterable[str] | None = None) -> Listing | None:
+        """Everything (or what is in the parts called `names`) as one listing."""
+        listings = [block.listing for block in self._blocks]
+        if names is not None:
+            wanted = set(names)
+            listings = [one for listing in listings if len((one := listing.only(wanted)).names)]
+        return joined(listings) if listings else None
+
+    def _by_key(self) -> dict[str, int]:
+        """Row numbers by key; made at the first question for a single key."""
+        for block in self._blocks[self._numbered :]:
+            keys = block.listing.rows["key"].to_pylist()
+            self._numbers.update(
+                zip(keys, range(block.first, block.first + len(keys)), strict=True)
+            )
+        self._numbered = len(self._blocks)
+        return self._numbers

@@ -1,0 +1,80 @@
+"""Reading everything again: what is not as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from .arrays import Broken, crc32c
+from .atomic import LEFTOVER, owner_of
+from .manifest import MANIFEST_FILE, read_manifest
+from .owner import is_dead
+from .part import Layout, Part, read_part, rows_in
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something in a store that is not what was written; `key` is None if no row alone is."""
+
+    part: Path
+    key: str | None
+    what: str
+
+
+def verify_part(
+    path: Path,
+    layout: Layout,
+    *,
+    store: str,
+    wanted: Set[str] | None,
+    seen: Callable[[int], None] = lambda rows: None,
+) -> Iterator[Damage]:
+    """Read all of the part at `path` (or its rows of these keys); what is damaged in it.
+
+    Args:
+        seen: told how many rows have been read since it was last told.
+    """
+    try:
+        listing = read_part(path, layout, store=store)
+    except Broken as error:
+        yield Damage(path, None, str(error))
+        return
+    if listing is None:
+        if _has_lost_its_manifest(path):
+            yield Damage(path, None, f"{MANIFEST_FILE} is missing")
+        return
+    if wanted is None:
+        yield from (Damage(path, None, what) for what in _broken_files(path))
+    part = Part(path, layout, listing.grids[0])
+    for key, row in rows_in(listing):
+        if wanted is None or key in wanted:
+            try:
+                part.read(row)
+            except Broken as error:
+                yield Damage(path, key, str(error))
+            seen(1)
+
+
+def _has_lost_its_manifest(path: Path) -> bool:
+    """Whether a part without a manifest is nobody's work in progress, but was complete once.
+
+    The array of a part that is being written, or was when its writer died, may be there too;
+    so what a dead writer left counts, and the next writer removes it.
+    """
+    owner = owner_of(path.name)
+    return owner is not None and is_dead(owner) and not path.name.endswith(LEFTOVER)
+
+
+def _broken_files(path: Path) -> Iterator[str]:
+    """What is wrong with the files of a part as such; the rows are another matter."""
+    manifest = read_manifest(path)
+    assert manifest is not None, "its rows have just been read"
+    for name, size in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            yield f"the file {name} is missing"
+        elif file.stat().st_size != size:
+            yield f"the file {name} has {file.stat().st_size} bytes instead of {size}"
+        elif name in manifest.checksums and crc32c(file.read_bytes()) != manifest.checksums[name]:
+            yield f"the file {name} does not match its checksum"
