@@ -112,7 +112,7 @@ def ending(configuration: Configuration) -> dict[str, Any]:
     return {"log": lines} | {name: (where / name).read_bytes() for name in files}
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.full), 5])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     made: Any, shared: Path, uninterrupted: dict[str, Any], steps: int
 ) -> None:
@@ -157,6 +157,18 @@ def test_more_steps_than_first_asked_for_are_the_longer_run(made: Any) -> None:
     assert ending(grown) == ending(longer)
 
 
+def test_moving_the_end_of_a_decaying_schedule_is_told(made: Any) -> None:
+    loop.run(made(max_train_steps=2), Quiet(), device="cpu")
+    told = Quiet()
+    loop.run(made(max_train_steps=4), told, device="cpu")
+    assert "step 4 instead of 2" in told.warned[0]
+    again = Quiet()
+    constant = {"lr_scheduler": "constant", "output": "constant"}
+    loop.run(made(max_train_steps=2, **constant), again, device="cpu")
+    loop.run(made(max_train_steps=4, **constant), again, device="cpu")
+    assert again.warned == []
+
+
 def test_an_older_checkpoint_can_be_named(made: Any, uninterrupted: dict[str, Any]) -> None:
     configuration = made()
     loop.run(configuration, Quiet(), device="cpu")
@@ -199,7 +211,7 @@ def test_a_checkpoint_holds_no_pickle_and_gives_everything_back(tmp_path: Path) 
     from qedit.stages.train.checkpoint import save_checkpoint
 
     one, other = trained(1), trained(2)
-    folder = save_checkpoint(tmp_path, one, step=3, run={"a": 1}, limit=2)
+    folder = save_checkpoint(tmp_path, one, step=3, of_steps=9, run={"a": 1}, limit=2)
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
     assert one.files() != other.files()
     other.restore(folder)
@@ -216,7 +228,7 @@ def test_the_oldest_goes_only_when_the_new_one_is_whole(
     from qedit.stages.train import checkpoint
 
     def save(step: int) -> None:
-        checkpoint.save_checkpoint(tmp_path, trained(1), step=step, run={}, limit=2)
+        checkpoint.save_checkpoint(tmp_path, trained(1), step=step, of_steps=9, run={}, limit=2)
 
     def names() -> list[str]:
         return [path.name for path in checkpoints(tmp_path)]

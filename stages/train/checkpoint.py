@@ -68,11 +68,18 @@ def _as_bytes(named: Mapping[str, Tensor]) -> bytes:
 
 
 def save_checkpoint(
-    output_dir: Path, trained: Trained, *, step: int, run: Mapping[str, Any], limit: int
+    output_dir: Path,
+    trained: Trained,
+    *,
+    step: int,
+    of_steps: int,
+    run: Mapping[str, Any],
+    limit: int,
 ) -> Path:
     """Write `checkpoint-<step>/` whole, then remove the oldest beyond `limit`.
 
     Args:
+        of_steps: how many steps the run was to have in all.
         run: what decides the run, as in run.json: a checkpoint is told from another run's by it.
     """
     folder = output_dir / f"checkpoint-{step}"
@@ -83,7 +90,8 @@ def save_checkpoint(
         for name, data in files.items():
             write_bytes(partial / name, data)
         digests = {name: digest_bytes(data) for name, data in files.items()}
-        write_json(partial / STATE_FILE, {"step": step, "files": digests, "run": dict(run)})
+        state = {"step": step, "of_steps": of_steps, "files": digests, "run": dict(run)}
+        write_json(partial / STATE_FILE, state)
     others = [path for path in checkpoints(output_dir) if path != folder]
     for path in others[: max(0, len(others) + 1 - limit)]:
         remove(path)

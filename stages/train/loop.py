@@ -215,6 +215,7 @@ def _train(plan: Plan, progress: Progress, *, begin: Path | None, device: torch.
         trainer.trained.restore(begin)
         done = step_of(begin)
         progress.say(f"Going on from {begin.name}.")
+        _warn_of_a_moved_end(plan, progress, before=read_state(begin)["of_steps"])
     metrics = Metrics(where, after_step=done)
     publisher = _publisher(plan)
     loss = float("nan")
@@ -240,12 +241,23 @@ def _train(plan: Plan, progress: Progress, *, begin: Path | None, device: torch.
     return loss
 
 
+def _warn_of_a_moved_end(plan: Plan, progress: Progress, *, before: int) -> None:
+    """A decaying schedule depends on where it ends; a constant one does not."""
+    schedule = plan.settings.lr_scheduler
+    if before != plan.steps and not schedule.startswith(("constant", "piecewise")):
+        progress.warn(
+            f"The run now ends at step {plan.steps} instead of {before}: from here on the "
+            f"learning rate follows the {schedule} schedule of the new length."
+        )
+
+
 def _save(plan: Plan, trainer: Trainer, *, step: int) -> Path:
     settings = plan.settings
     return save_checkpoint(
         settings.output_dir,
         trainer.trained,
         step=step,
+        of_steps=plan.steps,
         run=plan.run,
         limit=settings.checkpoints_total_limit,
     )

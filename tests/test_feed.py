@@ -1,0 +1,97 @@
+"""What the model is shown: drawn from seed, step and position, and read from the stores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_samples import made_sample
+from training import SAMPLES, made_runs
+
+from qedit.config.loading import Configuration
+from qedit.stages.samples import NULL_CAPTION
+from qedit.stages.tensors import tensor_of
+from qedit.stages.train.feed import Feed, padded
+from qedit.stages.train.plan import make_plan
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    return made_runs(tmp_path, tmp_path_factory)
+
+
+def feed_of(configuration: Configuration) -> Feed:
+    return make_plan(configuration).feed
+
+
+def test_everything_drawn_belongs_to_seed_step_and_position(made: Any) -> None:
+    one, same = feed_of(made(train_batch_size=1)), feed_of(made(train_batch_size=1))
+    (first,), (again,) = one.step(5), same.step(5)
+    assert first.names == again.names
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.sigma, again.sigma)
+    (other,) = one.step(6)
+    assert not torch.equal(first.noise.flatten()[:64], other.noise.flatten()[:64])
+    batch = feed_of(made(train_batch_size=4)).step(1)[0]
+    assert len({float(sigma) for sigma in batch.sigma}) == 4
+    (reseeded,) = feed_of(made(train_batch_size=1, seed=43)).step(5)
+    assert not torch.equal(first.noise.flatten()[:64], reseeded.noise.flatten()[:64])
+
+
+def test_noise_is_standard_normal(made: Any) -> None:
+    feed = feed_of(made(train_batch_size=1))
+    noise = torch.cat([feed.step(step)[0].noise.flatten() for step in range(1, 41)])
+    assert abs(float(noise.mean())) < 0.02
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_caption_dropout_shows_the_null_tail_of_the_same_references(made: Any) -> None:
+    feed = feed_of(made(caption_dropout_probability=1.0))
+    by_name = {sample.name: sample for sample in SAMPLES}
+    (batch,) = feed.step(1)
+    assert set(batch.captions) == {NULL_CAPTION}
+    for name, embeds in zip(batch.names, batch.embeds, strict=True):
+        sample = by_name[name]
+        prefix = feed.stores.prefixes.read(sample.prefix_key, dataset="edits")
+        null = feed.stores.tails.read(sample.tail_key(NULL_CAPTION), dataset="edits")
+        assert torch.equal(embeds, tensor_of(np.concatenate([prefix, null])))
+
+
+def test_captions_are_dropped_and_drawn_as_often_as_asked(made: Any) -> None:
+    samples = [made_sample("a.png", captions=("keep it", "turn it over"))]
+    feed = feed_of(made(samples, train_batch_size=1, caption_dropout_probability=0.25))
+    shown = [feed.step(step)[0].captions[0] for step in range(1, 201)]
+    assert shown.count(NULL_CAPTION) / 200 == pytest.approx(0.25, abs=0.1)
+    assert shown.count("keep it") / 200 == pytest.approx(0.375, abs=0.11)
+    assert shown.count("turn it over") / 200 == pytest.approx(0.375, abs=0.11)
+
+
+def test_texts_of_one_length_need_no_mask() -> None:
+    rows = [torch.ones(3, 2), torch.ones(3, 2)]
+    assert padded(rows)[1] is None
+    embeds, mask = padded([torch.ones(1, 2), torch.ones(3, 2)])
+    assert mask is not None
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+    assert embeds[0, 1:].eq(0).all()
+
+
+def test_the_sigma_settings_reach_the_feed(made: Any) -> None:
+    def sigma(**settings: Any) -> float:
+        return float(feed_of(made(train_batch_size=1, **settings)).step(1)[0].sigma)
+
+    plain = sigma(flow_schedule_auto_shift=False)
+    static = sigma(flow_schedule_shift=1.73)
+    assert static == pytest.approx(1.73 * plain / (1 + 0.73 * plain), rel=1e-5)
+    wide = sigma(flow_schedule_auto_shift=False, flow_sigmoid_scale=2.0)
+    assert math.log(wide / (1 - wide)) == pytest.approx(2 * math.log(plain / (1 - plain)), rel=1e-4)
+    feed = feed_of(made(train_batch_size=1))
+    (batch,) = feed.step(1)
+    tokens = batch.target.shape[-1] * batch.target.shape[-2] // 4
+    shift = math.exp(0.5 + (tokens - 256) * 0.4 / (8192 - 256))
+    assert float(batch.sigma) == pytest.approx(shift * plain / (1 + (shift - 1) * plain), rel=1e-5)
+    assert sigma(flow_use_uniform_schedule=True) != sigma(flow_use_beta_schedule=True) != plain

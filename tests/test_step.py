@@ -1,0 +1,211 @@
+"""One optimizer step: its loss and gradient by hand, the average, and the LoRA file it ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_run import made_samples_with_edits
+from training import made_runs, metrics, train
+
+from qedit.config.loading import Configuration
+from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.models.transformer import load_transformer
+from qedit.stages.samples import Sample
+from qedit.stages.tensors import tensor_of
+from qedit.stages.train import loop
+from qedit.stages.train.ema import Ema
+from qedit.stages.train.feed import Batch
+from qedit.stages.train.plan import make_plan
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    return made_runs(tmp_path, tmp_path_factory)
+
+
+def plain_loss(
+    transformer: torch.nn.Module, batches: list[Batch], stores: Any, samples: dict[str, Sample]
+) -> torch.Tensor:
+    """The mean loss over the samples of a step, one by one, from first principles."""
+    losses = []
+    for batch in batches:
+        for place, name in enumerate(batch.names):
+            sample = samples[name]
+            picture, before = sample.target, sample.references[0]
+            x0 = tensor_of(stores.latents.read(picture.latent_key, dataset="edits")).float()
+            reference = tensor_of(
+                stores.latents.read(before.latent_key, dataset=before.dataset)
+            ).float()
+            text = torch.cat(
+                [
+                    tensor_of(stores.prefixes.read(sample.prefix_key, dataset="edits")),
+                    tensor_of(
+                        stores.tails.read(sample.tail_key(batch.captions[place]), dataset="edits")
+                    ),
+                ]
+            ).float()
+            sigma, eps = batch.sigma[place], batch.noise[place]
+            channels, height, width = x0.shape
+            tokens = []
+            for latents in ((1 - sigma) * x0 + sigma * eps, reference):
+                for row in range(0, latents.shape[1], 2):
+                    for column in range(0, latents.shape[2], 2):
+                        tokens.append(latents[:, row : row + 2, column : column + 2].reshape(-1))
+            shape = (1, height // 2, width // 2)
+            output = transformer(
+                hidden_states=torch.stack(tokens)[None],
+                encoder_hidden_states=text[None],
+                timestep=sigma[None] * 1000 / 1000,
+                img_shapes=[[shape, (1, *(edge // 2 for edge in reference.shape[1:]))]],
+                return_dict=False,
+            )[0][0]
+            velocity = torch.empty_like(x0)
+            for place_in_picture in range(height // 2 * (width // 2)):
+                row, column = divmod(place_in_picture, width // 2)
+                velocity[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = output[
+                    place_in_picture
+                ].view(channels, 2, 2)
+            losses.append((velocity - (eps - x0)).square().mean())
+    return torch.stack(losses).mean()
+
+
+def gradients(weights: dict[str, torch.nn.Parameter]) -> torch.Tensor:
+    return torch.cat(
+        [weight.grad.flatten() for weight in weights.values() if weight.grad is not None]
+    )
+
+
+@pytest.mark.parametrize("flavour", ["edit-v2", "edit-v3"])
+def test_a_steps_loss_and_gradient_are_those_of_a_plain_computation(
+    made: Any, flavour: str
+) -> None:
+    """Short last batches and accumulation included: every sample weighs the same."""
+    samples = made_samples_with_edits(7, sizes=[(64, 64), (64, 96)])
+    configuration = made(
+        samples, flavour=flavour, train_batch_size=3, gradient_accumulation_steps=4
+    )
+    plan = make_plan(configuration)
+    batches = plan.feed.step(1)
+    # four of one shape and three of the other, in batches of three; then the next epoch's first
+    assert sorted(len(batch) for batch in batches[:3]) == [1, 3, 3]
+    assert any(batch.mask is not None for batch in batches), "texts of two lengths in a batch"
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    weights = trainer.trained.weights
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in weights.items():
+        if "lora_B" in name:
+            weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+    loss = trainer.objective.backward(trainer.transformer, batches, step=1)
+    ours = gradients(weights)
+    for weight in weights.values():
+        weight.grad = None
+    plain = plain_loss(
+        trainer.transformer, batches, plan.feed.stores, {sample.name: sample for sample in samples}
+    )
+    plain.backward()
+    assert loss == pytest.approx(plain.item(), rel=1e-5)
+    assert (ours - gradients(weights)).norm() < 1e-4 * ours.norm()
+
+
+def test_the_transformer_is_conditioned_on_the_rounded_sigma(made: Any) -> None:
+    plan = make_plan(made(mixed_precision="bf16"))
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    seen = []
+    trainer.transformer.register_forward_pre_hook(
+        lambda module, args, named: seen.append(named), with_kwargs=True
+    )
+    (batch,) = plan.feed.step(1)
+    trainer.objective.losses(trainer.transformer, batch)
+    expected = (batch.sigma * 1000).to(torch.bfloat16) / 1000
+    assert torch.equal(seen[0]["timestep"], expected)
+    exact = (1 - batch.sigma)[:, None, None, None] * batch.target.float() + batch.sigma[
+        :, None, None, None
+    ] * batch.noise
+    tokens = batch.target.shape[-1] * batch.target.shape[-2] // 4
+    first = exact.to(torch.bfloat16)[:, :, :2, :2].flatten(1)
+    assert torch.equal(seen[0]["hidden_states"][:, 0], first)
+    assert seen[0]["hidden_states"].shape[1] == 2 * tokens
+
+
+def test_gradient_checkpointing_changes_no_bit(made: Any) -> None:
+    found = []
+    for on in (True, False):
+        configuration = made(
+            gradient_checkpointing=on, lora_dropout=0.3, max_train_steps=3, output=f"out-{on}"
+        )
+        train(configuration)
+        found.append([line["loss"] for line in metrics(configuration)])
+    assert found[0] == found[1]
+
+
+def test_the_loss_settings_reach_the_loss(made: Any) -> None:
+    found = set()
+    for loss_type in ("l2", "huber", "smooth_l1"):
+        configuration = made(loss_type=loss_type, max_train_steps=1, output=f"out-{loss_type}")
+        train(configuration)
+        found.add(metrics(configuration)[0]["loss"])
+    assert len(found) == 3
+
+
+# -- the average -----------------------------------------------------------------------------
+
+
+def test_the_average_follows_its_formula() -> None:
+    weights = {"w": torch.tensor([1.0])}
+    ema = Ema(weights, decay=0.2)
+    expected = 1.0
+    for step, value in enumerate((2.0, 4.0, 8.0, 16.0), start=1):
+        k = step - 1
+        decay = min(0.2, (1 + k) / (10 + k))
+        expected -= (1 - decay) * (expected - value)
+        ema.follow({"w": torch.tensor([value])}, step=step)
+    assert ema.shadow["w"].item() == pytest.approx(expected)
+    assert weights["w"].item() == 1.0
+
+
+def test_a_bfloat16_weight_is_averaged_in_float32_at_its_interval() -> None:
+    ema = Ema({"w": torch.ones(1, dtype=torch.bfloat16)}, decay=0.995, every_steps=2)
+    assert ema.shadow["w"].dtype == torch.float32
+    ema.follow({"w": torch.zeros(1)}, step=1)
+    assert ema.shadow["w"].item() == 1.0
+    ema.follow({"w": torch.zeros(1)}, step=2)
+    assert ema.shadow["w"].item() < 1.0
+
+
+def test_without_an_average_there_is_none(made: Any) -> None:
+    configuration = made(use_ema=False, max_train_steps=1)
+    train(configuration)
+    assert not (configuration.settings.output_dir / "ema").exists()
+
+
+# -- the file in the stock pipeline ----------------------------------------------------------
+
+
+def test_the_published_file_predicts_what_training_predicts(made: Any) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
+
+    configuration = made(lora_alpha=2.0, learning_rate=0.1)
+    train(configuration)
+    plan = make_plan(configuration)
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    where = configuration.settings.output_dir
+    trainer.trained.restore(where / "checkpoint-6")
+    (batch,) = plan.feed.step(9)
+    stock = load_transformer(
+        open_checkpoint(configuration.settings), dtype=torch.float32, device="cpu"
+    )
+    with torch.no_grad():
+        ours = trainer.objective.losses(trainer.transformer, batch)
+        base = trainer.objective.losses(stock, batch)
+        parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "processor"))
+        pipeline = QwenImageEditPlusPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(), transformer=stock, **parts
+        )
+        pipeline.load_lora_weights(where)
+        loaded = trainer.objective.losses(stock, batch)
+    torch.testing.assert_close(loaded, ours, rtol=1e-5, atol=1e-6)
+    assert (base - ours).abs().max() > 1e-3
