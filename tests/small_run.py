@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
+
 from qedit.pipeline.cli import main
 from qedit.stages.models.tiny import make_tiny
 

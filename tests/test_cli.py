@@ -1,4 +1,4 @@
-"""The commands as a user meets them: one chain on a small run, then everything that can be wrong."""
+"""The commands as a user meets them: one chain on a small run, then all that can be wrong."""
 
 from __future__ import annotations
 

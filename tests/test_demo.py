@@ -38,7 +38,9 @@ def test_the_demo_trains_until_the_loss_has_clearly_fallen(work: Path) -> None:
 
 def test_the_demo_leaves_a_lora_a_curve_and_a_sheet(work: Path) -> None:
     for flavour in ("edit-v1", "edit-v2"):
-        with safe_open(work / "output" / flavour / "pytorch_lora_weights.safetensors", "pt") as file:
+        with safe_open(
+            work / "output" / flavour / "pytorch_lora_weights.safetensors", "pt"
+        ) as file:
             assert all(name.startswith("transformer.") for name in file.keys())  # noqa: SIM118
         for name in ("loss.png", "edits.png"):
             with Image.open(work / flavour / name) as picture:

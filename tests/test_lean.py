@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+
 import pytest
 from small_run import make_run, with_files
 
@@ -55,7 +56,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 def test_no_encoder_and_no_picture_code_is_loaded(seen: dict[str, list[str]]) -> None:
     loaded = [
-        name for name in seen["modules"] for part in FORBIDDEN if (name + ".").startswith(part + ".")
+        name
+        for name in seen["modules"]
+        for part in FORBIDDEN
+        if (name + ".").startswith(part + ".")
     ]
     assert loaded == []
     assert "qedit.stages.train.loop" in seen["modules"]
