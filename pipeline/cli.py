@@ -13,6 +13,7 @@ from .options import (
     dry_run_option,
     options_of_stages,
     pair_options,
+    shard_option,
     shared_options,
 )
 from .report import TerminalProgress, as_object
@@ -108,12 +109,13 @@ def pair(on_reject: str, max_rejected: int, retry_rejected: bool, **shared: Any)
 @shared_options
 @dry_run_option
 @device_option
-def cache_vae(device: str, **shared: Any) -> None:
+@shard_option
+def cache_vae(device: str, shard: str | None, **shared: Any) -> None:
     """Encode targets and references with the VAE; only what is missing."""
     _run(
         ("cache-vae",),
         command="cache-vae",
-        options={"cache-vae": {"device": device}},
+        options={"cache-vae": {"device": device, "shard": shard}},
         **shared,
     )
 
@@ -122,12 +124,13 @@ def cache_vae(device: str, **shared: Any) -> None:
 @shared_options
 @dry_run_option
 @device_option
-def cache_embeds(device: str, **shared: Any) -> None:
+@shard_option
+def cache_embeds(device: str, shard: str | None, **shared: Any) -> None:
     """Encode references and captions with Qwen2.5-VL; only what is missing."""
     _run(
         ("cache-embeds",),
         command="cache-embeds",
-        options={"cache-embeds": {"device": device}},
+        options={"cache-embeds": {"device": device, "shard": shard}},
         **shared,
     )
 

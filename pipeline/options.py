@@ -53,6 +53,9 @@ dry_run_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
 )
+shard_option = click.option(
+    "--shard", metavar="I/N", help="Do the I-th of N equal shares of what is missing."
+)
 pair_options = stacked(
     click.option(
         "--on-reject",

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from ..cache.errors import NotComplete
+from ..cache.errors import NotComplete, WrongUse
 from ..cache.part import Layout
 from ..cache.store import EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
@@ -48,6 +50,21 @@ class Shelf:
 
     def __contains__(self, key: str) -> bool:
         return any(key in store for store in self._distinct)
+
+    def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Which of `keys` any of the stores has: for millions of them at once."""
+        held = np.zeros(len(keys), bool)
+        for store in self._distinct:
+            held |= store.hold(keys)
+        return held
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that no store has, as it is now."""
+        left = list(keys)
+        for store in self._distinct:
+            store.refresh()
+            left = store.missing(left)
+        return left
 
     def of(self, dataset: str) -> Store:
         """The store that new rows of `dataset` are added to."""
@@ -148,6 +165,25 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
         prefixes=Shelf(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
         tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
     )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal shares of the work, for as many machines."""
+
+    number: int
+    of: int
+
+    def has(self, key: str) -> bool:
+        return int(key[:8], 16) % self.of == self.number - 1
+
+
+def shard_named(text: str) -> Shard:
+    """The share that "2/8" names."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise WrongUse(f"--shard {text} is no share.", "Say 1/8 for the first of eight.")
+    return Shard(int(number), int(of))
 
 
 def add_missing(store: Store, rows: Mapping[str, np.ndarray]) -> int:

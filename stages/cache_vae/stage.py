@@ -8,15 +8,25 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
+import pyarrow as pa
+
+from ...cache.claims import shared_work
 from ...config.configuration import Configuration
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..room import refuse_full_disk
 from ..samples import Picture
+from ..sharing import say_who_is_at_work, saying_what_is_kept
 from ..stage import Outcome, Progress
-from ..stores import Shelf, open_stores, samples_of, wanted_latents
+from ..stores import Shelf, open_stores, shard_named, used_main_datasets, wanted_latents
+from ..wanted import Keys, distinct, pairs_keys
 
 STAGE = "cache-vae"
 ROWS_IN_PART = 64
+PIXELS_A_LATENT = 8 * 8
+BYTES_A_LATENT = 16 * 2  # channels of bfloat16
 
 
 def run(
@@ -25,19 +35,29 @@ def run(
     *,
     dry_run: bool = False,
     device: str = "auto",
+    shard: str | None = None,
 ) -> Outcome:
     """Bring the latent stores to hold a row for every picture of every sample.
 
+    Args:
+        shard: "i/n": do this share of what is missing and no more.
+
     Raises:
         NotComplete: there are no pairs for these settings, or a picture changed since.
+        QeditError: there is no room for what is missing.
     """
     started = time.monotonic()
+    share = shard_named(shard) if shard else None
     checkpoint = open_checkpoint(configuration.settings)
-    wanted = wanted_latents(samples_of(configuration, checkpoint))
     shelf = open_stores(configuration, checkpoint).latents
-    missing = {key: picture for key, picture in wanted.items() if key not in shelf}
+    wanted, missing = wanted_and_missing(configuration, checkpoint, shelf)
+    if share is not None:
+        mine = {key: picture for key, picture in missing.items() if share.has(key)}
+        wanted, missing = wanted - (len(missing) - len(mine)), mine
+    sizes = bytes_of(shelf, missing)
     computed = 0
     if missing and not dry_run:
+        refuse_full_disk(sizes, what=f"{len(missing)} latents")
         computed = _fill(
             configuration,
             checkpoint,
@@ -48,15 +68,42 @@ def run(
         )
     return Outcome(
         stage=STAGE,
-        wanted=len(wanted),
-        kept=len(wanted) - (len(missing) if dry_run else computed),
+        wanted=wanted,
+        kept=wanted - (len(missing) if dry_run else computed),
         computed=computed,
         failed=0,
         seconds=time.monotonic() - started,
         where=shelf.where(),
         unit="latents",
-        facts={"missing": len(missing)} if dry_run else {},
+        facts={"missing": len(missing), "bytes": sum(sizes.values())} if dry_run else {},
     )
+
+
+def wanted_and_missing(
+    configuration: Configuration, checkpoint: Checkpoint, shelf: Shelf
+) -> tuple[int, dict[str, Picture]]:
+    """How many rows are wanted, and those that are missing, each with a picture to make it of."""
+    every: list[Keys] = []
+    missing: dict[str, Picture] = {}
+    for main in used_main_datasets(configuration):
+        table = pairs_keys(configuration, main, checkpoint.flavour)
+        latents = table.latents()
+        every.append(latents)
+        absent = ~shelf.hold(latents.keys)
+        there = set(latents.keys.filter(pa.array(absent)).to_pylist())
+        for key, picture in wanted_latents(table.samples(latents.rows[absent])).items():
+            if key in there:
+                missing.setdefault(key, picture)
+    return distinct(every), missing
+
+
+def bytes_of(shelf: Shelf, pictures: Mapping[str, Picture]) -> dict[Path, int]:
+    """About how many bytes the rows of `pictures` take, by store."""
+    sizes: dict[Path, int] = defaultdict(int)
+    for picture in pictures.values():
+        pixels = picture.size[0] * picture.size[1]
+        sizes[shelf.of(picture.dataset).path] += pixels // PIXELS_A_LATENT * BYTES_A_LATENT
+    return sizes
 
 
 def _fill(
@@ -76,14 +123,20 @@ def _fill(
     for key, picture in missing.items():
         by_dataset[picture.dataset][key] = picture
     computed = 0
-    with progress.bar(len(missing), STAGE, unit="picture") as advance:
+    with (
+        progress.bar(len(missing), STAGE, unit="picture") as advance,
+        saying_what_is_kept(progress, lambda: f"{computed} latents"),
+    ):
         for dataset, pictures in by_dataset.items():
             store = shelf.of(dataset)
-            with store.writing():
-                # another process may have added some while this one waited for the lock
-                still = store.missing(pictures)
-                advance(len(pictures) - len(still))
-                for keys in parts({key: pictures[key] for key in still}):
+            with store.adding():
+                for keys in shared_work(
+                    store.path,
+                    parts(pictures),
+                    doing=f"qedit {STAGE}",
+                    still=shelf.missing,
+                    waiting=partial(say_who_is_at_work, progress),
+                ):
                     store.add(keys, encoding.rows([pictures[key] for key in keys], advance))
                     computed += len(keys)
     return computed

@@ -1,0 +1,25 @@
+"""What a stage says when it shares its work with other processes, or is interrupted in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from ..cache.lock import Holder
+from .stage import Progress
+
+
+def say_who_is_at_work(progress: Progress, holder: Holder) -> None:
+    """Tell for whom a stage waits that has nothing left to do itself."""
+    owner = holder.owner
+    progress.note(waiting_for=f"process {owner.pid} on {owner.host}")
+
+
+@contextlib.contextmanager
+def saying_what_is_kept(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, say what was finished before; the part in work is given up."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.warn(f"{kept()} were made and are kept; the part in work is given up.")
+        raise

@@ -1,0 +1,128 @@
+"""What a run wants of the stores, as columns of keys.
+
+A million pairs are compared with the stores without making an object of each: only what is
+missing is read as samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from json.encoder import encode_basestring
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..cache.errors import Damaged
+from ..cache.fingerprint import digest_bytes
+from ..cache.tables import table_in
+from ..config.configuration import Configuration
+from ..config.datasets import Dataset
+from .models.flavours import Flavour
+from .pair_rows import samples_in
+from .pairs_table import is_whole, manifest_in, read_pairs, table_folder
+from .samples import Sample
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of cached rows, and for each the row of the pairs table that wants it."""
+
+    keys: pa.Array
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class PairsKeys:
+    """One pairs table, of which only the columns are read that are asked for."""
+
+    path: Path
+
+    @cached_property
+    def prefixes(self) -> Keys:
+        """The key of every sample's image prefix."""
+        keys = _flat(self._columns("prefix_key")["prefix_key"])
+        return Keys(keys, np.arange(len(keys)))
+
+    def latents(self) -> Keys:
+        """The keys of every target and every reference."""
+        table = self._columns("target.latent_key", "references.list.element.latent_key")
+        targets = _flat(table["target"]).field("latent_key")
+        lists = _flat(table["references"])
+        parents = np.asarray(pc.list_parent_indices(lists), np.int64)
+        keys = pa.concat_arrays([targets, lists.flatten().field("latent_key")])
+        return Keys(keys, np.concatenate([np.arange(len(targets)), parents]))
+
+    def tails(self, beside: Sequence[str]) -> Keys:
+        """The keys of every caption's tail, and of those of `beside` after every prefix."""
+        lists = _flat(self._columns("captions")["captions"])
+        parents = np.asarray(pc.list_parent_indices(lists), np.int64)
+        prefixes = self.prefixes.keys.to_pylist()
+        keys = tail_keys([prefixes[at] for at in parents.tolist()], lists.flatten().to_pylist())
+        rows = [parents]
+        once = {prefix: row for row, prefix in enumerate(prefixes)}
+        for caption in beside:
+            keys += tail_keys(once, [caption] * len(once))
+            rows.append(np.array(list(once.values()), np.int64))
+        return Keys(pa.array(keys, pa.string()), np.concatenate(rows))
+
+    def samples(self, rows: Rows) -> list[Sample]:
+        """The samples in these rows of the table."""
+        if not len(rows):
+            return []
+        return samples_in(table_in(self._bytes()).take(pa.array(np.unique(rows))))
+
+    def _columns(self, *names: str) -> pa.Table:
+        return table_in(self._bytes(), names)
+
+    def _bytes(self) -> bytes:
+        """The table's file, whose name says what it must hold."""
+        data = self.path.read_bytes()
+        if self.path.stem.rpartition("-")[2] != digest_bytes(data)[:16]:
+            raise Damaged(
+                f"The table {self.path} is not what was written.",
+                "Delete it, then run `qedit pair`.",
+            )
+        return data
+
+
+def pairs_keys(configuration: Configuration, main: Dataset, flavour: Flavour) -> PairsKeys:
+    """The pairs table of `main` under these settings; raises as `read_pairs` does."""
+    folder = table_folder(configuration, main, flavour)
+    manifest = manifest_in(folder)
+    if manifest is None or not is_whole(folder, manifest) or not manifest["accepted"]:
+        read_pairs(configuration, main, flavour)
+        raise AssertionError("a table that is not complete is refused")
+    return PairsKeys(folder / manifest["pairs"])
+
+
+def tail_keys(prefixes: Iterable[str], captions: Iterable[str]) -> list[str]:
+    """`Sample.tail_key` of each prefix and caption, several times faster.
+
+    >>> tail_keys(["0"], ["a"])[0] == key_of({"prefix": "0", "caption": "a"})
+    True
+    """
+    blake2b, quoted = hashlib.blake2b, encode_basestring
+    return [
+        blake2b(
+            f'{{"caption":{quoted(caption)},"prefix":"{prefix}"}}'.encode(), digest_size=16
+        ).hexdigest()
+        for prefix, caption in zip(prefixes, captions, strict=True)
+    ]
+
+
+def distinct(every: Iterable[Keys]) -> int:
+    """How many different keys there are."""
+    chunks = [keys.keys for keys in every]
+    return int(pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py())
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
