@@ -87,6 +87,31 @@ def decode(file: BinaryFile) -> Image.Image:
     Raises:
         Unreadable: `not_a_picture`, `too_many_pixels` or `unreadable` (broken or truncated).
     """
+    picture = _opened(file)
+    try:
+        picture.load()
+    except Exception as error:  # broken data as well
+        raise Unreadable("unreadable", _said(error)) from error
+    return picture
+
+
+def header(file: BinaryFile) -> tuple[Image.Image, int]:
+    """The (first) picture in `file`, not decoded, and its EXIF orientation.
+
+    An orientation that stands behind the pixels, as PNG allows, is not seen.
+
+    Raises:
+        Unreadable: as `decode`, for what the header alone shows.
+    """
+    picture = _opened(file)
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return picture, 1  # Pillow would decode all of it to look for EXIF at its end
+    if picture.format == "TIFF":
+        return picture, 1  # Pillow turns it, and says the upright size beforehand
+    return picture, orientation_of(picture)
+
+
+def _opened(file: BinaryFile) -> Image.Image:
     try:
         picture = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -100,10 +125,6 @@ def decode(file: BinaryFile) -> Image.Image:
             "too_many_pixels",
             f"{picture.width}x{picture.height} pixels, at most {MAX_PICTURE_PIXELS} are read",
         )
-    try:
-        picture.load()
-    except Exception as error:  # broken data as well
-        raise Unreadable("unreadable", _said(error)) from error
     return picture
 
 

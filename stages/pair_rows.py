@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from .samples import Picture, Sample
+
+BLOCK_ROWS = 8192
 
 _PICTURE = pa.struct(
     [
@@ -59,22 +62,24 @@ class Rejection:
     detail: str
 
 
-def rows_of(samples: Sequence[Sample], warnings: Sequence[Sequence[str]]) -> pa.Table:
-    """A row for each sample; `warnings` holds the warning codes of each, in the same order."""
-    columns = {
-        "sample": [sample.name for sample in samples],
-        "dataset": [sample.dataset for sample in samples],
-        "target": [_row(sample.target) for sample in samples],
-        "references": [[_row(one) for one in sample.references] for sample in samples],
-        "captions": [sample.captions for sample in samples],
-        "prefix_key": [sample.prefix_key for sample in samples],
-        "warnings": list(warnings),
-    }
-    return pa.table(columns, schema=PAIRS_SCHEMA)
+def blocks_of(rows: Iterable[tuple[Sample, Sequence[str]]]) -> Iterator[pa.RecordBatch]:
+    """Rows of the pairs table, `BLOCK_ROWS` at a time, of samples and their warning codes."""
+    remaining = iter(rows)
+    while block := list(islice(remaining, BLOCK_ROWS)):
+        columns = {
+            "sample": [sample.name for sample, _ in block],
+            "dataset": [sample.dataset for sample, _ in block],
+            "target": [_row(sample.target) for sample, _ in block],
+            "references": [[_row(one) for one in sample.references] for sample, _ in block],
+            "captions": [sample.captions for sample, _ in block],
+            "prefix_key": [sample.prefix_key for sample, _ in block],
+            "warnings": [list(codes) for _, codes in block],
+        }
+        yield pa.RecordBatch.from_pydict(columns, schema=PAIRS_SCHEMA)
 
 
 def samples_in(table: pa.Table) -> list[Sample]:
-    """The samples that `rows_of` wrote."""
+    """The samples that `blocks_of` made rows of."""
     table = table.combine_chunks()
     targets = _pictures(_flat(table["target"]))
     lists = _flat(table["references"])

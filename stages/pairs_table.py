@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ import pyarrow as pa
 from ..cache import atomic
 from ..cache.errors import Damaged, NotComplete
 from ..cache.fingerprint import digest_bytes, fingerprint
-from ..cache.tables import table_bytes, table_in
+from ..cache.tables import table_blocks, table_bytes, table_file, table_in
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from .models.flavours import Flavour
-from .pair_rows import REJECTED_SCHEMA, Rejection, rows_of, samples_in
+from .pair_rows import PAIRS_SCHEMA, REJECTED_SCHEMA, Rejection, blocks_of, samples_in
 from .pairs_recipe import pairs_recipe as pairs_recipe
 from .samples import Sample
 
@@ -70,8 +70,7 @@ def write_pairs(
     folder: Path,
     *,
     recipe: Mapping[str, Any],
-    samples: Sequence[Sample],
-    warnings: Mapping[str, Sequence[str]],
+    rows: Iterable[tuple[Sample, Sequence[str]]],
     rejections: Sequence[Rejection],
     inputs: str,
     accept: bool,
@@ -79,24 +78,34 @@ def write_pairs(
     """Make `folder` hold this table and give its manifest; an equal table is not written again.
 
     Args:
-        warnings: sample name -> warning codes; samples without one may be left out.
+        rows: each sample and its warning codes; taken one by one, never held together.
         accept: whether to go on without what was rejected. What was accepted before stays
             accepted as long as nothing else is rejected.
     """
     before = manifest_in(folder)
     if not accept and before is not None and before["accepted"]:
         accept = set(rejections) <= set(read_rejections(folder))
-    codes = [tuple(warnings.get(sample.name, ())) for sample in samples]
+    warnings, count = Counter[str](), 0
+
+    def counted() -> Iterator[tuple[Sample, Sequence[str]]]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            warnings.update(row[1])
+            yield row
+
+    pairs = _kept_as(folder, "pairs", table_file(PAIRS_SCHEMA, blocks_of(counted())))
+    rejected = table_bytes(_rejected_rows(rejections))
     manifest = {
         "format": FORMAT,
         "inputs": inputs,
         "accepted": accept or not rejections,
-        "samples": len(samples),
+        "samples": count,
         "rejected": dict(sorted(Counter(row.reason for row in rejections).items())),
         "rejected_samples": len({row.sample for row in rejections}),
-        "warnings": dict(sorted(Counter(code for row in codes for code in row).items())),
-        "pairs": _kept_as(folder, "pairs", rows_of(samples, codes)),
-        "rejected_table": _kept_as(folder, "rejected", _rejected_rows(rejections)),
+        "warnings": dict(sorted(warnings.items())),
+        "pairs": pairs,
+        "rejected_table": _kept_as(folder, "rejected", rejected),
     }
     if manifest != before:
         if not (folder / RECIPE).exists():
@@ -115,8 +124,7 @@ def accept_rejections(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _kept_as(folder: Path, what: str, table: pa.Table) -> str:
-    data = table_bytes(table)
+def _kept_as(folder: Path, what: str, data: bytes | memoryview) -> str:
     name = f"{what}-{digest_bytes(data)[:16]}.parquet"
     if not (folder / name).exists():
         atomic.write_bytes(folder / name, data)
@@ -124,13 +132,17 @@ def _kept_as(folder: Path, what: str, table: pa.Table) -> str:
 
 
 def _table_at(path: Path) -> pa.Table:
-    """Read a table whose name says what it must hold."""
+    return table_in(_verified(path))
+
+
+def _verified(path: Path) -> bytes:
+    """Read a table's file, whose name says what it must hold."""
     data = path.read_bytes()
     if path.stem.rpartition("-")[2] != digest_bytes(data)[:16]:
         raise Damaged(
             f"The table {path} is not what was written.", "Delete it, then run `qedit pair`."
         )
-    return table_in(data)
+    return data
 
 
 def _rejected_rows(rejections: Sequence[Rejection]) -> pa.Table:
@@ -177,6 +189,19 @@ def read_table_in(folder: Path) -> PairsTable | None:
         where=folder,
         facts=manifest,
     )
+
+
+def samples_before(folder: Path) -> Iterator[Sample]:
+    """The samples of the table in `folder`, block by block; none where there is no table."""
+    manifest = manifest_in(folder)
+    if manifest is None or not is_whole(folder, manifest):
+        return
+    try:
+        data = _verified(folder / manifest["pairs"])
+    except Damaged:
+        return  # it is made anew in a moment
+    for block in table_blocks(data):
+        yield from samples_in(block)
 
 
 def read_rejections(folder: Path) -> list[Rejection]:

@@ -98,8 +98,7 @@ def fill(configuration: Configuration, samples: Sequence[Sample]) -> None:
     write_pairs(
         table_folder(configuration, main, flavour),
         recipe=pairs_recipe(configuration, main, flavour),
-        samples=samples,
-        warnings={},
+        rows=[(sample, ()) for sample in samples],
         rejections=(),
         inputs="",
         accept=True,

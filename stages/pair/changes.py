@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from ..samples import Sample
+
+Row = tuple[Sample, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,22 +18,6 @@ class Changes:
     changed: int = 0
     removed: int = 0
     renamed: int = 0
-
-    @classmethod
-    def between(cls, before: Sequence[Sample], now: Sequence[Sample]) -> Changes:
-        """Compare two tables. Renamed: another name for the same target and references."""
-        old = {sample.name: sample for sample in before}
-        new = {sample.name: sample for sample in now}
-        gone = [old[name] for name in old if name not in new]
-        come = [new[name] for name in new if name not in old]
-        contents = {_content(sample) for sample in gone}
-        renamed = sum(_content(sample) in contents for sample in come)
-        return cls(
-            added=len(come) - renamed,
-            changed=sum(new[name] != sample for name, sample in old.items() if name in new),
-            removed=max(len(gone) - renamed, 0),
-            renamed=renamed,
-        )
 
     @property
     def computed(self) -> int:
@@ -54,6 +40,39 @@ class Changes:
         """One line where a table that was there is another now."""
         if self.changed or self.removed or self.renamed:
             yield ", ".join(f"{count} {kind}" for kind, count in self.counts().items() if count)
+
+
+class Tally:
+    """Compares a table with the one before it, row by row, keeping two numbers a sample.
+
+    Renamed: another name for the same target and references.
+    """
+
+    def __init__(self, before: Iterable[Sample]) -> None:
+        self._gone = {sample.name: (hash(sample), hash(_content(sample))) for sample in before}
+        self._come: list[int] = []
+        self._changed = 0
+
+    def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Hand `rows` on and count them."""
+        for row in rows:
+            sample = row[0]
+            if (known := self._gone.pop(sample.name, None)) is None:
+                self._come.append(hash(_content(sample)))
+            else:
+                self._changed += known[0] != hash(sample)
+            yield row
+
+    def changes(self) -> Changes:
+        """What the rows counted so far change; those not seen are taken to be gone."""
+        contents = {content for _, content in self._gone.values()}
+        renamed = sum(content in contents for content in self._come)
+        return Changes(
+            added=len(self._come) - renamed,
+            changed=self._changed,
+            removed=max(len(self._gone) - renamed, 0),
+            renamed=renamed,
+        )
 
 
 def _content(sample: Sample) -> tuple[str, ...]:

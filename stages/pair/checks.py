@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...config.datasets import Dataset
@@ -23,7 +22,7 @@ from .geometry import (
     whole,
 )
 from .match import Match
-from .pictures import Facts
+from .memory import Facts
 
 # Reason code -> what it means; `detail` of a rejection says it for the one file.
 REASONS = {
@@ -54,6 +53,7 @@ WARNINGS = {
     "upscaled": "smaller than the size it is trained at",
     "target_equals_reference": "the target is the same file as a reference",
     "duplicate_target": "the same target twice",
+    "not_decoded": "only the header was read; run `qedit pair` without --quick",
 }
 
 # Rounding to multiples of 32 alone enlarges a picture by a few percent; that is no warning.
@@ -128,14 +128,14 @@ def sample_of(
     return Sample(name, terms.main.id, target, references, captions)
 
 
-def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Counter[str]) -> tuple[str, ...]:
-    """The warning codes of a sample; `copies` counts the targets of each digest."""
+def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str]) -> tuple[str, ...]:
+    """The warning codes of a sample; `copies` holds the digests that several targets have."""
     codes = {flag for one in facts for flag in one.flags}
     if any(_is_upscaled(picture) for picture in (sample.target, *sample.references)):
         codes.add("upscaled")
     if any(picture.digest == sample.target.digest for picture in sample.references):
         codes.add("target_equals_reference")
-    if copies[sample.target.digest] > 1:
+    if sample.target.digest in copies:
         codes.add("duplicate_target")
     return tuple(code for code in WARNINGS if code in codes)
 

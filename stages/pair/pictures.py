@@ -5,140 +5,38 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 from PIL import Image
 
-from ...cache.errors import Damaged
 from ...cache.fingerprint import digest_bytes, digest_file
-from ...cache.tables import read_table, write_table
 from ..images import (
     BinaryFile,
     Unreadable,
     decode,
     has_sixteen_bits,
+    header,
     is_see_through,
     on_background,
     orientation_of,
     os_reason,
     swaps_sides,
+    upright,
 )
+from .look import look_of
+from .memory import NOT_DECODED, Facts, Memory
 from .scan import File
 
-# Its name changes when what is remembered, or how a picture is judged, changes.
-MEMORY_FILE = "pictures-1.parquet"
 BATCH_FILES = 32
 SAVE_EVERY_SECONDS = 60.0
 IN_MEMORY_BYTES = 1 << 26
 
-# Reasons that may vanish without the file changing: asked again in every run.
-PASSING_REASONS = frozenset({"permission_denied", "not_readable_now", "broken_link"})
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT = 24
 _MOVING_FORMATS = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a file turned out to be: upright size and digest, or the reason it is no picture.
-
-    `flags` are warning codes: exif_rotated, alpha, sixteen_bits, several_frames.
-    """
-
-    digest: str = ""
-    width: int = 0
-    height: int = 0
-    flags: tuple[str, ...] = ()
-    reason: str = ""
-    detail: str = ""
-
-
-_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("digest", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("flags", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-
-
-class Memory:
-    """The facts of a dataset's pictures, kept from run to run in one Parquet file.
-
-    A file of the same name, size and time is taken to be the same file.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / MEMORY_FILE
-        self._known: dict[File, Facts] = {}
-        self._changed = False
-        try:
-            rows = read_table(self.path).to_pydict()
-        except (FileNotFoundError, Damaged):
-            return  # a memory may be lost: every picture is looked at again
-        files = map(File, rows["path"], rows["size_bytes"], rows["mtime_ns"])
-        flags = (tuple(one.split()) for one in rows["flags"])
-        facts = map(
-            Facts, rows["digest"], rows["width"], rows["height"], flags, rows["reason"],
-            rows["detail"],
-        )  # fmt: skip
-        self._known = dict(zip(files, facts, strict=True))
-
-    def __contains__(self, file: File) -> bool:
-        return file in self._known
-
-    def __getitem__(self, file: File) -> Facts:
-        return self._known[file]
-
-    def learn(self, file: File, facts: Facts) -> None:
-        """Remember `facts` of `file`."""
-        self._known[file] = facts
-        self._changed = True
-
-    def forget_rejected(self) -> None:
-        """Look again at every picture that was turned away."""
-        kept = {file: facts for file, facts in self._known.items() if not facts.reason}
-        self._changed |= len(kept) < len(self._known)
-        self._known = kept
-
-    def forget(self) -> None:
-        """Look again at every picture."""
-        self._changed |= bool(self._known)
-        self._known = {}
-
-    def keep_only(self, files: Iterable[File]) -> None:
-        """Forget files that are not there any more, or not as they were."""
-        there = self._known.keys() & set(files)
-        if len(there) < len(self._known):
-            self._known = {file: facts for file, facts in self._known.items() if file in there}
-            self._changed = True
-
-    def save(self) -> None:
-        """Write what is known, in the order of paths; nothing if nothing was learnt."""
-        if not self._changed:
-            return
-        rows = [
-            (*file, one.digest, one.width, one.height, " ".join(one.flags), one.reason, one.detail)
-            for file, one in sorted(self._known.items(), key=lambda item: item[0])
-            if one.reason not in PASSING_REASONS
-        ]
-        columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA.names)
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)
-        ]
-        write_table(self.path, pa.Table.from_arrays(arrays, schema=_SCHEMA))
-        self._changed = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +73,29 @@ def available_cores() -> int:
 
 def examine(path: Path) -> Facts:
     """Decode the picture at `path` in full and say what it is. Never raises for a bad file."""
+    return _examined(path, _facts_of)
+
+
+def glance(path: Path) -> Facts:
+    """The same from the header alone: what is broken further on is not seen."""
+    return _examined(path, _header_facts_of)
+
+
+def _examined(path: Path, judge: Callable[..., Facts]) -> Facts:
+    digest = ""
     try:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             if size_bytes == 0:
                 return Facts(reason="zero_bytes", detail="the file is empty")
             if size_bytes > IN_MEMORY_BYTES:
-                return _facts_of(file, digest=digest_file(path))
+                digest = digest_file(path)
+                return judge(file, digest=digest)
             data = file.read()
-        return _facts_of(io.BytesIO(data), digest=digest_bytes(data))
+        digest = digest_bytes(data)
+        return judge(io.BytesIO(data), digest=digest)
     except Unreadable as error:
-        return Facts(reason=error.reason, detail=error.detail)
+        return Facts(digest=digest, reason=error.reason, detail=error.detail)
     except OSError as error:
         return Facts(reason=os_reason(error), detail=error.strerror or str(error))
 
@@ -196,19 +106,39 @@ def _facts_of(file: BinaryFile, *, digest: str) -> Facts:
     with decode(file) as picture:
         orientation = orientation_of(picture)
         deep = has_sixteen_bits(picture)
-        if deep:
-            on_background(picture)  # raises where white is not known
-        deep |= start.startswith(_PNG) and start[-1:] == b"\x10"
+        seen = on_background(picture) if deep else picture  # raises where white is not known
         flags = {
             "exif_rotated": orientation != 1,
             "alpha": is_see_through(picture),
-            "sixteen_bits": deep,
+            "sixteen_bits": deep or _is_deep_png(start),
             "several_frames": _has_several_frames(picture),
         }
-        width, height = picture.size
-        if swaps_sides(orientation):
-            width, height = height, width
+        width, height = _upright_size(picture, orientation)
+        look = look_of(upright(seen))
+    known = tuple(flag for flag, there in flags.items() if there)
+    return Facts(digest, width, height, known, look=look)
+
+
+def _header_facts_of(file: BinaryFile, *, digest: str) -> Facts:
+    start = file.read(_PNG_DEPTH_AT + 1)
+    file.seek(0)
+    picture, orientation = header(file)
+    flags = {
+        "exif_rotated": orientation != 1,
+        "sixteen_bits": has_sixteen_bits(picture) or _is_deep_png(start),
+        NOT_DECODED: True,
+    }
+    width, height = _upright_size(picture, orientation)
     return Facts(digest, width, height, tuple(flag for flag, there in flags.items() if there))
+
+
+def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if swaps_sides(orientation) else (width, height)
+
+
+def _is_deep_png(start: bytes) -> bool:
+    return start.startswith(_PNG) and start[-1:] == b"\x10"
 
 
 def _has_several_frames(picture: Image.Image) -> bool:
@@ -221,7 +151,20 @@ def _has_several_frames(picture: Image.Image) -> bool:
 
 
 def _examine_batch(batch: list[Task]) -> tuple[list[Task], list[Facts]]:
-    return batch, [examine(task.folder / task.file.path) for task in batch]
+    return batch, [_learnt(task) for task in batch]
+
+
+def _learnt(task: Task) -> Facts:
+    """What the file of `task` is; one that only moved, or was only touched, is not decoded."""
+    path = task.folder / task.file.path
+    if contents := task.memory.contents_of_size(task.file.size_bytes):
+        try:
+            known = contents.get(digest_file(path))
+        except OSError:
+            known = None  # said below, with its reason
+        if known is not None:
+            return known
+    return glance(path) if task.memory.headers_suffice else examine(path)
 
 
 def _batches(tasks: list[Task]) -> Iterator[list[Task]]:

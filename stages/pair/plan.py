@@ -20,7 +20,7 @@ from .captions import Captions, NoCaption
 from .checks import Terms
 from .geometry import Framing
 from .match import Candidates, Match, by_stem, extras, match, refuse_strangers, subset
-from .scan import Scan, scan
+from .scan import File, Scan, scan
 
 Scans = Mapping[str, Scan]
 
@@ -33,6 +33,11 @@ class Wanted:
     match: Match
     terms: Terms
     captions: tuple[str, ...]
+
+    def files(self, main: Dataset) -> Iterator[tuple[Dataset, File]]:
+        """The target, then each reference: every picture with the dataset it is of."""
+        yield main, self.match.target
+        yield from zip(self.terms.references, self.match.references, strict=True)
 
 
 @dataclass

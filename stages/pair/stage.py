@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,27 +19,44 @@ from ..pairs_table import (
     accept_rejections,
     is_whole,
     manifest_in,
-    read_table_in,
+    samples_before,
     table_folder,
     write_pairs,
 )
 from ..samples import Sample
 from ..stage import Outcome, Progress
 from .account import STAGE, outcome_of, refuse_unaccepted, rejected_lines
-from .changes import Changes
+from .changes import Changes, Tally
 from .checks import faults, sample_of, warnings_of
-from .pictures import PASSING_REASONS, Memory, Task, look_at
-from .plan import Plan, Scans, digest_of, make_plans, scan_all, used_datasets
+from .memory import NOT_DECODED, PASSING_REASONS, Facts, Memory
+from .pictures import Task, look_at
+from .plan import Plan, Scans, Wanted, digest_of, make_plans, scan_all, used_datasets
+from .scan import File
 
 
 @dataclass
 class Judged:
-    """The table of one main dataset, ready to be written."""
+    """What the table of one main dataset will hold: its rows are made when they are written.
+
+    Attributes:
+        accepted: what is wanted and without a fault.
+        copies: digests of targets that several files hold.
+    """
 
     plan: Plan
-    samples: list[Sample]
-    warnings: dict[str, tuple[str, ...]]
+    memories: Mapping[str, Memory]
+    accepted: list[Wanted]
+    copies: set[str]
     rejections: list[Rejection]
+
+    def rows(self) -> Iterator[tuple[Sample, tuple[str, ...]]]:
+        """Each sample with its warning codes, one after the other."""
+        for wanted in self.accepted:
+            facts = _facts_of(wanted, self.plan, self.memories)
+            sample = sample_of(
+                wanted.name, wanted.match, facts, wanted.terms, captions=wanted.captions
+            )
+            yield sample, warnings_of(sample, facts, self.copies)
 
 
 def run(
@@ -50,6 +67,8 @@ def run(
     on_reject: Literal["fail", "skip"] = "fail",
     max_rejected: int = 0,
     retry_rejected: bool = False,
+    quick: bool = False,
+    paranoid: bool = False,
 ) -> Outcome:
     """Bring the pairs tables of all datasets up to date with their folders.
 
@@ -57,6 +76,8 @@ def run(
         dry_run: write nothing and decode nothing; say what would be done.
         on_reject: `fail` when more than `max_rejected` samples are rejected, or `skip` them.
         retry_rejected: decode pictures again that were rejected before.
+        quick: read the headers of pictures only; the next run without it decodes them.
+        paranoid: read every file again, whatever its size and time say.
 
     Raises:
         WrongUse: folders, names or captions from which no pairs can be made.
@@ -71,17 +92,21 @@ def run(
     inputs = digest_of(configuration, scans)
     accept = _Acceptance(on_reject, max_rejected)
     folders = _folders(configuration)
-    if not retry_rejected and all(_stands(folder, inputs) for folder in folders):
+    again = retry_rejected or paranoid
+    if not again and all(_stands(folder, inputs, quick=quick) for folder in folders):
         manifests, changes = accept.of_standing(folders, dry_run=dry_run), Changes()
     else:
         plans = make_plans(configuration, flavour_of(configuration.settings), scans)
-        if dry_run:
-            return _foreseen(configuration, plans, scans, started=started)
-        with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
-            memories = _memories(configuration, scans)
+        memories = _memories(configuration, scans, quick=quick)
+        for memory in memories.values():
+            if paranoid:
+                memory.suspect_all()
             if retry_rejected:
-                for memory in memories.values():
-                    memory.forget_rejected()
+                memory.forget_rejected()
+        if dry_run:
+            return _foreseen(configuration, plans, _tasks(plans, memories, scans), started=started)
+        with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
+            sweep(_root(configuration))
             judged = _judge_all(plans, memories, scans, progress)
             manifests, changes = _write(judged, inputs=inputs, accept=accept)
     outcome = outcome_of(manifests, changes, where=_root(configuration), started=started)
@@ -117,7 +142,7 @@ def _root(configuration: Configuration) -> Path:
     return Path(configuration.settings.cache_dir) / "pairs"
 
 
-def _stands(folder: Path, inputs: str) -> bool:
+def _stands(folder: Path, inputs: str, *, quick: bool) -> bool:
     """Whether the table was made from these very files, and none of them may have healed."""
     manifest = manifest_in(folder)
     return (
@@ -125,14 +150,13 @@ def _stands(folder: Path, inputs: str) -> bool:
         and manifest["inputs"] == inputs
         and is_whole(folder, manifest)
         and PASSING_REASONS.isdisjoint(manifest["rejected"])
+        and (quick or NOT_DECODED not in manifest["warnings"])
     )
 
 
 def _foreseen(
-    configuration: Configuration, plans: Sequence[Plan], scans: Scans, *, started: float
+    configuration: Configuration, plans: Sequence[Plan], tasks: Sequence[Task], *, started: float
 ) -> Outcome:
-    memories = _memories(configuration, scans)
-    tasks = _tasks(plans, memories, scans)
     wanted = sum(len(plan.wanted) for plan in plans)
     rejections = [row for plan in plans for row in plan.rejections]
     failed = len({row.sample for row in rejections})
@@ -170,11 +194,11 @@ def _judge_all(
     return [_judge(plan, memories) for plan in plans]
 
 
-def _memories(configuration: Configuration, scans: Scans) -> dict[str, Memory]:
+def _memories(configuration: Configuration, scans: Scans, *, quick: bool) -> dict[str, Memory]:
     folders = {
         dataset.id: configuration.pairs_folder(dataset) for dataset in configuration.datasets
     }
-    memories = {name: Memory(folders[name]) for name in scans}
+    memories = {name: Memory(folders[name], headers_suffice=quick) for name in scans}
     for name, memory in memories.items():
         memory.keep_only(scans[name].pictures.values())
     return memories
@@ -186,38 +210,31 @@ def _tasks(plans: Iterable[Plan], memories: Mapping[str, Memory], scans: Scans) 
         (dataset.id, file)
         for plan in plans
         for wanted in plan.wanted
-        for dataset, file in zip(
-            (plan.main, *wanted.terms.references),
-            (wanted.match.target, *wanted.match.references),
-            strict=True,
-        )
+        for dataset, file in wanted.files(plan.main)
         if file not in memories[dataset.id]
     )
     return [Task(scans[name].folder, memories[name], file) for name, file in files]
 
 
 def _judge(plan: Plan, memories: Mapping[str, Memory]) -> Judged:
-    judged = Judged(plan, [], {}, list(plan.rejections))
-    seen = []
+    judged = Judged(plan, memories, [], set(), list(plan.rejections))
+    first_of: dict[str, File] = {}
     for wanted in plan.wanted:
-        facts = [memories[plan.main.id][wanted.match.target]]
-        for dataset, file in zip(wanted.terms.references, wanted.match.references, strict=True):
-            facts.append(memories[dataset.id][file])
+        facts = _facts_of(wanted, plan, memories)
         if wrong := faults(wanted.name, wanted.match, facts, wanted.terms):
             judged.rejections += wrong
             continue
-        judged.samples.append(
-            sample_of(wanted.name, wanted.match, facts, wanted.terms, captions=wanted.captions)
-        )
-        seen.append(facts)
-    copies = Counter(
-        digest for digest, _ in {(s.target.digest, s.target.path) for s in judged.samples}
-    )
-    for sample, facts in zip(judged.samples, seen, strict=True):
-        if codes := warnings_of(sample, facts, copies):
-            judged.warnings[sample.name] = codes
+        judged.accepted.append(wanted)
+        # the same file in several samples, each with another reference, is no copy
+        if first_of.setdefault(facts[0].digest, wanted.match.target) != wanted.match.target:
+            judged.copies.add(facts[0].digest)
     judged.rejections.sort()
     return judged
+
+
+def _facts_of(wanted: Wanted, plan: Plan, memories: Mapping[str, Memory]) -> list[Facts]:
+    """What is known of the target, then of each reference."""
+    return [memories[dataset.id][file] for dataset, file in wanted.files(plan.main)]
 
 
 def _write(
@@ -226,17 +243,16 @@ def _write(
     rejected = sum(len({row.sample for row in one.rejections}) for one in judged)
     manifests, changes = [], Changes()
     for one in judged:
-        before = read_table_in(one.plan.folder)
-        changes += Changes.between(before.samples if before else [], one.samples)
+        tally = Tally(samples_before(one.plan.folder))
         manifests.append(
             write_pairs(
                 one.plan.folder,
                 recipe=one.plan.recipe,
-                samples=one.samples,
-                warnings=one.warnings,
+                rows=tally.passing(one.rows()),
                 rejections=one.rejections,
                 inputs=inputs,
                 accept=accept.accepts(rejected),
             )
         )
+        changes += tally.changes()
     return manifests, changes
