@@ -9,10 +9,13 @@ import click
 
 from ..cache.errors import WrongUse
 from .options import (
+    PAIR_OPTIONS,
     device_option,
     dry_run_option,
+    look_options,
     options_of_stages,
     pair_options,
+    parted,
     shard_option,
     shared_options,
 )
@@ -94,14 +97,10 @@ def _configuration(
 @shared_options
 @dry_run_option
 @pair_options
-@click.option("--retry-rejected", is_flag=True, help="Look again at what was rejected before.")
-def pair(on_reject: str, max_rejected: int, retry_rejected: bool, **shared: Any) -> None:
+@look_options
+def pair(**given: Any) -> None:
     """Match targets, references and captions; decide geometry; find what is wrong."""
-    options: dict[str, object] = {
-        "on_reject": on_reject,
-        "max_rejected": max_rejected,
-        "retry_rejected": retry_rejected,
-    }
+    options, shared = parted(given, PAIR_OPTIONS)
     _run(("pair",), command="pair", options={"pair": options}, **shared)
 
 

@@ -74,6 +74,22 @@ pair_options = stacked(
 )
 
 
+look_options = stacked(
+    click.option("--retry-rejected", is_flag=True, help="Look again at what was rejected before."),
+    click.option("--quick", is_flag=True, help="Read headers only; the next run decodes in full."),
+    click.option("--paranoid", is_flag=True, help="Read every file again, changed or not."),
+)
+PAIR_OPTIONS = ("on_reject", "max_rejected", "retry_rejected", "quick", "paranoid")
+
+
+def parted(
+    given: dict[str, Any], names: tuple[str, ...]
+) -> tuple[dict[str, object], dict[str, Any]]:
+    """The options called `names`, and the others."""
+    own = {name: given[name] for name in names}
+    return own, {name: value for name, value in given.items() if name not in own}
+
+
 def options_of_stages(
     device: str, on_reject: str, max_rejected: int
 ) -> dict[str, dict[str, object]]:
