@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qedit.cache import atomic
+from qedit.cache.claims import shared_work
 from qedit.cache.lock import writer_lock
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 
@@ -175,6 +177,25 @@ def fill(folder: Path, ragged: bool, log: Path) -> None:
             with log.open("a") as file:
                 file.writelines(key + "\n" for key in keys)
             store.add(keys, [row_of(key, layout) for key in keys])
+
+
+def share(folder: Path, keys: Sequence[str], log: Path, seconds: float) -> None:
+    """What a stage does beside others like it: compute what nobody else does."""
+    store = Store(folder, RECIPE, LATENTS)
+
+    def still(some: Sequence[str]) -> list[str]:
+        store.refresh()
+        return store.missing(some)
+
+    batches = [keys[start : start + 6] for start in range(0, len(keys), 6)]
+    with store.adding():
+        for mine in shared_work(
+            store.path, batches, doing="sharing", still=still, waiting=lambda holder: None
+        ):
+            with log.open("a") as file:
+                file.write("".join(key + "\n" for key in mine))
+            time.sleep(seconds)
+            store.add(mine, [row_of(key, LATENTS) for key in mine])
 
 
 def take_lock(folder: Path) -> None:
