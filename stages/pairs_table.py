@@ -27,6 +27,7 @@ from ..cache.fingerprint import digest_bytes, fingerprint
 from ..cache.tables import table_blocks, table_bytes, table_file, table_in
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
+from .beside import made_for_others
 from .models.flavours import Flavour
 from .pair_rows import PAIRS_SCHEMA, REJECTED_SCHEMA, Rejection, blocks_of, samples_in
 from .pairs_recipe import pairs_recipe as pairs_recipe
@@ -220,10 +221,15 @@ def read_pairs(configuration: Configuration, main: Dataset, flavour: Flavour) ->
         NotComplete: `pair` has not run for these settings, or turned samples away that
             nobody has accepted to do without.
     """
-    table = read_table_in(table_folder(configuration, main, flavour))
+    folder = table_folder(configuration, main, flavour)
+    table = read_table_in(folder)
     if table is None:
+        beside = made_for_others(
+            folder, flavour, fits=lambda other, recipe: recipe.get("vl_area") == other.vl_area
+        )
         raise NotComplete(
-            f"There is no pairs table of dataset {main.id} for these settings yet.",
+            f"There is no pairs table of dataset {main.id} for {flavour.name} "
+            f"with these settings yet{beside}.",
             "Run `qedit pair`.",
         )
     if not table.accepted:

@@ -22,8 +22,11 @@ from ..cache.store import EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from ..config.settings import Settings
+from .beside import made_for_others
 from .models.checkpoint import Checkpoint
+from .models.flavours import Flavour
 from .models.recipes import latent_recipe, prompt_recipe
+from .models.templates import prefix_text
 from .pairs_table import read_pairs
 from .samples import NULL_CAPTION, Picture, Sample
 
@@ -106,6 +109,7 @@ class RunStores:
     latents: Shelf
     prefixes: Shelf
     tails: Shelf
+    flavour: Flavour
 
     def missing(self, samples: Iterable[Sample], captions_too: Iterable[str]) -> Missing:
         """Which of `samples` cannot be trained on yet; `captions_too` are wanted of each."""
@@ -121,7 +125,22 @@ class RunStores:
                 key not in self.tails for key in tails
             ):
                 no_embeds.append(sample.name)
-        return Missing(tuple(no_latents), tuple(no_embeds))
+        return Missing(
+            tuple(no_latents),
+            tuple(no_embeds),
+            flavour=self.flavour.name,
+            embeds_beside=self._made_for_others() if no_embeds else "",
+        )
+
+    def _made_for_others(self) -> str:
+        def fits(flavour: Flavour, recipe: Mapping[str, Any]) -> bool:
+            numbered = flavour.numbered_pictures
+            return bool(recipe.get("prefix") == prefix_text(1, numbered=numbered))
+
+        beside = (
+            made_for_others(store.path, self.flavour, fits=fits) for store in self.prefixes.stores()
+        )
+        return next(filter(None, beside), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +149,20 @@ class Missing:
 
     latents: tuple[str, ...]
     embeds: tuple[str, ...]
+    flavour: str
+    embeds_beside: str = ""
 
     def refuse(self, total: int, *, then: str) -> None:
         """Raise NotComplete, naming the first sample and the command to type, if any is missing."""
-        for names, what, command in (
-            (self.latents, "latents", "qedit cache-vae"),
-            (self.embeds, "embeds", "qedit cache-embeds"),
+        for names, what, command, beside in (
+            (self.latents, "latents", "qedit cache-vae", ""),
+            (self.embeds, "embeds", "qedit cache-embeds", self.embeds_beside),
         ):
             if names:
                 have = "has" if len(names) == 1 else "have"
                 raise NotComplete(
-                    f"{len(names)} of {total} samples {have} no {what} yet, "
-                    f"the first is {names[0]}.",
+                    f"{len(names)} of {total} samples {have} no {what} for {self.flavour} yet, "
+                    f"the first is {names[0]}{beside}.",
                     f"Run `{command}`, then `{then}` again.",
                 )
 
@@ -164,6 +185,7 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
         latents=Shelf(pictures, latents, LATENTS),
         prefixes=Shelf(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
         tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
+        flavour=checkpoint.flavour,
     )
 
 

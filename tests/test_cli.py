@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from small_run import draw, make_run, qedit, said, with_files
+from small_run import AREA, draw, make_run, qedit, said, with_files
+
+from qedit.stages.models.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def test_training_before_caching_names_the_command_to_type(
     assert "qedit pair" in with_files("train", expect=4).stderr
     with_files("pair")
     error = with_files("train", expect=4).stderr
-    assert "4 of 4 samples have no latents yet, the first is p0.png" in error
+    assert "4 of 4 samples have no latents for edit-v1 yet, the first is p0.png" in error
     assert "`qedit cache-vae`, then `qedit train` again" in error
     with_files("cache-vae")
     assert "`qedit cache-embeds`, then `qedit train` again" in with_files("train", expect=4).stderr
@@ -211,3 +213,20 @@ def test_another_run_in_the_output_folder_is_refused(copy: Path) -> None:
     error = with_files("train", "--set", "lora_rank=4", expect=3).stderr
     assert "lora_rank" in error
     assert "output_dir" in error
+
+
+def test_rows_of_another_flavour_are_refused_naming_both(copy: Path) -> None:
+    # the same pictures, captions and caches, but for edit-v1 with its own model and areas
+    make_tiny(copy / "v1", "edit-v1", vae_area=AREA, vl_area=4 * AREA)
+    wrong = ("--set", "model_flavour=edit-v1", "--set", "pretrained_model_name_or_path=v1")
+    wrong += ("--set", "data.edited.conditioning_data=reference-a")
+    error = with_files("train", *wrong, expect=4).stderr
+    assert "for edit-v1" in error
+    # one area bigger is neither flavour's own
+    assert "qedit pair" in error
+    make_tiny(copy / "same", "edit-v1", vae_area=AREA, vl_area=AREA)
+    wrong = (*wrong, "--set", "pretrained_model_name_or_path=same")
+    with_files("pair", *wrong)
+    error = with_files("train", *wrong, expect=4).stderr
+    assert "have no embeds for edit-v1 yet" in error
+    assert "what is there was made for edit-v2 or edit-v2+ or edit-v3" in error

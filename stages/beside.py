@@ -1,0 +1,33 @@
+"""What lies beside a missing result, made for another flavour: a refusal can then name both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .models.flavours import FLAVOURS, Flavour
+
+RECIPE = "recipe.json"
+
+
+def made_for_others(
+    folder: Path, flavour: Flavour, *, fits: Callable[[Flavour, Mapping[str, Any]], bool]
+) -> str:
+    """Words on results beside `folder` that fit other flavours than `flavour`; "" if none do.
+
+    `fits` says whether a recipe could have been a flavour's.
+    """
+    others: set[str] = set()
+    for recipe in _recipes_beside(folder):
+        if not fits(flavour, recipe):
+            others.update(other.name for other in FLAVOURS.values() if fits(other, recipe))
+    return f"; what is there was made for {' or '.join(sorted(others))}" if others else ""
+
+
+def _recipes_beside(folder: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted(folder.parent.glob(f"*/{RECIPE}")):
+        if path.parent != folder:
+            recipe: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            yield recipe
