@@ -134,7 +134,8 @@ def test_missing_rows_are_counted_with_the_command_to_type(
     made(SAMPLES)
     monkeypatch.setattr("made_run.fill_stores", lambda configuration, samples: None)
     configuration = made(made_samples_with_edits(10, sizes=[(64, 64), (64, 96)]))
-    with pytest.raises(NotComplete, match="2 of 10 samples have no latents for edit-v2 yet") as refused:
+    told = "2 of 10 samples have no latents for edit-v2 yet"
+    with pytest.raises(NotComplete, match=told) as refused:
         train(configuration)
     assert refused.value.do == "Run `qedit cache-vae`, then `qedit train` again."
     assert not configuration.settings.output_dir.exists()
