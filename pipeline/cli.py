@@ -18,6 +18,7 @@ from .options import (
     parted,
     shard_option,
     shared_options,
+    workplace_options,
 )
 from .report import TerminalProgress, as_object
 from .reporting import reporting
@@ -206,6 +207,23 @@ def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> No
                 "where": str(export) if export else "",
             }
         )
+
+
+@main.command("init")
+@click.argument("targets", type=click.Path(path_type=Path))
+@click.argument("references", type=click.Path(path_type=Path), nargs=-1, required=True)
+@dry_run_option
+@workplace_options
+def init_files(targets: Path, references: tuple[Path, ...], dry_run: bool, **shared: Any) -> None:
+    """Write config.json and multidatabackend.json for folders of pictures, after a look at them.
+
+    TARGETS holds the edited pictures; each of REFERENCES holds what they were made from,
+    under the same names.
+    """
+    with reporting(**shared) as (progress, finish):
+        from .first_files import write_first_files
+
+        finish(write_first_files(targets, references, progress, dry_run=dry_run))
 
 
 @main.command()

@@ -20,6 +20,18 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
+workplace_options = stacked(
+    click.option(
+        "-C",
+        "folder",
+        type=click.Path(path_type=Path),
+        help="Work in this folder; relative paths start there.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+    click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
 shared_options = stacked(
     click.argument("assignments", nargs=-1, metavar="[example=NAME]"),
     click.option("--config", type=click.Path(path_type=Path), help="The file config.json."),
@@ -36,16 +48,7 @@ shared_options = stacked(
     click.option(
         "--tiny", is_flag=True, help="With example=NAME: a tiny model and the demo's pictures."
     ),
-    click.option(
-        "-C",
-        "folder",
-        type=click.Path(path_type=Path),
-        help="Work in this folder; relative paths start there.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
-    click.option("-v", "--verbose", count=True, help="Say more."),
-    click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong."),
-    click.option("--debug", is_flag=True, help="Show tracebacks."),
+    workplace_options,
 )
 dry_run_option = click.option(
     "-n", "--dry-run", is_flag=True, help="Say what would be done; write nothing."
