@@ -23,7 +23,7 @@ from .claims import refuse_claims
 from .errors import AnotherRecipe, Damaged, NotComplete, QeditError
 from .fingerprint import fingerprint
 from .index import indices_in, read_index, replace_indices
-from .listing import Row, Rows
+from .listing import Listing, Row, Rows
 from .lock import writer_lock
 from .manifest import MANIFEST_FILE
 from .owner import is_dead
@@ -109,6 +109,10 @@ class Store:
         files = (Path(where, name) for where, _, names in os.walk(self.path) for name in names)
         return sum(file.stat().st_size for file in files)
 
+    def listing(self) -> Listing | None:
+        """Every row of every part, as columns; None if there is none."""
+        return self._rows().listing()
+
     def refresh(self) -> bool:
         """See what others have added or removed meanwhile; whether that was anything."""
         if self._known is None:
@@ -185,14 +189,21 @@ class Store:
         self,
         keys: Iterable[str] | None = None,
         *,
-        seen: Callable[[int], None] = lambda rows: None,
+        share: float = 1.0,
+        seen: Callable[[int], None] = lambda parts: None,
     ) -> list[Damage]:
-        """Read everything (or the rows of `keys`) again; what is not as it was written."""
+        """Read everything (or the rows of `keys`) again; what is not as it was written.
+
+        Args:
+            share: of the rows, drawn anew every time; the tables are read in any case.
+            seen: told how many parts have been read since it was last told.
+        """
         wanted = None if keys is None else set(keys)
         damages = [Damage(self.path, None, what) for what in self._wrong_recipe()]
         for path in self.part_paths():
             store = self.fingerprint
-            damages += verify_part(path, self.layout, store=store, wanted=wanted, seen=seen)
+            damages += verify_part(path, self.layout, store=store, wanted=wanted, share=share)
+            seen(1)
         return damages
 
     def part_paths(self) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+import random
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +29,12 @@ def verify_part(
     *,
     store: str,
     wanted: Set[str] | None,
-    seen: Callable[[int], None] = lambda rows: None,
+    share: float = 1.0,
 ) -> Iterator[Damage]:
     """Read all of the part at `path` (or its rows of these keys); what is damaged in it.
 
     Args:
-        seen: told how many rows have been read since it was last told.
+        share: of the rows that are read, drawn anew every time.
     """
     try:
         listing = read_part(path, layout, store=store)
@@ -48,12 +49,11 @@ def verify_part(
         yield from (Damage(path, None, what) for what in _broken_files(path))
     part = Part(path, layout, listing.grids[0])
     for key, row in rows_in(listing):
-        if wanted is None or key in wanted:
+        if (wanted is None or key in wanted) and (share >= 1.0 or random.random() < share):
             try:
                 part.read(row)
             except Broken as error:
                 yield Damage(path, key, str(error))
-            seen(1)
 
 
 def _has_lost_its_manifest(path: Path) -> bool:

@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from qedit.cache import atomic
 from qedit.cache.claims import shared_work
+from qedit.cache.dropping import drop
 from qedit.cache.lock import writer_lock
+from qedit.cache.repacking import carry_out, plan_repacking
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -196,6 +199,19 @@ def share(folder: Path, keys: Sequence[str], log: Path, seconds: float) -> None:
                 file.write("".join(key + "\n" for key in mine))
             time.sleep(seconds)
             store.add(mine, [row_of(key, LATENTS) for key in mine])
+
+
+def repack(folder: Path, ragged: bool) -> None:
+    """What `gc` does: of what `fill` made, keep all but the first two rows, in few parts."""
+    store = Store(folder, RECIPE, EMBEDS if ragged else LATENTS)
+    with store.writing():
+        carry_out(store, plan_repacking(store, pa.chunked_array([WANTED[2:]]), compact=True))
+
+
+def drop_damaged(folder: Path) -> None:
+    """What `verify --drop` does."""
+    store = Store(folder, RECIPE, LATENTS)
+    drop(store, store.verify())
 
 
 def take_lock(folder: Path) -> None:

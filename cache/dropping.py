@@ -1,0 +1,71 @@
+"""Giving up what is damaged, and nothing else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arrays import Broken
+from .atomic import remove, write_json
+from .claims import refuse_claims
+from .lock import writer_lock
+from .part import Part, read_part, rows_in
+from .repacking import Repacking, carry_out
+from .store import RECIPE_FILE, Store
+from .verifying import Damage
+
+
+def drop(store: Store, damages: Sequence[Damage]) -> None:
+    """Remove the rows that are damaged; the others of their parts move to new parts.
+
+    A part whose table cannot be read goes as a whole. What is lost is missing from now on,
+    and its stage makes it anew.
+
+    Raises:
+        Locked: somebody is writing to the store.
+    """
+    with writer_lock(store.path, doing="dropping what is damaged"):
+        refuse_claims(store.path)
+        write_json(store.path / RECIPE_FILE, store.recipe)
+        plan = _planned(store, damages)
+        for name in plan.gone:
+            remove(store.parts_folder / name)
+    plan.gone.clear()
+    store.refresh()
+    with store.writing():
+        carry_out(store, plan)
+
+
+def _planned(store: Store, damages: Sequence[Damage]) -> Repacking:
+    bad: dict[Path, set[str]] = defaultdict(set)
+    for damage in damages:
+        if damage.part != store.path:
+            bad[damage.part] |= {damage.key} if damage.key else set()
+    plan = Repacking()
+    for path, keys in bad.items():
+        whole = _whole_rows(store, path)
+        kept = [key for key in whole if key not in keys]
+        if kept:
+            plan.moved[path.name] = kept
+        else:
+            plan.gone.append(path.name)
+    return plan
+
+
+def _whole_rows(store: Store, path: Path) -> list[str]:
+    """The keys of the rows of a part that can still be read."""
+    try:
+        listing = read_part(path, store.layout, store=store.fingerprint)
+    except Broken:
+        return []
+    if listing is None:
+        return []
+    part, whole = Part(path, store.layout, listing.grids[0]), []
+    for key, row in rows_in(listing):
+        try:
+            part.read(row)
+            whole.append(key)
+        except Broken:
+            continue
+    return whole
