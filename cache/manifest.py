@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arrays import Broken, crc32c
-from .atomic import write_json
+from .atomic import readable_json, write_json
 from .fingerprint import canonical_json
 from .grid import Grid, grid_in
 
@@ -43,6 +43,12 @@ def write_manifest(part: Path, manifest: Manifest) -> None:
         "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
     }
     write_json(part / MANIFEST_FILE, {**said, "crc32c": _own_checksum(said)})
+
+
+def is_as_written(part: Path) -> bool:
+    """Whether the manifest of `part`, which can be read, is what was written to the byte."""
+    data = (part / MANIFEST_FILE).read_bytes()
+    return data == readable_json(json.loads(data)).encode()
 
 
 def read_manifest(part: Path) -> Manifest | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .arrays import Broken, crc32c
 from .atomic import LEFTOVER, owner_of
-from .manifest import MANIFEST_FILE, read_manifest
+from .manifest import MANIFEST_FILE, is_as_written, read_manifest
 from .owner import is_dead
 from .part import Layout, Part, read_part, rows_in
 
@@ -70,6 +70,8 @@ def _broken_files(path: Path) -> Iterator[str]:
     """What is wrong with the files of a part as such; the rows are another matter."""
     manifest = read_manifest(path)
     assert manifest is not None, "its rows have just been read"
+    if not is_as_written(path):
+        yield f"the file {MANIFEST_FILE} is not as it was written"
     for name, size in manifest.files.items():
         file = path / name
         if not file.is_file():
