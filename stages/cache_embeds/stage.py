@@ -32,6 +32,7 @@ from ..stores import (
     shard_named,
     used_main_datasets,
 )
+from ..uses import note_use
 from ..wanted import Keys, distinct, pairs_keys
 
 STAGE = "cache-embeds"
@@ -99,6 +100,8 @@ def run(
         computed = _fill(
             configuration, checkpoint, stores=stores, work=work, progress=progress, device=device
         )
+    if not dry_run:
+        note_use((*stores.prefixes.stores(), *stores.tails.stores()), configuration)
     return Outcome(
         stage=STAGE,
         wanted=wanted.rows,

@@ -21,6 +21,7 @@ from ..samples import Picture
 from ..sharing import say_who_is_at_work, saying_what_is_kept
 from ..stage import Outcome, Progress
 from ..stores import Shelf, open_stores, shard_named, used_main_datasets, wanted_latents
+from ..uses import note_use
 from ..wanted import Keys, distinct, pairs_keys
 
 STAGE = "cache-vae"
@@ -66,6 +67,8 @@ def run(
             progress=progress,
             device=device,
         )
+    if not dry_run:
+        note_use(shelf.stores(), configuration)
     return Outcome(
         stage=STAGE,
         wanted=wanted,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ...cache.errors import Damaged
 from ..samples import NULL_CAPTION, Picture, Sample
 from ..stores import RunStores
 from ..tensors import tensor_of
@@ -69,7 +71,8 @@ class Feed:
         batches: list[Batch] = []
         position = 0
         for samples in self.order.step(step):
-            batches.append(self._batch(samples, step, first_position=position))
+            with naming(samples):
+                batches.append(self._batch(samples, step, first_position=position))
             position += len(samples)
         return batches
 
@@ -135,6 +138,16 @@ class Feed:
         prefix = self.stores.prefixes.read(sample.prefix_key, dataset=sample.dataset)
         tail = self.stores.tails.read(sample.tail_key(caption), dataset=sample.dataset)
         return tensor_of(np.concatenate([prefix, tail]))
+
+
+@contextmanager
+def naming(samples: Sequence[Sample]) -> Iterator[None]:
+    """Say of damaged rows whose they are."""
+    try:
+        yield
+    except Damaged as error:
+        names = " or ".join(sample.name for sample in samples)
+        raise Damaged(f"A row of sample {names} is damaged.\n{error.what}", error.do) from error
 
 
 def padded(

@@ -1,0 +1,120 @@
+"""`qedit gc` and `qedit unlock`: what may go, shown before it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..cache.atomic import remove, sweep
+from ..cache.claims import claims_in, refuse_claims
+from ..cache.lock import LOCK_FILE, Holder, holder_of, writer_lock
+from ..cache.owner import is_dead, this_process
+from ..cache.repacking import carry_out
+from ..config.configuration import Configuration
+from ..stages.models.checkpoint import open_checkpoint
+from ..stages.orphans import Orphans, files_left_by_pair, find_orphans, stores_beside
+from ..stages.stores import open_stores
+from .report import size
+
+
+@dataclass
+class Leftovers:
+    """What `gc` found."""
+
+    orphans: list[Orphans] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    removed: bool = False
+
+    @property
+    def count_bytes(self) -> int:
+        files = sum(path.stat().st_size for path in self.files if path.exists())
+        return files + sum(one.count_bytes for one in self.orphans)
+
+    def lines(self) -> Iterator[str]:
+        for one in self.orphans:
+            if one.all_of_it:
+                yield (
+                    f"{one.store.path}: all {len(one.store)} rows, {size(one.count_bytes)}; no "
+                    "table and no run asks for this recipe"
+                )
+                continue
+            if one.plan.rows:
+                say = f"{one.plan.rows} of {len(one.store)} rows that no table names"
+                yield f"{one.store.path}: {say}, {size(one.count_bytes)}"
+            if one.plan.moved:
+                yield f"{one.store.path}: {len(one.plan.moved)} parts to be joined"
+        for path in self.files:
+            yield f"{path}: another table has taken its place, {size(path.stat().st_size)}"
+
+    def as_object(self) -> dict[str, Any]:
+        """What `--json` says."""
+        return {
+            "stage": "gc",
+            "rows": sum(one.rows for one in self.orphans),
+            "bytes": self.count_bytes,
+            "files": [str(path) for path in self.files],
+            "stores": [str(one.store.path) for one in self.orphans],
+            "removed": self.removed,
+        }
+
+
+def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers:
+    """Find what no table and no run names; nothing is changed."""
+    checkpoint = open_checkpoint(configuration.settings)
+    orphans = find_orphans(configuration, checkpoint, compact=compact)
+    return Leftovers(orphans, files_left_by_pair(configuration))
+
+
+def clear(found: Leftovers) -> None:
+    """Remove what was found; raises Locked while somebody writes there."""
+    for one in found.orphans:
+        if one.all_of_it:
+            with writer_lock(one.store.path, doing="qedit gc"):
+                refuse_claims(one.store.path)
+                remove(one.store.path)
+        else:
+            with one.store.writing():
+                carry_out(one.store, one.plan)
+    for path in found.files:
+        sweep(path.parent)
+        remove(path)
+
+
+@dataclass(frozen=True)
+class Locks:
+    """Who holds what: a file and the process that it names."""
+
+    held: list[tuple[Path, Holder]]
+
+    def here(self) -> list[tuple[Path, Holder]]:
+        """Those of living processes of this machine, which are never touched."""
+        host = this_process().host
+        return [
+            (path, holder)
+            for path, holder in self.held
+            if holder.owner.host == host and not is_dead(holder.owner)
+        ]
+
+    def free(self) -> list[tuple[Path, Holder]]:
+        """The others: of the dead, and of machines that cannot be asked from here."""
+        alive = {path for path, _ in self.here()}
+        return [(path, holder) for path, holder in self.held if path not in alive]
+
+
+def find_locks(configuration: Configuration) -> Locks:
+    """Every lock and claim in the cache folders and the output folder."""
+    checkpoint = open_checkpoint(configuration.settings)
+    stores = open_stores(configuration, checkpoint)
+    held = []
+    for store in stores_beside(stores):
+        held += [(claim.path, claim.holder) for claim in claims_in(store.path)]
+    folders = [store.path for store in stores_beside(stores)]
+    folders.append(Path(configuration.settings.cache_dir) / "pairs")
+    folders.append(Path(configuration.settings.output_dir))
+    for folder in folders:
+        holder = holder_of(folder)
+        if holder is not None:
+            held.append((folder / LOCK_FILE, holder))
+    return Locks(held)

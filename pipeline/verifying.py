@@ -1,0 +1,177 @@
+"""`qedit verify`: every checksum of every result, and which samples are hurt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..cache.arrays import Broken
+from ..cache.dropping import drop
+from ..cache.errors import Damaged
+from ..cache.fingerprint import digest_file
+from ..cache.index import indices_in, read_index
+from ..cache.part import read_part
+from ..cache.store import Store
+from ..cache.verifying import Damage
+from ..config.configuration import Configuration
+from ..stages.models.checkpoint import Checkpoint, open_checkpoint
+from ..stages.orphans import wanted_keys
+from ..stages.stage import Progress
+from ..stages.stores import open_stores, used_main_datasets
+from ..stages.uses import use_of
+from ..stages.wanted import pairs_keys
+
+MOST_NAMES = 20
+
+
+@dataclass
+class Verified:
+    """What was looked at and what is damaged, in words."""
+
+    parts: int = 0
+    lines: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    dropped: bool = False
+
+    def as_object(self) -> dict[str, Any]:
+        """What `--json` says."""
+        return {
+            "stage": "verify",
+            "parts": self.parts,
+            "damaged": self.lines,
+            "samples": self.samples,
+            "dropped": self.dropped,
+        }
+
+    def refuse(self) -> None:
+        """Raise Damaged if anything is."""
+        if not self.lines:
+            return
+        names = ", ".join(self.samples[:MOST_NAMES]) or "none of the present tables"
+        more = len(self.samples) - MOST_NAMES
+        raise Damaged(
+            "\n".join(self.lines)
+            + f"\nSamples that need what is damaged: {names}"
+            + (f" and {more} more" if more > 0 else ""),
+            "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
+            "anew. A damaged pairs table or checkpoint is to be deleted by hand.",
+        )
+
+
+def verify(
+    configuration: Configuration, progress: Progress, *, share: float = 1.0, drops: bool = False
+) -> Verified:
+    """Read the stores, pairs tables and checkpoints of this configuration again.
+
+    Args:
+        share: of the rows that are read.
+        drops: whether to give up what is damaged in stores.
+
+    Raises:
+        Locked: rows are to be dropped while somebody writes.
+    """
+    checkpoint = open_checkpoint(configuration.settings)
+    verified = Verified()
+    verified.lines += _pairs_tables(configuration, checkpoint)
+    verified.lines += _checkpoints(Path(configuration.settings.output_dir))
+    if verified.lines:
+        drops = False  # which samples are hurt is known from whole tables alone
+    stores = open_stores(configuration, checkpoint)
+    shelves = (stores.latents, stores.prefixes, stores.tails)
+    every = [store for shelf in shelves for store in shelf.stores()]
+    verified.parts = sum(len(store.part_paths()) for store in every)
+    hurt: list[tuple[Store, list[Damage]]] = []
+    with progress.bar(verified.parts, "verify", unit="part") as advance:
+        for store in every:
+            damages = store.verify(share=share, seen=advance) + _indices(store)
+            if damages:
+                hurt.append((store, damages))
+    for store, damages in hurt:
+        verified.lines += [_in_words(damage) for damage in damages]
+        verified.samples += _samples(configuration, checkpoint, store, damages)
+        if drops:
+            drop(store, damages)
+    verified.samples = list(dict.fromkeys(verified.samples))
+    verified.dropped = drops and bool(hurt)
+    return verified
+
+
+def _in_words(damage: Damage) -> str:
+    subject = f"row {damage.key} of {damage.part}" if damage.key else str(damage.part)
+    return f"{subject}: {damage.what}"
+
+
+def _indices(store: Store) -> list[Damage]:
+    """Spoilt indices: they do no harm, but to open the store takes longer."""
+    return [
+        Damage(store.path, None, f"{path.name} does not match its checksum; delete it")
+        for path in indices_in(store.path)
+        if read_index(path, store=store.fingerprint) is None
+    ]
+
+
+def _samples(
+    configuration: Configuration, checkpoint: Checkpoint, store: Store, damages: list[Damage]
+) -> list[str]:
+    """The samples of which a row is damaged; of a part without a table, those that lack one."""
+    bad = {damage.key for damage in damages if damage.key}
+    if any(damage.key is None and damage.part != store.path for damage in damages):
+        wanted = set(wanted_keys(store, [use_of(configuration)]).to_pylist())
+        bad |= wanted - _listed(store)
+    names = []
+    for main in used_main_datasets(configuration):
+        table = pairs_keys(configuration, main, checkpoint.flavour)
+        beside = use_of(configuration).captions_beside
+        kind = store.recipe["rows"]
+        keys = (
+            table.latents()
+            if kind == "latents"
+            else table.prefixes
+            if kind == "image prefix"
+            else table.tails(beside)
+        )
+        hit = pc.is_in(keys.keys, value_set=pa.array(sorted(bad), pa.string()))
+        rows = keys.rows[hit.to_numpy(zero_copy_only=False).astype(bool)]
+        names += [sample.name for sample in table.samples(rows)]
+    return names
+
+
+def _listed(store: Store) -> set[str]:
+    """The keys in parts whose tables can be read."""
+    keys: set[str] = set()
+    for path in store.part_paths():
+        try:
+            listing = read_part(path, store.layout, store=store.fingerprint)
+        except Broken:
+            continue
+        if listing is not None:
+            keys.update(listing.rows["key"].to_pylist())
+    return keys
+
+
+def _pairs_tables(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[str]:
+    for main in used_main_datasets(configuration):
+        try:
+            pairs_keys(configuration, main, checkpoint.flavour).latents()
+        except Damaged as error:
+            yield error.what
+
+
+def _checkpoints(output_dir: Path) -> Iterator[str]:
+    """Files of checkpoints that do not hold what their state.json says."""
+    for state in sorted(output_dir.glob("checkpoint-*/state.json")):
+        try:
+            files = json.loads(state.read_bytes())["files"]
+        except (ValueError, KeyError, TypeError):
+            yield f"{state} cannot be read"
+            continue
+        for name, digest in files.items():
+            path = state.parent / name
+            if not path.is_file() or digest_file(path) != digest:
+                yield f"{path} is not as it was written"

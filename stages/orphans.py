@@ -1,0 +1,139 @@
+"""What lies in the caches and no pairs table names any more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..cache.repacking import Repacking, plan_repacking
+from ..cache.store import EMBEDS, LATENTS, RECIPE_FILE, Store
+from ..config.configuration import Configuration
+from .models.checkpoint import Checkpoint
+from .pairs_table import MANIFEST, is_whole, manifest_in
+from .stores import RunStores, open_stores, used_main_datasets
+from .uses import Use, use_of, uses_of
+from .wanted import PairsKeys
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Orphans:
+    """What may go of one store. `all_of_it`: no table and no run asks for its recipe."""
+
+    store: Store
+    all_of_it: bool
+    plan: Repacking
+
+    @property
+    def rows(self) -> int:
+        return len(self.store) if self.all_of_it else self.plan.rows
+
+    @property
+    def count_bytes(self) -> int:
+        return self.store.nbytes() if self.all_of_it else self.plan.count_bytes
+
+    def __bool__(self) -> bool:
+        return self.all_of_it or bool(self.plan)
+
+
+def find_orphans(
+    configuration: Configuration, checkpoint: Checkpoint, *, compact: bool = False
+) -> list[Orphans]:
+    """Look at every store in the cache folders of this configuration; nothing is changed."""
+    stores = open_stores(configuration, checkpoint)
+    needed = needed_fingerprints(configuration, stores)
+    own = use_of(configuration)
+    found = []
+    for store in stores_beside(stores):
+        uses = [use for use in uses_of(store) if use.name != own.name and _is_there(use)]
+        if store.fingerprint in needed:
+            uses.append(own)
+        if not uses:
+            found.append(Orphans(store, True, Repacking()))
+            continue
+        wanted = wanted_keys(store, uses)
+        found.append(Orphans(store, False, plan_repacking(store, wanted, compact=compact)))
+    return [one for one in found if one]
+
+
+def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:
+    """Of the recipes of these settings, and of those that the run in output_dir was made with."""
+    shelves = (stores.latents, stores.prefixes, stores.tails)
+    needed = {store.fingerprint for shelf in shelves for store in shelf.stores()}
+    run = Path(configuration.settings.output_dir) / RUN_FILE
+    if run.is_file():
+        needed |= set(json.loads(run.read_text(encoding="utf-8")).get("recipes", {}).values())
+    return needed
+
+
+def stores_beside(stores: RunStores) -> list[Store]:
+    """Every store in the folders of these, of whatever recipe."""
+    folders = {
+        store.path.parent.resolve(): store.path.parent
+        for shelf in (stores.latents, stores.prefixes, stores.tails)
+        for store in shelf.stores()
+    }
+    return [store for folder in folders.values() for store in stores_in(folder)]
+
+
+def stores_in(folder: Path) -> Iterator[Store]:
+    """Every store in `folder` whose recipe is the one that it is named after."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        try:
+            recipe = json.loads((path / RECIPE_FILE).read_bytes())
+        except (OSError, ValueError):
+            continue
+        layout = LATENTS if recipe.get("rows") == "latents" else EMBEDS
+        store = Store(folder, recipe, layout)
+        if store.path.name == path.name:
+            yield store
+
+
+def wanted_keys(store: Store, uses: Iterable[Use]) -> pa.ChunkedArray:
+    """The keys of the kind of rows that `store` holds, in all tables of these uses."""
+    chunks = [
+        _keys_of(store, table, use.captions_beside) for use in uses for table in tables_of(use)
+    ]
+    return pa.chunked_array(chunks, pa.string())
+
+
+def tables_of(use: Use) -> Iterator[PairsKeys]:
+    """Every complete pairs table in the folders of a use, of present and former settings."""
+    for folder in use.pairs:
+        for manifest_file in sorted(Path(folder).glob(f"*/{MANIFEST}")):
+            manifest = manifest_in(manifest_file.parent)
+            if manifest is not None and is_whole(manifest_file.parent, manifest):
+                yield PairsKeys(manifest_file.parent / manifest["pairs"])
+
+
+def files_left_by_pair(configuration: Configuration) -> list[Path]:
+    """Tables of pairs that another one has taken the place of."""
+    left: list[Path] = []
+    for main in used_main_datasets(configuration):
+        for manifest_file in sorted(configuration.pairs_folder(main).glob(f"*/{MANIFEST}")):
+            folder = manifest_file.parent
+            manifest = manifest_in(folder) or {}
+            named = {manifest.get("pairs"), manifest.get("rejected_table")}
+            left += [
+                path
+                for pattern in ("pairs-*.parquet", "rejected-*.parquet")
+                for path in sorted(folder.glob(pattern))
+                if path.name not in named
+            ]
+    return left
+
+
+def _keys_of(store: Store, table: PairsKeys, beside: Sequence[str]) -> pa.Array:
+    kind = store.recipe["rows"]
+    if kind == "latents":
+        return table.latents().keys
+    return table.prefixes.keys if kind == "image prefix" else table.tails(beside).keys
+
+
+def _is_there(use: Use) -> bool:
+    return any(Path(folder).is_dir() for folder in use.pairs)

@@ -1,0 +1,209 @@
+"""verify, gc and unlock as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from small_run import draw, make_run, said, with_files
+
+from qedit.cache.claims import CLAIMS
+from qedit.cache.lock import new_holder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pairs with one reference each, cached and trained on."""
+    folder = make_run(tmp_path_factory.mktemp("finished"), flavour="edit-v2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with_files("run")
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(finished, folder)
+    for uses in folder.glob("caches/*/*/*/uses"):
+        shutil.rmtree(uses)  # the original is no other run
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _shard(folder: Path, dataset: str) -> Path:
+    found = sorted((folder / "caches" / "vae" / dataset).rglob("latents/c.*"))
+    return next(path for path in found if _shape(path)[0] == 1)
+
+
+def _shape(shard: Path) -> list[int]:
+    return json.loads((shard.parent / "zarr.json").read_text())["shape"]
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+def test_whole_caches_are_found_whole(copy: Path) -> None:
+    found = said(with_files("verify", "--json"))
+    assert found["damaged"] == []
+    assert found["parts"] >= 4
+    assert said(with_files("verify", "--sample", "10", "--json"))["damaged"] == []
+
+
+def test_a_damaged_latent_is_named_dropped_and_made_anew(copy: Path) -> None:
+    _flip(_shard(copy, "edited"), 5)
+    error = with_files("verify", expect=5).stderr
+    assert "p1.png" in error or "p2.png" in error
+    assert "p0.png" not in error
+    assert "qedit verify --drop" in error
+    with_files("verify", "--drop")
+    assert with_files("verify").exit_code == 0
+    assert said(with_files("cache-vae", "--json"))["computed"] == 1
+    assert said(with_files("cache-embeds", "--json"))["computed"] == 0
+
+
+def test_a_part_whose_table_is_gone_is_named_too(copy: Path) -> None:
+    (_shard(copy, "edited").parents[1] / "rows.parquet").unlink()
+    error = with_files("verify", expect=5).stderr
+    assert "rows.parquet is missing" in error
+    assert "p1.png" in error or "p2.png" in error
+    with_files("verify", "--drop")
+    assert said(with_files("cache-vae", "--json"))["computed"] == 1
+
+
+def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
+    (table,) = (copy / "caches" / "pairs" / "edited").rglob("pairs-*.parquet")
+    weights = next((copy / "out").glob("checkpoint-*/weights.safetensors"))
+    _flip(weights, -1)
+    assert "weights.safetensors is not as it was written" in with_files("verify", expect=5).stderr
+    _flip(table, 40)
+    assert table.name in with_files("verify", expect=5).stderr
+
+
+def test_training_ends_at_a_damaged_row_and_names_it(copy: Path) -> None:
+    for path in (copy / "caches" / "vae").rglob("latents/c.*"):
+        for row in range(_shape(path)[0]):
+            size = path.stat().st_size // _shape(path)[0]
+            _flip(path, row * size + 7)
+    shutil.rmtree(copy / "out")
+    error = with_files("train", expect=5).stderr
+    assert "damaged" in error
+    assert "of sample p" in error
+    assert "qedit verify --drop" in error
+
+
+def test_gc_shows_what_it_would_remove_and_removes_it_when_told(copy: Path) -> None:
+    nothing = said(with_files("gc", "--json"))
+    assert (nothing["rows"], nothing["stores"], nothing["removed"]) == (0, [], False)
+    draw(copy / "edited" / "p1.png", (128, 72), seed=999)
+    (copy / "edited" / "p2.txt").write_text("another caption")
+    with_files("run", "--set", "output_dir=out2")
+    shown = said(with_files("gc", "--json"))
+    assert shown["rows"] == 2  # one latent, one tail
+    assert shown["bytes"] > 0
+    assert said(with_files("gc", "--json"))["rows"] == 2
+    assert said(with_files("gc", "--yes", "--json"))["removed"]
+    assert said(with_files("gc", "--json"))["rows"] == 0
+    for stage in ("cache-vae", "cache-embeds"):
+        assert said(with_files(stage, "--json"))["computed"] == 0
+    with_files("verify")
+
+
+def test_gc_keeps_what_another_run_in_the_same_caches_names(copy: Path) -> None:
+    """A second run has a pairs folder of its own, but shares the folder of the latents."""
+    shared = f"data.edited.cache_dir_vae={copy / 'caches/vae/edited'}"
+    other = ("--set", "cache_dir=other", "--set", "output_dir=out2", "--set", shared)
+    for stage in ("pair", "cache-vae"):
+        with_files(stage, *other)
+    for path in copy.glob("*/p1.*"):
+        path.unlink()
+    with_files("pair")
+    store = str(copy / "caches" / "vae" / "edited")
+    shown = said(with_files("gc", "--json"))
+    # the target's latent is wanted by the other run; all else of the sample is not
+    assert shown["rows"] == 1 + 1 + 2
+    assert not any(str(Path(name).resolve()).startswith(store) for name in shown["stores"])
+
+
+def test_gc_removes_stores_of_recipes_that_nobody_asks_for(copy: Path) -> None:
+    bf16 = ("--set", "vae_dtype=bf16")
+    with_files("cache-vae", *bf16)
+    shown = said(with_files("gc", "--json"))
+    assert shown["rows"] == 8
+    # from the other side, the run in out still names the stores it was trained from
+    assert said(with_files("gc", "--json", *bf16))["rows"] == 0
+    with_files("gc", "--yes")
+    assert said(with_files("cache-vae", "--json"))["computed"] == 0
+    assert said(with_files("cache-vae", "--json", *bf16))["computed"] == 8
+
+
+def test_gc_compact_joins_parts(copy: Path) -> None:
+    def parts() -> int:
+        return len(list((copy / "caches" / "text_embeds").rglob("manifest.json")))
+
+    for number in range(3):
+        (copy / "edited" / "p3.txt").write_text(f"caption {number}\nmake it number 3\n")
+        with_files("pair")
+        with_files("cache-embeds")
+    assert parts() == 4
+    with_files("gc", "--compact", "--yes")
+    assert parts() == 1
+    assert said(with_files("cache-embeds", "--json"))["computed"] == 0
+
+
+def test_unlock_leaves_the_living_alone(copy: Path) -> None:
+    (store,) = (copy / "caches" / "vae" / "edited").iterdir()
+    mine, strange = (store / CLAIMS / name for name in ("mine~0.json", "strange~0.json"))
+    holder = new_holder("testing")
+    elsewhere = replace(holder, owner=replace(holder.owner, host="elsewhere"))
+    for path, who in ((mine, holder), (strange, elsewhere)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({**asdict(who), "keys": ["0"]}))
+    shown = with_files("unlock")
+    assert "elsewhere" in shown.stdout
+    assert strange.exists()
+    assert f"process {os.getpid()}" in with_files("unlock", "--yes").stderr
+    assert mine.exists()
+    assert not strange.exists()
+
+
+def test_gc_is_refused_while_somebody_fills(copy: Path) -> None:
+    (copy / "edited" / "p2.txt").write_text("another caption")
+    with_files("pair")
+    (store,) = {path.parents[2] for path in (copy / "caches" / "text_embeds").rglob("rows.parquet")}
+    holder = replace(new_holder("x"), owner=replace(new_holder("x").owner, host="elsewhere"))
+    (store / CLAIMS).mkdir(exist_ok=True)
+    (store / CLAIMS / "strange~0.json").write_text(json.dumps({**asdict(holder), "keys": ["0"]}))
+    assert "elsewhere" in with_files("gc", "--yes", expect=6).stderr
+
+
+@pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
+def test_shards_make_everything_between_them(copy: Path, stage: str) -> None:
+    for name in ("vae", "text_embeds", "conditioning_image_embeds"):
+        shutil.rmtree(copy / "caches" / name)
+    found = [said(with_files(stage, "--shard", f"{n}/3", "--json")) for n in (1, 2, 3)]
+    assert all(one["kept"] + one["computed"] == one["wanted"] for one in found)
+    assert sum(one["computed"] for one in found) == (8 if stage == "cache-vae" else 12)
+    assert said(with_files(stage, "--json"))["computed"] == 0
+    assert "share" in with_files(stage, "--shard", "4/3", expect=2).stderr
+
+
+@pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
+def test_no_room_is_said_before_anything_is_encoded(
+    copy: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("vae", "text_embeds"):
+        shutil.rmtree(copy / "caches" / name)
+    usage = shutil.disk_usage(copy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    error = with_files(stage, expect=1).stderr
+    assert "0.0 GB left" in error
+    assert "cache_dir" in error
+    assert not (copy / "caches" / "vae").exists()
