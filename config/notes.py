@@ -28,7 +28,6 @@ NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
     "lora_type": (),
     "init_lora": (),
     "lora_init_type": ("gaussian",),
-    "lora_format": (),
     "optimizer": (),
     "scheduled_sampling_*": (),
     "validation_*": (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from .options import (
 )
 from .report import TerminalProgress, as_object
 from .reporting import reporting
+
+if TYPE_CHECKING:
+    from ..stages.models.lora_file import Style
 
 
 class InOrderOfWork(click.Group):
@@ -279,6 +282,31 @@ def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> No
                 "where": str(export) if export else "",
             }
         )
+
+
+@main.command()
+@click.argument("lora", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["diffusers", "comfyui", "kohya"]),
+    required=True,
+    help="Whose names the tensors get.",
+)
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@workplace_options
+def export(lora: Path, style: Style, to: Path, **shared: Any) -> None:
+    """Write a LoRA as diffusers, ComfyUI or kohya's tools name it.
+
+    LORA is a file of any of these, or of names without a prefix, or a folder with a
+    pytorch_lora_weights.safetensors. Alphas are kept for kohya, folded in for the others.
+    """
+    with reporting(**shared) as (progress, finish):
+        from ..stages.export_lora import export_lora
+
+        layers = len(export_lora(lora, to, style).layers)
+        progress.say(f"Written: {to} ({layers} layers, for {style})")
+        finish({"stage": "export", "format": style, "layers": layers, "where": str(to)})
 
 
 @main.command("init")

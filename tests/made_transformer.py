@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -46,3 +48,10 @@ def one_forward(transformer: nn.Module) -> Tensor:
     )[0]
     assert isinstance(output, Tensor)
     return output[:, :4]
+
+
+def drawn(weights: Mapping[str, nn.Parameter], *, seed: int = 1) -> None:
+    """Give every LoRA weight a value, as if trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in weights.values():
+        weight.data = 0.3 * torch.randn(weight.shape, generator=generator)

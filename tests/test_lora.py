@@ -1,38 +1,16 @@
-"""LoRA: which layers, exact starts, and files that diffusers' pipelines load as they are."""
+"""LoRA: which layers, and exact starts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-
 import pytest
 import torch
-from made_transformer import made_transformer, one_forward
-from safetensors import safe_open
+from made_transformer import drawn, made_transformer, one_forward
 from torch import nn
 
 from qedit.cache.errors import WrongUse
+from qedit.stages.models.layers import PRESETS
 from qedit.stages.models.learning_rate import learning_rate_schedule
-from qedit.stages.models.lora import PRESETS, add_lora, lora_file, target_modules
-
-PIPELINES = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
-
-
-def drawn(weights: Mapping[str, nn.Parameter], *, seed: int = 1) -> None:
-    """Give every LoRA weight a value, as if trained."""
-    generator = torch.Generator().manual_seed(seed)
-    for weight in weights.values():
-        weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-
-
-def stock_pipeline(name: str, transformer: nn.Module) -> object:
-    import diffusers
-
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "processor"))
-    return getattr(diffusers, name)(scheduler=scheduler, transformer=transformer, **parts)
-
+from qedit.stages.models.lora import add_lora, target_modules
 
 # -- targets -----------------------------------------------------------------------------
 
@@ -151,56 +129,6 @@ def test_dropout_works_only_while_training() -> None:
     assert torch.equal(one_forward(transformer), one_forward(transformer))
     transformer.train()
     assert not torch.equal(one_forward(transformer), one_forward(transformer))
-
-
-# -- files -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("pipeline_name", PIPELINES)
-@pytest.mark.parametrize("preset", ["attention", "all-linear+modulation"])
-@pytest.mark.parametrize("alpha", [4.0, 1.0, 10.0])
-def test_the_stock_pipeline_loads_the_file_and_predicts_the_same(
-    tmp_path: Path, pipeline_name: str, preset: str, alpha: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    transformer = made_transformer()
-    weights = add_lora(transformer, target_modules(transformer, preset), rank=4, alpha=alpha)
-    drawn(weights)
-    ours = one_forward(transformer)
-    file = tmp_path / "pytorch_lora_weights.safetensors"
-    file.write_bytes(lora_file(weights, rank=4, alpha=alpha, about={}))
-
-    stock = made_transformer()
-    base = one_forward(stock)
-    pipeline = stock_pipeline(pipeline_name, stock)
-    pipeline.load_lora_weights(tmp_path)
-    assert not caplog.records  # diffusers warns of missing and of unexpected keys
-    layers = {name for name, _ in stock.named_parameters() if "lora_" in name}
-    assert len(layers) == len(weights)
-    torch.testing.assert_close(one_forward(stock), ours, rtol=1e-5, atol=1e-5)
-    assert (one_forward(stock) - base).norm() > 0.1 * base.norm()
-    pipeline.unload_lora_weights()
-    assert torch.equal(one_forward(stock), base)
-
-
-def test_the_file_says_what_it_is(tmp_path: Path) -> None:
-    transformer = made_transformer()
-    weights = add_lora(transformer, ["proj_out"], rank=4, alpha=1.0)
-    file = tmp_path / "lora.safetensors"
-    about = {"flavour": "edit-v2", "targets": ["proj_out"], "zero_cond_t": False}
-    file.write_bytes(lora_file(weights, rank=4, alpha=1.0, about=about))
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-        assert set(opened.keys()) == {
-            "transformer.proj_out.lora_A.weight",
-            "transformer.proj_out.lora_B.weight",
-        }
-    assert metadata["flavour"] == "edit-v2"
-    assert {key: json.loads(metadata[key]) for key in ("rank", "alpha", "trained_scale")} == {
-        "rank": 4,
-        "alpha": 4,
-        "trained_scale": 0.25,
-    }
-    assert json.loads(metadata["targets"]) == ["proj_out"]
 
 
 # -- learning rates ----------------------------------------------------------------------

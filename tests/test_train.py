@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -64,11 +65,49 @@ def test_a_finished_run_has_nothing_to_do_and_writes_nothing(made: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in where.rglob("*safetensors")} == before
 
 
+@pytest.mark.parametrize(
+    "name", ["pytorch_lora_weights.safetensors", "checkpoint-6/pytorch_lora_weights.safetensors"]
+)
+def test_what_another_trainer_left_is_never_touched(made: Any, name: str) -> None:
+    configuration = made()
+    theirs = configuration.settings.output_dir / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"hours of somebody's evening")
+    with pytest.raises(AnotherRecipe, match="another trainer"):
+        train(configuration)
+    assert theirs.read_bytes() == b"hours of somebody's evening"
+
+
+def test_a_file_of_the_same_step_of_another_run_is_replaced(made: Any) -> None:
+    configuration = made()
+    train(configuration)
+    file = configuration.settings.output_dir / "pytorch_lora_weights.safetensors"
+    first = file.read_bytes()
+    shutil.rmtree(configuration.settings.output_dir)
+    train(made(seed=7))
+    other = file.read_bytes()
+    assert other != first
+    file.write_bytes(first)  # the same number of steps, but not this run's weights
+    train(made(seed=7))
+    assert file.read_bytes() == other
+
+
 def test_a_dry_run_touches_nothing(made: Any) -> None:
     configuration = made()
     outcome = train(configuration, dry_run=True)
     assert (outcome.wanted, outcome.kept, outcome.computed) == (6, 0, 0)
     assert not configuration.settings.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("style", "prefix"), [("comfyui", "diffusion_model."), ("kohya", "lora_unet_")]
+)
+def test_the_lora_is_published_in_the_style_asked_for(made: Any, style: str, prefix: str) -> None:
+    train(made(max_train_steps=1))
+    configuration = made(max_train_steps=1, lora_format=style)
+    assert train(configuration).kept == 1  # a finished run gives its files in another style
+    for folder in ("", "ema"):
+        assert {name.startswith(prefix) for name in lora(configuration, folder)} == {True}
 
 
 def test_a_lora_file_that_is_gone_or_old_is_made_again_from_the_checkpoint(made: Any) -> None:

@@ -1,42 +1,20 @@
-"""LoRA on the transformer: which layers, how they start, and the file that other tools load."""
+"""LoRA on the transformer: which layers, and how they start."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...cache.errors import WrongUse
-from ...cache.fingerprint import canonical_json
-
-_IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-_TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-_IMAGE_MLP = ("img_mlp.net.0.proj", "img_mlp.net.2")
-_TEXT_MLP = ("txt_mlp.net.0.proj", "txt_mlp.net.2")
-_MODULATION = ("img_mod.1", "txt_mod.1")
-_BLOCK_LINEARS = (*_IMAGE_ATTENTION, *_TEXT_ATTENTION, *_IMAGE_MLP, *_TEXT_MLP)
-
-PRESETS: dict[str, tuple[str, ...]] = {
-    "attention": _IMAGE_ATTENTION,
-    "joint-attention": (*_IMAGE_ATTENTION, *_TEXT_ATTENTION),
-    "attention+mlp": (*_IMAGE_ATTENTION, *_IMAGE_MLP),
-    "all-linear": _BLOCK_LINEARS,
-    "all-linear+modulation": (*_BLOCK_LINEARS, *_MODULATION),
-}
-
-# The text output of the last block is thrown away: what only that depends on never learns.
-# Its text keys and values are seen by the picture, so they do.
-_IDLE_IN_LAST_BLOCK = ("attn.add_q_proj", "attn.to_add_out", *_TEXT_MLP)
+from .layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS
+from .lora_file import Lora
 
 _ADAPTER = "default"
 _INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}
-# What diffusers' pipelines call the model that a key belongs to.
-_PREFIX = "transformer."
 
 
 def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[str]:
@@ -53,7 +31,7 @@ def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[
     names = PRESETS[wanted] if isinstance(wanted, str) else tuple(wanted)
     for name in names:
         if not any(_ends_with(layer, name) for layer in layers):
-            near = get_close_matches(name, _BLOCK_LINEARS + _MODULATION, 1, 0.4)
+            near = get_close_matches(name, BLOCK_LINEARS + MODULATION, 1, 0.4)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise WrongUse(
                 f"`lora_target_modules`: no layer of the transformer is called `{name}`.{hint}",
@@ -65,7 +43,7 @@ def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[
 def _learning_linears(transformer: nn.Module) -> list[str]:
     blocks = {name.split(".")[1] for name, _ in transformer.named_modules() if _in_block(name)}
     last = f"transformer_blocks.{len(blocks) - 1}."
-    idle = {last + name for name in _IDLE_IN_LAST_BLOCK}
+    idle = {last + name for name in IDLE_IN_LAST_BLOCK}
     return [
         name
         for name, module in transformer.named_modules()
@@ -121,38 +99,31 @@ def _lora_weights(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-def lora_file(
-    weights: Mapping[str, Tensor], *, rank: int, alpha: float, about: Mapping[str, Any]
-) -> bytes:
-    """A `pytorch_lora_weights.safetensors` that diffusers' pipelines and ComfyUI load as it is.
+@torch.no_grad()
+def start_from(
+    weights: Mapping[str, nn.Parameter], lora: Lora, *, rank: int, alpha: float, source: str
+) -> None:
+    """Let `weights` begin as `lora`, to the same effect; layers it does not have stay fresh.
 
-    Both take the scale of such a file for 1 (alpha = rank): diffusers cannot read an alpha
-    beside these keys. So the scale alpha / rank is folded into the weights, and the metadata
-    gives the alpha of the file (= rank) beside the scale it was trained with.
+    Raises:
+        WrongUse: it has layers that are not trained here, or of other sizes.
     """
-    scale = alpha / rank
-    folded = {
-        _PREFIX + name: (weight * scale if ".lora_B." in name else weight)
-        .detach()
-        .to("cpu", torch.float32)
-        .contiguous()
-        for name, weight in weights.items()
-    }
-    facts = {"rank": rank, "alpha": rank, "trained_alpha": alpha, "trained_scale": scale}
-    metadata = {"format": "pt"} | {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in {**about, **facts}.items()
-    }
-    return _in_order(safetensors.torch.save(folded, metadata))
-
-
-def _in_order(data: bytes) -> bytes:
-    """The same safetensors file with its header sorted: equal weights give equal bytes.
-
-    The library writes metadata in an order that differs from process to process. The header
-    is JSON after 8 bytes that give its length, padded with blanks so that tensors are aligned.
-    """
-    length = int.from_bytes(data[:8], "little")
-    header = canonical_json(json.loads(data[8 : 8 + length])).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+    for layer, start in sorted(lora.layers.items()):
+        names = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        if names[0] not in weights:
+            trained = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+            raise WrongUse(
+                f"`init_lora`: {source} has {layer}, which is not among the {len(trained)} "
+                f"layers trained here (such as {trained[0]}).",
+                "Set `lora_target_modules` to what that LoRA was trained with.",
+            )
+        # the scale of this run is applied in every forward, that of the file must go in here
+        up = start.up.float() * (start.scale / (alpha / rank))
+        for name, value in zip(names, (start.down.float(), up), strict=True):
+            if value.shape != weights[name].shape:
+                raise WrongUse(
+                    f"`init_lora`: {name} is {list(value.shape)} in {source} and "
+                    f"{list(weights[name].shape)} here.",
+                    "Give a LoRA of this model.",
+                )
+            weights[name].copy_(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from ...config.loading import Configuration
 from ..models.device import best_device
 from ..models.learning_rate import learning_rate_schedule
 from ..models.lora import add_lora, target_modules
+from ..models.lora_file import LORA_FILE
 from ..models.transformer import load_transformer
 from ..stage import Outcome, Progress
 from .checkpoint import (
@@ -27,6 +27,7 @@ from .checkpoint import (
     read_state,
     save_checkpoint,
     step_of,
+    strangers,
 )
 from .draws import seed_of
 from .ema import Ema
@@ -35,8 +36,8 @@ from .interrupt import patient_interrupt
 from .metrics import Metrics
 from .optimizers import make_optimizer
 from .plan import Plan, make_plan
-from .publish import LORA_FILE, Publisher
-from .record import RUN_FILE, read_run, refuse_another_run
+from .publish import publisher_of
+from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
 from .step import Objective
 
 STAGE = "train"
@@ -70,7 +71,7 @@ def run(
         kept = min(plan.steps, step_of(begin) if begin else 0)
         write_json(where / RUN_FILE, plan.run)
         if begin:
-            _publisher(plan).publish(begin)
+            publisher_of(plan).publish(begin)
         facts = {}
         if kept < plan.steps:
             facts["loss"] = _train(plan, progress, begin=begin, device=best_device(device))
@@ -91,6 +92,11 @@ def _where_to_begin(plan: Plan) -> Path | None:
     """The checkpoint to go on from, if this run has one; refuses a folder of another run."""
     where = plan.settings.output_dir
     there = read_run(where)
+    foreign = strangers(where)
+    if there is None and not checkpoints(where) and (where / LORA_FILE).exists():
+        foreign.append(where / LORA_FILE)
+    if foreign:
+        refuse_strangers(foreign, where=where)
     # a run that came to nothing (out of memory, say) may be begun again with other settings
     if there is not None and (checkpoints(where) or (where / LORA_FILE).exists()):
         refuse_another_run(there, plan.run, where=where)
@@ -98,20 +104,6 @@ def _where_to_begin(plan: Plan) -> Path | None:
     if begin is not None:
         refuse_another_run(read_state(begin)["run"], plan.run, where=begin)
     return begin
-
-
-def _publisher(plan: Plan) -> Publisher:
-    settings = plan.settings
-    about = {
-        "qedit": version("qedit"),
-        "base": plan.checkpoint.source,
-        "base_digest": plan.run["model"]["transformer"],
-        "flavour": plan.checkpoint.flavour.name,
-        "zero_cond_t": plan.checkpoint.zero_cond_t,
-        "targets": settings.lora_target_modules,
-    }
-    alpha = float(settings.lora_alpha)
-    return Publisher(settings.output_dir, settings.lora_rank, alpha, about)
 
 
 @dataclass
@@ -217,7 +209,7 @@ def _train(plan: Plan, progress: Progress, *, begin: Path | None, device: torch.
         progress.say(f"Going on from {begin.name}.")
         _warn_of_a_moved_end(plan, progress, before=read_state(begin)["of_steps"])
     metrics = Metrics(where, after_step=done)
-    publisher = _publisher(plan)
+    publisher = publisher_of(plan)
     loss = float("nan")
     with (
         patient_interrupt(progress) as stop_wanted,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ...cache.atomic import write_bytes
-from ..models.lora import lora_file
+from ..models.lora_file import LORA_FILE, Style, lora_file
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
+from .plan import Plan
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 EMA_FOLDER = "ema"
 
 
@@ -22,35 +24,74 @@ class Publisher:
     """Writes `pytorch_lora_weights.safetensors` and, with an average, `ema/` beside it.
 
     Attributes:
+        style: whose names the files' tensors have.
         about: what the files' metadata say of the run.
     """
 
     output_dir: Path
     rank: int
     alpha: float
+    style: Style
     about: Mapping[str, Any]
 
     def publish(self, checkpoint: Path) -> None:
         """Have the files hold what `checkpoint` holds, unless they do already."""
-        step = step_of(checkpoint)
+        step, digests = step_of(checkpoint), read_state(checkpoint)["files"]
         files = {LORA_FILE: WEIGHTS_FILE}
-        if EMA_FILE in read_state(checkpoint)["files"]:
+        if EMA_FILE in digests:
             files[f"{EMA_FOLDER}/{LORA_FILE}"] = EMA_FILE
         for name, source in files.items():
             path = self.output_dir / name
-            if published_step(path) != step:
-                about = {**self.about, "steps": step, "ema": source == EMA_FILE}
+            if published(path) != (digests[source], self.style):
+                about = {
+                    **self.about,
+                    "steps": step,
+                    "ema": source == EMA_FILE,
+                    "checkpoint_digest": digests[source],
+                }
                 weights = read_tensors(checkpoint, source)
-                data = lora_file(weights, rank=self.rank, alpha=self.alpha, about=about)
-                write_bytes(path, data)
+                write_bytes(path, self._file(weights, about))
+
+    def _file(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+        return lora_file(weights, rank=self.rank, alpha=self.alpha, about=about, style=self.style)
 
 
-def published_step(path: Path) -> int | None:
-    """After how many steps the LoRA at `path` was taken; None if there is none to be read."""
+def publisher_of(plan: Plan) -> Publisher:
+    """What publishes the checkpoints of the run `plan`."""
+    settings = plan.settings
+    return Publisher(
+        output_dir=settings.output_dir,
+        rank=settings.lora_rank,
+        alpha=float(settings.lora_alpha),
+        style=settings.lora_format,
+        about=_about(plan),
+    )
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    flavour = plan.checkpoint.flavour
+    return {
+        "qedit": version("qedit"),
+        "base": plan.checkpoint.source,
+        "base_digest": plan.run["model"]["transformer"],
+        "flavour": flavour.name,
+        "zero_cond_t": plan.checkpoint.zero_cond_t,
+        "targets": plan.settings.lora_target_modules,
+        "samples": sum(dataset["pairs"] for dataset in plan.run["datasets"].values()),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{flavour.repository.partition('/')[2]}/lora",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": f"{flavour.name} LoRA",
+    }
+
+
+def published(path: Path) -> tuple[str, str] | None:
+    """Digest of the checkpoint's weights in the LoRA at `path`, its style; None: none to read."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            return int((file.metadata() or {})["steps"])
-    except (SafetensorError, KeyError, ValueError):
+            metadata = file.metadata() or {}
+            return metadata["checkpoint_digest"], metadata["lora_format"]
+    except (SafetensorError, KeyError):
         return None
