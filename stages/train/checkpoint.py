@@ -84,7 +84,8 @@ def save_checkpoint(
     """
     folder = output_dir / f"checkpoint-{step}"
     sweep(output_dir)
-    remove(folder)
+    if _is_checkpoint(folder):
+        remove(folder)
     files = trained.files()
     with new_folder(folder) as partial:
         for name, data in files.items():
@@ -102,6 +103,12 @@ def checkpoints(output_dir: Path) -> list[Path]:
     """The whole checkpoints in `output_dir`, by step."""
     found = [path for path in output_dir.glob("checkpoint-*") if _is_checkpoint(path)]
     return sorted(found, key=step_of)
+
+
+def strangers(output_dir: Path) -> list[Path]:
+    """What lies where checkpoints do and is none of ours: another trainer's, never touched."""
+    found = output_dir.glob("checkpoint-*")
+    return sorted(path for path in found if not _is_checkpoint(path))
 
 
 def _is_checkpoint(path: Path) -> bool:

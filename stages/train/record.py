@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ...cache.errors import AnotherRecipe, Damaged
 from ...cache.fingerprint import fingerprint
@@ -101,6 +101,19 @@ def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, wher
             "Choose another folder (`--set output_dir=…`), put the settings back, "
             "or move that folder away.",
         )
+
+
+def refuse_strangers(foreign: Sequence[Path], *, where: Path) -> NoReturn:
+    """Raise because `where` holds files of a training that was not done by qedit.
+
+    Raises:
+        AnotherRecipe: always.
+    """
+    names = ", ".join(path.name for path in foreign[:3])
+    raise AnotherRecipe(
+        f"{where} holds what another trainer left: {names}. Nothing of it was touched.",
+        "Choose another folder (`--set output_dir=…`), or move that one away.",
+    )
 
 
 def _differences(
