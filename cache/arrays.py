@@ -25,6 +25,7 @@ from .grid import Grid
 NOT_THERE = 2**64 - 1
 CRC_BYTES = 4
 BUFFERS_A_CALL = 512  # systems take at least 1024
+PIECE_BYTES = 1 << 18
 
 Bits = npt.NDArray[np.uint16]
 
@@ -114,11 +115,11 @@ class ArrayReader:
         crcs = np.empty(count, "<u4")
         with _opened(self.folder / grid.shard_name(shard)) as handle:
             offset = self._offset(handle, shard, first=first, count=count)
-            _read_into(handle, offset, _interleaved(row, crcs))
-        if checksum is None:
-            return row[:length]
-        chunks = row.reshape(count, -1)
-        if any(crc32c(chunk) != int(crc) for chunk, crc in zip(chunks, crcs, strict=True)):
+            if checksum is None:
+                _read_into(handle, offset, _interleaved(row, crcs))
+                return row[:length]
+            found = _read_and_check(handle, offset, row, crcs)
+        if not np.array_equal(found, crcs):
             raise Broken("its bytes do not match their checksum")
         if crc32c(crcs) != checksum:
             raise Broken("another row lies in its place")
@@ -168,6 +169,30 @@ def _interleaved(row: Bits, crcs: npt.NDArray[np.uint32]) -> list[memoryview]:
         views.append(data[number * step : (number + 1) * step])
         views.append(sums[number * CRC_BYTES : (number + 1) * CRC_BYTES])
     return views
+
+
+def _read_and_check(
+    handle: FileIO, offset: int, row: Bits, crcs: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint32]:
+    """Fill `row` and the stored `crcs`; the checksums of the chunks as they are.
+
+    Piece by piece: what has just been read is still near the processor when it is summed up,
+    which is half as fast again as to read all of it first.
+    """
+    chunks = row.reshape(len(crcs), -1).view(np.uint8)
+    found = np.empty(len(crcs), "<u4")
+    for number, chunk in enumerate(chunks):
+        checksum = 0
+        for begin in range(0, len(chunk), PIECE_BYTES):
+            piece = chunk[begin : begin + PIECE_BYTES]
+            views = [piece.data]
+            if begin + PIECE_BYTES >= len(chunk):
+                views.append(_bytes_of(crcs[number : number + 1]))
+            _read_into(handle, offset, views)
+            offset += sum(map(len, views))
+            checksum = google_crc32c.extend(checksum, piece)
+        found[number] = checksum
+    return found
 
 
 def _read_into(handle: FileIO, offset: int, views: list[memoryview]) -> None:

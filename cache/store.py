@@ -308,7 +308,7 @@ class Store:
 def _damaged(part: Path, subject: str, error: Broken) -> Damaged:
     return Damaged(
         f"{subject} is damaged: {error}; it lies in {part}.",
-        "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes those rows anew.",
+        "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes them anew.",
     )
 
 

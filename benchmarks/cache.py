@@ -1,0 +1,171 @@
+"""What the store costs, as ratios against plain files in the same run.
+
+    python benchmarks/cache.py [--folder DIR] [--rows-for-opening 1000000]
+
+Every ratio is the yardstick's time divided by the store's: 1 is as fast, more is faster.
+The yardsticks: a raw memmap of the same rows (copied out), a safetensors file and a
+`torch.save` file for each row, a plain sequential write, and `cat` into nothing. Everything
+is read from a warm page cache; the best of several rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
+
+ROUNDS = 5
+# name, layout, shape of a row, rows, rows a part
+KINDS = (
+    ("0.5 MB", LATENTS, (16, 128, 128), 256, 64),
+    ("4 MB", EMBEDS, (572, 3584), 48, 24),
+    ("10 MB", EMBEDS, (1400, 3584), 24, 11),
+)
+
+
+def best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several rounds."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def show(what: str, ratio: float, target: float, detail: str = "") -> None:
+    verdict = "ok" if ratio >= target else "BELOW"
+    print(f"{what:52} {ratio:6.2f}  (wanted {target:4.2f}) {verdict:6}{detail}", flush=True)
+
+
+def each(read: Callable[[int], object], order: list[int]) -> Callable[[], None]:
+    """Read one after the other and keep none, as a training loop does."""
+
+    def work() -> None:
+        for at in order:
+            read(at)
+
+    return work
+
+
+def reads(
+    folder: Path, name: str, layout: Layout, shape: tuple[int, ...], parts: list[int]
+) -> None:
+    """One kind of row: read, append and verify; `parts` is (rows in all, rows a part)."""
+    count, part = parts
+    random = np.random.default_rng(0)
+    keys = [f"{number:032x}" for number in range(count)]
+    rows = random.integers(0, 2**16, (count, *shape), dtype=np.uint16)
+    store = Store(folder / name, {"benchmark": name}, layout)
+    start = time.perf_counter()
+    with store.adding():
+        for at in range(0, count, part):
+            store.add(keys[at : at + part], list(rows[at : at + part]))
+    write_seconds = time.perf_counter() - start
+    plain_seconds = plain_write(folder / "plain.bin", rows, part)
+    memmap = np.memmap(folder / "plain.bin", np.uint16, "r", shape=rows.shape)
+    order = random.permutation(count).tolist()
+    raw = best(each(lambda at: np.array(memmap[at]), order))
+    full = best(each(lambda at: store.read(keys[at]), order))
+    fast = best(each(lambda at: store.read(keys[at], verified=False), order))
+    detail = f"  {1e3 * full / count:.3f} ms a row"
+    show(f"read {name}, verified, against a memmap", raw / full, 0.6, detail)
+    show(f"read {name}, unverified, against a memmap", raw / fast, 0.85)
+    show(f"append {name} against a plain write", plain_seconds / write_seconds, 0.5)
+    if name == "0.5 MB":
+        files(folder / "files", rows, order, full)
+    verify_seconds = best(store.verify)
+    every_file = [path for path in store.path.rglob("*") if path.is_file()]
+    cat = best(lambda: subprocess.run(["cat", *every_file], check=True, stdout=subprocess.DEVNULL))
+    show(f"verify {name} against cat", cat / verify_seconds, 0.6)
+    shutil.rmtree(folder / name)
+
+
+def plain_write(path: Path, rows: np.ndarray, part: int) -> float:
+    """Seconds to write the same bytes to one file, synced as often as parts are."""
+    start = time.perf_counter()
+    with path.open("wb") as file:
+        for at in range(0, len(rows), part):
+            file.write(rows[at : at + part].data)
+            file.flush()
+            os.fsync(file.fileno())
+    return time.perf_counter() - start
+
+
+def files(folder: Path, rows: np.ndarray, order: list[int], full: float) -> None:
+    """Against one file for each row."""
+    folder.mkdir()
+    for at, row in enumerate(rows):
+        tensor = torch.from_numpy(row.view(np.int16)).view(torch.bfloat16)
+        safetensors.torch.save_file({"row": tensor}, folder / f"{at}.safetensors")
+        torch.save(tensor, folder / f"{at}.pt")
+    safe = best(each(lambda at: safetensors.torch.load_file(folder / f"{at}.safetensors"), order))
+    saved = best(each(lambda at: torch.load(folder / f"{at}.pt", weights_only=True), order))
+    show("read 0.5 MB, verified, against safetensors", safe / full, 1.0)
+    show("read 0.5 MB, verified, against torch.save", saved / full, 1.5)
+
+
+OPEN = """
+import resource, sys, time
+from pathlib import Path
+from qedit.cache.store import LATENTS, Store
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+store = Store(Path(sys.argv[1]), {"benchmark": "open"}, LATENTS)
+store.read(sys.argv[2])
+assert len(store) == int(sys.argv[3])
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def opening(folder: Path, count: int) -> None:
+    """Open a store of many rows in a fresh process, up to the first row read."""
+    keys = [hashlib.blake2b(b"%d" % at, digest_size=16).hexdigest() for at in range(count)]
+    store, row = Store(folder, {"benchmark": "open"}, LATENTS), np.ones((1, 2, 2), np.uint16)
+    really, os.fsync = os.fsync, lambda handle: None  # to have it made sooner
+    with store.adding():
+        for at in range(0, count, 64):
+            some = keys[at : at + 64]
+            store.add(some, [row] * len(some))
+    os.fsync = really
+    told = subprocess.run(
+        [sys.executable, "-c", OPEN, str(folder), keys[count // 2], str(count)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    show(f"open {count} rows: 2 s against the time", 2 / float(told[0]), 1.0, f"  {told[0][:5]} s")
+    show("  and 500 MB against the memory", 500 / float(told[1]), 1.0, f"  {told[1][:5]} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    parser.add_argument("--rows-for-opening", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        for kind, layout, shape, *parts in KINDS:
+            reads(Path(name), kind, layout, shape, parts)
+        if given.rows_for_opening:
+            opening(Path(name) / "open", given.rows_for_opening)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this benchmark: {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
