@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,7 +96,7 @@ class ArrayReader:
 
     def __init__(self, folder: Path, grid: Grid) -> None:
         self.folder, self.grid = folder, grid
-        self._indices: dict[int, npt.NDArray[np.uint64]] = {}
+        self._indices: dict[int, list[list[int]]] = {}
 
     def read(self, start: int, length: int, *, checksum: int | None) -> Bits:
         """The row of `length` that starts at `start`.
@@ -109,97 +108,97 @@ class ArrayReader:
             Broken: it is not the row that was written.
         """
         grid = self.grid
-        shard, first = start // grid.shard[0], start % grid.shard[0] // grid.chunk[0]
-        count = -(-length // grid.chunk[0])
-        row = np.empty((count * grid.chunk[0], *grid.chunk[1:]), "<u2")
-        crcs = np.empty(count, "<u4")
-        with _opened(self.folder / grid.shard_name(shard)) as handle:
+        shard, within = divmod(start, grid.shard[0])
+        first, count = within // grid.chunk[0], -(-length // grid.chunk[0])
+        data, crcs = np.empty(count * grid.chunk_bytes, np.uint8), bytearray(count * CRC_BYTES)
+        handle = _opened(f"{self.folder}{os.sep}{grid.shard_name(shard)}")
+        try:
             offset = self._offset(handle, shard, first=first, count=count)
             if checksum is None:
-                _read_into(handle, offset, _interleaved(row, crcs))
-                return row[:length]
-            found = _read_and_check(handle, offset, row, crcs)
-        if not np.array_equal(found, crcs):
-            raise Broken("its bytes do not match their checksum")
-        if crc32c(crcs) != checksum:
+                _read_into(handle, offset, _interleaved(data, crcs))
+            else:
+                _read_and_check(handle, offset, data, crcs)
+        finally:
+            os.close(handle)
+        if checksum is not None and crc32c(bytes(crcs)) != checksum:
             raise Broken("another row lies in its place")
-        return row[:length]
+        return data.view("<u2").reshape(-1, *grid.chunk[1:])[:length]
 
-    def _offset(self, handle: FileIO, shard: int, *, first: int, count: int) -> int:
+    def _offset(self, handle: int, shard: int, *, first: int, count: int) -> int:
         """Where in the shard's file the chunks lie, which must follow each other."""
         if shard not in self._indices:
             self._indices[shard] = _read_index(handle, self.grid)
-        offsets, sizes = self._indices[shard][first : first + count].T.astype(np.int64)
+        entries = self._indices[shard][first : first + count]
         stored = self.grid.chunk_bytes + CRC_BYTES
-        if len(sizes) < count or np.any(sizes != stored) or np.any(np.diff(offsets) != stored):
+        begin = entries[0][0] if entries else 0
+        following = [[begin + number * stored, stored] for number in range(count)]
+        if entries != following:
             raise Broken("its chunks are missing from the shard's index")
-        return int(offsets[0])
+        return begin
 
 
-def _opened(path: Path) -> FileIO:
+def _opened(path: str) -> int:
     try:
-        return open(path, "rb", buffering=0)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise Broken(f"the file {path.name} is missing") from error
+        raise Broken(f"the file {os.path.basename(path)} is missing") from error
 
 
-def _read_index(handle: FileIO, grid: Grid) -> npt.NDArray[np.uint64]:
+def _read_index(handle: int, grid: Grid) -> list[list[int]]:
     """The (offset, bytes) pairs at the end of a shard's file."""
     index = np.empty((grid.chunks_a_shard, 2), "<u8")
     stored = np.empty(1, "<u4")
-    begin = os.fstat(handle.fileno()).st_size - index.nbytes - stored.nbytes
+    begin = os.fstat(handle).st_size - index.nbytes - stored.nbytes
     if begin < 0:
         raise Broken("the shard's file is too short")
     _read_into(handle, begin, [_bytes_of(index), _bytes_of(stored)])
     if crc32c(index) != int(stored[0]):
         raise Broken("the shard's index does not match its checksum")
-    return index
+    entries: list[list[int]] = index.tolist()
+    return entries
 
 
 def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _interleaved(row: Bits, crcs: npt.NDArray[np.uint32]) -> list[memoryview]:
+def _interleaved(data: npt.NDArray[np.uint8], crcs: bytearray) -> list[memoryview]:
     """Where what lies in the file belongs: a chunk, its checksum, the next chunk, ..."""
-    data, sums = _bytes_of(row), _bytes_of(crcs)
-    step = len(data) // len(crcs)
+    chunks, sums = data.data, memoryview(crcs)
+    step = len(data) * CRC_BYTES // len(crcs)
     views = []
-    for number in range(len(crcs)):
-        views.append(data[number * step : (number + 1) * step])
+    for number in range(len(crcs) // CRC_BYTES):
+        views.append(chunks[number * step : (number + 1) * step])
         views.append(sums[number * CRC_BYTES : (number + 1) * CRC_BYTES])
     return views
 
 
-def _read_and_check(
-    handle: FileIO, offset: int, row: Bits, crcs: npt.NDArray[np.uint32]
-) -> npt.NDArray[np.uint32]:
-    """Fill `row` and the stored `crcs`; the checksums of the chunks as they are.
+def _read_and_check(handle: int, offset: int, data: npt.NDArray[np.uint8], crcs: bytearray) -> None:
+    """Fill `data` and the stored `crcs`, and hold every chunk against its own.
 
     Piece by piece: what has just been read is still near the processor when it is summed up,
     which is half as fast again as to read all of it first.
     """
-    chunks = row.reshape(len(crcs), -1).view(np.uint8)
-    found = np.empty(len(crcs), "<u4")
-    for number, chunk in enumerate(chunks):
+    views, at = _interleaved(data, crcs), 0
+    for chunk, stored in zip(views[::2], views[1::2], strict=True):
         checksum = 0
         for begin in range(0, len(chunk), PIECE_BYTES):
             piece = chunk[begin : begin + PIECE_BYTES]
-            views = [piece.data]
-            if begin + PIECE_BYTES >= len(chunk):
-                views.append(_bytes_of(crcs[number : number + 1]))
-            _read_into(handle, offset, views)
-            offset += sum(map(len, views))
-            checksum = google_crc32c.extend(checksum, piece)
-        found[number] = checksum
-    return found
+            last = begin + PIECE_BYTES >= len(chunk)
+            _read_into(handle, offset, [piece, stored] if last else [piece])
+            checksum = google_crc32c.extend(checksum, data[at : at + len(piece)])
+            at += len(piece)
+            offset += len(piece)
+        offset += CRC_BYTES
+        if checksum.to_bytes(CRC_BYTES, "little") != stored:
+            raise Broken("its bytes do not match their checksum")
 
 
-def _read_into(handle: FileIO, offset: int, views: list[memoryview]) -> None:
+def _read_into(handle: int, offset: int, views: list[memoryview]) -> None:
     """Fill `views` with the bytes at `offset`, however many the system gives at a time."""
     try:
         while views:
-            got = os.preadv(handle.fileno(), views[:BUFFERS_A_CALL], offset)
+            got = os.preadv(handle, views[:BUFFERS_A_CALL], offset)
             if got == 0:
                 raise Broken("the shard's file is too short")
             offset += got
