@@ -20,7 +20,7 @@ from .options import (
     shared_options,
     workplace_options,
 )
-from .report import TerminalProgress, as_object
+from .report import TerminalProgress, as_object, print_object
 from .reporting import reporting
 
 if TYPE_CHECKING:
@@ -32,6 +32,20 @@ class InOrderOfWork(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["as_json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a wrong option is one JSON object too where `--json` stands."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if ctx.meta["as_json"]:
+                said = {"error": error.format_message(), "do": "", "exit_code": error.exit_code}
+                print_object(said)
+            raise
 
 
 @click.group(

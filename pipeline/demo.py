@@ -113,7 +113,7 @@ def _enter(folder: Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    if not mark.is_file():
+    if not Path(mark.name).is_file():
         write_text(Path(mark.name), "This folder was made by `qedit demo`; delete it at will.\n")
 
 

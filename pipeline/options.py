@@ -81,8 +81,17 @@ look_options = stacked(
     click.option("--retry-rejected", is_flag=True, help="Look again at what was rejected before."),
     click.option("--quick", is_flag=True, help="Read headers only; the next run decodes in full."),
     click.option("--paranoid", is_flag=True, help="Read every file again, changed or not."),
+    click.option(
+        "--report",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder for the HTML reports, one a dataset.  [default: beside the tables]",
+    ),
+    click.option("--no-report", is_flag=True, help="Make no HTML report."),
 )
-PAIR_OPTIONS = ("on_reject", "max_rejected", "retry_rejected", "quick", "paranoid")
+PAIR_OPTIONS = (
+    *("on_reject", "max_rejected", "retry_rejected", "quick", "paranoid"),
+    *("report", "no_report"),
+)
 
 
 def parted(

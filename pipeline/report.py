@@ -82,7 +82,7 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
     if outcome.failed:
         counts.append(f"{outcome.failed} rejected")
     if dry_run:
-        counts.append(f"{outcome.facts.get('missing', 0)} to do")
+        counts.append(f"{outcome.wanted - outcome.kept - outcome.failed} to do")
         return f"{name}  {', '.join(counts)}"
     if outcome.computed == 0:
         return f"{name}  {', '.join([*counts, 'nothing to do'])}"

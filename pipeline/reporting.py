@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +19,24 @@ from ..cache.errors import QeditError, WrongUse
 from .report import TerminalProgress, print_object
 
 INTERRUPTED = 130
+_ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
+_RIGHTS = "Choose a folder that may be written to; what was finished is kept."
+_PLACE = "A file stands where a folder is wanted, or the other way round: choose another place."
+# what a user can mend, by the number the operating system gives it
+USERS_ERRORS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.EEXIST: _PLACE,
+    errno.ENOTDIR: _PLACE,
+    errno.EISDIR: _PLACE,
+}
+# commands that take the two files, as messages name them
+COMMAND = re.compile(
+    r"`qedit (pair|cache-vae|cache-embeds|train|run|status|verify|gc|unlock|inspect)\b([^`]*)`"
+)
 
 
 @contextmanager
@@ -27,7 +47,7 @@ def reporting(
     verbose: int,
     quiet: bool,
     debug: bool,
-    **_: Any,
+    **given: Any,
 ) -> Iterator[tuple[TerminalProgress, Callable[[dict[str, Any]], None]]]:
     """Go to the folder, and turn whatever goes wrong into words and an exit code."""
     progress = TerminalProgress(as_json=as_json, verbosity=-1 if quiet else verbose)
@@ -43,8 +63,9 @@ def reporting(
     except QeditError as error:
         if debug:
             traceback.print_exc()
-        finish({"error": error.what, "do": error.do, "exit_code": error.exit_code})
-        _fail(str(error), error.exit_code)
+        do = with_options(error.do, folder=folder, **given)
+        finish({"error": error.what, "do": do, "exit_code": error.exit_code})
+        _fail(f"{error.what}\n{do}" if do else error.what, error.exit_code)
     except KeyboardInterrupt:
         finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
         _fail(
@@ -53,14 +74,40 @@ def reporting(
             label="",
         )
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if debug or error.errno not in USERS_ERRORS:
             _unexpected(error, debug=debug, finish=finish)
         what = f"{error.strerror}: {error.filename or 'while writing'}."
-        do = "Make room or choose another cache_dir or output_dir; what was finished is kept."
-        finish({"error": what, "do": do, "exit_code": 1})
-        _fail(f"{what}\n{do}", 1)
+        finish({"error": what, "do": USERS_ERRORS[error.errno], "exit_code": 1})
+        _fail(f"{what}\n{USERS_ERRORS[error.errno]}", 1)
     except Exception as error:
         _unexpected(error, debug=debug, finish=finish)
+
+
+def with_options(
+    text: str,
+    *,
+    folder: Path | None = None,
+    config: Path | None = None,
+    data: Path | None = None,
+    sets: tuple[str, ...] = (),
+    assignments: tuple[str, ...] = (),
+    tiny: bool = False,
+    **_: Any,
+) -> str:
+    """`text` with the options of this command added to every command that it names.
+
+    What a message says to type can then be typed as it stands.
+
+    >>> with_options("Run `qedit pair`.", config=Path("a b.json"), sets=("seed=3",))
+    "Run `qedit pair --config 'a b.json' --set seed=3`."
+    """
+    words = [*assignments, *(["--tiny"] if tiny else [])]
+    for option, value in (("-C", folder), ("--config", config), ("--data", data)):
+        words += [option, str(value)] if value is not None else []
+    for value in sets:
+        words += ["--set", value]
+    tail = "".join(f" {shlex.quote(word)}" for word in words)
+    return COMMAND.sub(lambda found: f"`qedit {found[1]}{found[2]}{tail}`", text)
 
 
 def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, Any]], None]) -> None:
@@ -78,6 +125,8 @@ def _fail(text: str, exit_code: int, *, label: str = "Error: ") -> None:
 
 
 def _go_to(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise WrongUse(f"{folder} (-C) is a file, not a folder.", "Name the folder to work in.")
     if not folder.is_dir():
         raise WrongUse(f"There is no folder {folder} (-C).", f"Make it: mkdir -p {folder}")
     os.chdir(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..cache.errors import NotComplete
 from ..cache.workspace import refuse_source_folder
 from ..config.configuration import Configuration
 from ..stages.stage import Outcome, Progress
@@ -50,7 +51,14 @@ def run_stages(
     outcomes = []
     for name in names:
         extra = (options or {}).get(name, {})
-        outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)
+        try:
+            outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)
+        except NotComplete as missing:
+            if not (dry_run and outcomes):
+                raise
+            # a dry run of several stages: what the earlier ones would make is not there yet
+            progress.say(f"{name:12}  cannot be counted before the stages above. {missing.what}")
+            break
         for line in outcome.lines:
             progress.say(line)
         progress.say(summary(outcome, dry_run=dry_run))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ..cache.errors import NotComplete
+from ..cache.store import RECIPE_FILE
 from ..config.configuration import Configuration
-from ..stages.cache_embeds.stage import reference_sets
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
-from ..stages.pairs_table import read_pairs
-from ..stages.samples import Sample
-from ..stages.stores import (
-    Shelf,
-    captions_beside,
-    open_stores,
-    used_main_datasets,
-    wanted_latents,
-)
+from ..stages.orphans import find_orphans
+from ..stages.pairs_table import manifest_in
+from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datasets
+from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
 from .report import size
+
+CACHE_EMBEDS = "qedit cache-embeds"
+# What the keys of recipes are called where people read them; the others speak for themselves.
+WORDS = {
+    "model": "model (its weights or its configuration)",
+    "dtype": "precision (vae_dtype, text_encoder_dtype)",
+    "prefix": "prompt template",
+    "processor": "image processor",
+    "pictures": "way to read pictures",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Line:
     there: int
     count_bytes: int = 0
     other_recipes: int = 0
+    orphaned: int = 0
     say: str = ""
 
     def text(self) -> str:
@@ -39,6 +48,8 @@ class Line:
         parts = [f"{self.what:14} {self.there} of {self.wanted}", state]
         if self.count_bytes:
             parts.append(size(self.count_bytes))
+        if self.orphaned:
+            parts.append(f"{self.orphaned} rows that no table names (`qedit gc`)")
         if self.other_recipes:
             parts.append(f"{self.other_recipes} other recipe(s) beside")
         if self.say:
@@ -71,6 +82,7 @@ class Status:
                     "missing": max(0, line.wanted - line.there),
                     "bytes": line.count_bytes,
                     "other_recipes": line.other_recipes,
+                    "orphaned": line.orphaned,
                     "say": line.say,
                 }
                 for line in self.found
@@ -83,23 +95,29 @@ def status_of(configuration: Configuration) -> Status:
     """Look at every result of this configuration; nothing is changed."""
     checkpoint = open_checkpoint(configuration.settings)
     status = Status()
-    samples = list(_pairs(configuration, checkpoint, status))
+    tables = list(_pairs(configuration, checkpoint, status))
     if status.next_command:
         return status
     stores = open_stores(configuration, checkpoint)
-    latents = wanted_latents(samples)
-    sets = reference_sets(samples, captions_beside(configuration.settings))
-    tails = [key for one in sets.values() for key in one.tails]
+    beside = captions_beside(configuration.settings)
+    orphaned = _orphaned(configuration, checkpoint)
     for what, shelf, wanted, command in (
-        ("latents", stores.latents, list(latents), "qedit cache-vae"),
-        ("image prefixes", stores.prefixes, list(sets), "qedit cache-embeds"),
-        ("text tails", stores.tails, tails, "qedit cache-embeds"),
+        ("latents", stores.latents, [one.latents() for one in tables], "qedit cache-vae"),
+        ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
+        ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
     ):
-        there = sum(key in shelf for key in wanted)
-        status.found.append(
-            Line(what, len(wanted), there, shelf_bytes(shelf), other_recipes(shelf))
+        there = distinct(_only_held(shelf, keys) for keys in wanted)
+        line = Line(
+            what,
+            distinct(wanted),
+            there,
+            shelf_bytes(shelf),
+            other_recipes(shelf),
+            sum(orphaned.get(store.path.resolve(), 0) for store in shelf.stores()),
+            reasons(shelf) if there < distinct(wanted) else "",
         )
-        if there < len(wanted) and not status.next_command:
+        status.found.append(line)
+        if line.there < line.wanted and not status.next_command:
             status.next_command = command
     status.found.append(_training(configuration))
     if not status.next_command and status.found[-1].there < status.found[-1].wanted:
@@ -109,18 +127,48 @@ def status_of(configuration: Configuration) -> Status:
 
 def _pairs(
     configuration: Configuration, checkpoint: Checkpoint, status: Status
-) -> Iterator[Sample]:
+) -> Iterator[PairsKeys]:
     for main in used_main_datasets(configuration):
         try:
-            table = read_pairs(configuration, main, checkpoint.flavour)
+            table = pairs_keys(configuration, main, checkpoint.flavour)
         except NotComplete as missing:
             status.found.append(Line("pairs", 1, 0, say=f"{main.id}: {missing.what}"))
             status.next_command = "qedit pair"
             continue
-        rejected = sum(table.rejected.values())
+        manifest = manifest_in(table.path.parent) or {}
+        rejected = sum(manifest["rejected"].values())
         say = f"{main.id}: {rejected} rejected" if rejected else main.id
-        status.found.append(Line("pairs", len(table.samples), len(table.samples), say=say))
-        yield from table.samples
+        count = manifest["samples"]
+        status.found.append(Line("pairs", count, count, say=say))
+        yield table
+
+
+def _only_held(shelf: Shelf, keys: Keys) -> Keys:
+    held = shelf.hold(keys.keys)
+    return Keys(keys.keys.filter(pa.array(held)), keys.rows[held])
+
+
+def _orphaned(configuration: Configuration, checkpoint: Checkpoint) -> dict[Path, int]:
+    """How many rows of each store no table names any more."""
+    return {one.store.path.resolve(): one.rows for one in find_orphans(configuration, checkpoint)}
+
+
+def reasons(shelf: Shelf) -> str:
+    """Why rows that lie beside the shelf's do not count: what differs in their recipes."""
+    said = []
+    for store in shelf.stores():
+        for path in sorted(store.path.parent.glob(f"*/{RECIPE_FILE}")):
+            if path.parent.name == store.path.name:
+                continue
+            there = json.loads(path.read_text(encoding="utf-8"))
+            differing = [
+                WORDS.get(key, key)
+                for key in sorted({*there, *store.recipe})
+                if there.get(key) != store.recipe.get(key)
+            ]
+            if "rows" not in differing:  # else it holds another kind of row
+                said.append(f"{path.parent.name} was made with another {', '.join(differing)}")
+    return "; ".join(dict.fromkeys(said))
 
 
 def shelf_bytes(shelf: Shelf) -> int:

@@ -135,7 +135,8 @@ def find_sample(samples: list[Sample], name: str) -> Sample:
 
 
 def _qualified(sample: Sample) -> str:
-    return f"{sample.dataset}:{sample.target.path}"
+    prefix = f"{sample.dataset}:"
+    return sample.name if sample.name.startswith(prefix) else prefix + sample.name
 
 
 def _without_extension(name: str) -> str:

@@ -36,6 +36,16 @@ def test_the_contracts_name_modules_that_exist() -> None:
             assert place.is_dir() or place.with_suffix(".py").is_file(), name
 
 
+def test_config_may_see_nothing_of_cache_but_its_errors() -> None:
+    (contract,) = (
+        one
+        for one in PROJECT["tool"]["importlinter"]["contracts"]
+        if one.get("source_modules") == ["qedit.config"]
+    )
+    there = {path.stem for path in (ROOT / "cache").glob("*.py")} - {"__init__", "errors"}
+    assert set(contract["forbidden_modules"]) == {f"qedit.cache.{name}" for name in there}
+
+
 def test_the_packages_listed_are_the_folders_there() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     there = {"qedit"} | {

@@ -165,9 +165,10 @@ def test_training_before_caching_names_the_command_to_type(
     with_files("pair")
     error = with_files("train", expect=4).stderr
     assert "4 of 4 samples have no latents for edit-v1 yet, the first is p0.png" in error
-    assert "`qedit cache-vae`, then `qedit train` again" in error
+    typed = "--config config.json --data data.json"
+    assert f"`qedit cache-vae {typed}`, then `qedit train {typed}` again" in error
     with_files("cache-vae")
-    assert "`qedit cache-embeds`, then `qedit train` again" in with_files("train", expect=4).stderr
+    assert f"`qedit cache-embeds {typed}`" in with_files("train", expect=4).stderr
 
 
 def test_errors_are_one_json_object_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,3 +231,48 @@ def test_rows_of_another_flavour_are_refused_naming_both(copy: Path) -> None:
     error = with_files("train", *wrong, expect=4).stderr
     assert "have no embeds for edit-v1 yet" in error
     assert "what is there was made for edit-v2 or edit-v2+ or edit-v3" in error
+
+
+def test_dry_runs_say_how_much_there_is_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(tmp_path)
+    monkeypatch.chdir(folder)
+    lines = with_files("run", "--dry-run").stdout
+    assert "4 wanted, 0 kept, 4 to do" in lines
+    assert "cannot be counted before the stages above" in lines
+    assert not (folder / "caches" / "pairs").exists()
+    for command in ("pair", "cache-vae", "cache-embeds"):
+        with_files(command)
+    assert "3 wanted, 0 kept, 3 to do" in with_files("train", "--dry-run").stdout
+
+
+def test_a_file_where_a_folder_is_wanted_is_the_users_to_mend(copy: Path) -> None:
+    (copy / "taken").write_text("a file")
+    for key in ("cache_dir", "output_dir"):
+        error = with_files("run", "--set", f"{key}=taken", expect=1).stderr
+        assert "A file stands where a folder is wanted" in error
+        assert "defect" not in error
+    assert (copy / "taken").read_text() == "a file"
+    assert "is a file" in with_files("pair", "-C", "taken", expect=2).stderr
+
+
+def test_wrong_options_are_one_json_object_too(copy: Path) -> None:
+    for wrong in (("--nope",), ("--on-reject", "perhaps")):
+        error = said(with_files("pair", "--json", *wrong, expect=2))
+        assert error["exit_code"] == 2
+        assert wrong[0] in error["error"]
+
+
+def test_schedules_that_cannot_be_made_are_the_users_to_mend(copy: Path) -> None:
+    wrong = ("--set", "output_dir=other", "--set", "lr_scheduler=piecewise_constant")
+    assert "step_rules" in with_files("train", *wrong, expect=2).stderr
+
+
+def test_variants_of_a_target_can_be_named(copy: Path) -> None:
+    random = ("--set", "conditioning_multidataset_sampling=random")
+    with_files("pair", *random)
+    error = with_files("inspect", "p1", *random, expect=2).stderr
+    assert "edited:p1.png#reference-a, edited:p1.png#reference-b" in error
+    error = with_files("inspect", "edited:p1.png#reference-a", *random, expect=4).stderr
+    assert "cache-embeds" in error

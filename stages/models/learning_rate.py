@@ -45,12 +45,20 @@ def learning_rate_schedule(
         name = "constant_with_warmup"
     # the schedules want an optimizer to drive; only their factor is used
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
-    schedule = get_scheduler(
-        name,
-        optimizer,
-        num_warmup_steps=warmup_steps,
-        num_training_steps=steps,
-        **dict(config or {}),
-    )
-    factor = schedule.lr_lambdas[0]
+    try:
+        schedule = get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=warmup_steps,
+            num_training_steps=steps,
+            **dict(config or {}),
+        )
+        factor = schedule.lr_lambdas[0]
+        factor(0)  # some options are only read when a rate is asked for
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WrongUse(
+            f"lr_scheduler {name} cannot be made with lr_scheduler_config {dict(config or {})}: "
+            f"{error}.",
+            f"Its options are {', '.join(_TAKES)}.",
+        ) from error
     return lambda step: peak * float(factor(step - 1))
