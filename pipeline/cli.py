@@ -21,7 +21,7 @@ from .options import (
     workplace_options,
 )
 from .report import TerminalProgress, as_object, print_object
-from .reporting import reporting
+from .reporting import reporting, with_options
 
 if TYPE_CHECKING:
     from ..stages.models.lora_file import Style
@@ -188,6 +188,7 @@ def status(**shared: Any) -> None:
 
         configuration = _configuration(progress, **shared)
         found = status_of(configuration)
+        found.next_command = with_options(found.next_command, **shared)
         for line in found.lines():
             progress.say(line)
         finish(found.as_object())

@@ -10,17 +10,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..cache.errors import NotComplete
+from ..cache.errors import AnotherRecipe, NotComplete
 from ..cache.store import RECIPE_FILE
 from ..config.configuration import Configuration
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
 from ..stages.orphans import find_orphans
+from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in
 from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datasets
 from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
-from .report import size
+from .report import TerminalProgress, size
 
-CACHE_EMBEDS = "qedit cache-embeds"
+CACHE_EMBEDS = "Run `qedit cache-embeds`."
 # What the keys of recipes are called where people read them; the others speak for themselves.
 WORDS = {
     "model": "model (its weights or its configuration)",
@@ -62,13 +63,13 @@ class Status:
     """A line for each kind of result, and what to type next."""
 
     found: list[Line] = field(default_factory=list)
-    next_command: str = ""
+    next_command: str = ""  # a sentence that says what to type
 
     def lines(self) -> Iterator[str]:
         for line in self.found:
             yield line.text()
         if self.next_command:
-            yield f"Next: {self.next_command}"
+            yield self.next_command
 
     def as_object(self) -> dict[str, Any]:
         """What `--json` says."""
@@ -98,11 +99,14 @@ def status_of(configuration: Configuration) -> Status:
     tables = list(_pairs(configuration, checkpoint, status))
     if status.next_command:
         return status
+    if not is_current(configuration):
+        status.found.append(Line("pairs", 1, 0, say="the folders have changed since `qedit pair`"))
+        status.next_command = "Run `qedit pair`."
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)
     orphaned = _orphaned(configuration, checkpoint)
     for what, shelf, wanted, command in (
-        ("latents", stores.latents, [one.latents() for one in tables], "qedit cache-vae"),
+        ("latents", stores.latents, [one.latents() for one in tables], "Run `qedit cache-vae`."),
         ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
         ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
     ):
@@ -119,9 +123,10 @@ def status_of(configuration: Configuration) -> Status:
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
             status.next_command = command
-    status.found.append(_training(configuration))
-    if not status.next_command and status.found[-1].there < status.found[-1].wanted:
-        status.next_command = "qedit train"
+    training = _training(configuration, countable=not status.next_command)
+    status.found.append(training)
+    if not status.next_command and training.there < training.wanted:
+        status.next_command = "Run `qedit train`."
     return status
 
 
@@ -133,7 +138,7 @@ def _pairs(
             table = pairs_keys(configuration, main, checkpoint.flavour)
         except NotComplete as missing:
             status.found.append(Line("pairs", 1, 0, say=f"{main.id}: {missing.what}"))
-            status.next_command = "qedit pair"
+            status.next_command = missing.do
             continue
         manifest = manifest_in(table.path.parent) or {}
         rejected = sum(manifest["rejected"].values())
@@ -189,12 +194,19 @@ def other_recipes(shelf: Shelf) -> int:
     return len(beside - {store.path.resolve() for store in shelf.stores()})
 
 
-def _training(configuration: Configuration) -> Line:
+def _training(configuration: Configuration, *, countable: bool) -> Line:
+    """The steps made; how many there are to be is known once every row is there."""
     from ..stages.train.checkpoint import checkpoints, step_of
 
-    settings = configuration.settings
-    done = max((step_of(one) for one in checkpoints(settings.output_dir)), default=0)
-    # with num_train_epochs the number of steps depends on the samples: what is there counts
-    return Line(
-        "steps trained", settings.max_train_steps or done, done, say=str(settings.output_dir)
-    )
+    where = configuration.settings.output_dir
+    done = max((step_of(one) for one in checkpoints(where)), default=0)
+    if not countable:
+        steps = configuration.settings.max_train_steps
+        return Line("steps trained", max(steps or 0, done), done, say=str(where))
+    from ..stages.train.loop import run as train
+
+    try:
+        foreseen = train(configuration, TerminalProgress(verbosity=-1), dry_run=True)
+    except AnotherRecipe as other:
+        return Line("steps trained", 1, 0, say=other.what.replace("\n", "; "))
+    return Line("steps trained", foreseen.wanted, foreseen.kept, say=str(where))

@@ -109,7 +109,7 @@ def test_status_says_what_is_there_and_what_comes_next(copy: Path) -> None:
     assert all(one["missing"] == 0 for one in done["results"])
     shutil.rmtree(copy / "caches" / "text_embeds")
     after = said(with_files("status", "--json"))
-    assert after["next"] == "qedit cache-embeds"
+    assert after["next"] == "Run `qedit cache-embeds --config config.json --data data.json`."
     missing = {one["what"]: one["missing"] for one in after["results"]}
     assert (missing["text tails"], missing["image prefixes"]) == (8, 0)
 
@@ -276,3 +276,24 @@ def test_variants_of_a_target_can_be_named(copy: Path) -> None:
     assert "edited:p1.png#reference-a, edited:p1.png#reference-b" in error
     error = with_files("inspect", "edited:p1.png#reference-a", *random, expect=4).stderr
     assert "cache-embeds" in error
+
+
+def test_status_sees_what_a_rerun_would_find(copy: Path) -> None:
+    # folders that have changed since
+    (copy / "edited" / "p1.txt").write_text("turn it blue")
+    changed = said(with_files("status", "--json"))
+    assert "`qedit pair" in changed["next"]
+    assert any("have changed" in one["say"] for one in changed["results"])
+    # samples turned away that nobody has accepted
+    (copy / "edited" / "p1.txt").unlink()
+    with_files("pair", expect=4)
+    assert "--on-reject skip" in said(with_files("status", "--json"))["next"]
+
+
+def test_status_counts_epochs_and_knows_another_run(copy: Path) -> None:
+    epochs = ("--set", "max_train_steps=0", "--set", "num_train_epochs=5")
+    steps = said(with_files("status", "--json", *epochs))["results"][-1]
+    assert (steps["wanted"], steps["kept"]) == (20, 3)
+    other = said(with_files("status", "--json", "--set", "seed=3"))["results"][-1]
+    assert other["missing"] > 0
+    assert "another run" in other["say"]

@@ -115,6 +115,16 @@ def run(
     return outcome
 
 
+def is_current(configuration: Configuration) -> bool:
+    """Whether the tables stand for the folders as they are now. Opens no picture.
+
+    Raises:
+        WrongUse: folders from which no pairs can be made.
+    """
+    inputs = digest_of(configuration, scan_all(configuration))
+    return all(_stands(folder, inputs, quick=True) for folder in _folders(configuration))
+
+
 @dataclass(frozen=True)
 class _Acceptance:
     """What the user said about rejected samples, in this run."""
