@@ -207,3 +207,13 @@ def test_no_room_is_said_before_anything_is_encoded(
     assert "0.0 GB left" in error
     assert "cache_dir" in error
     assert not (copy / "caches" / "vae").exists()
+
+
+def test_status_says_why_rows_do_not_count_and_what_is_orphaned(copy: Path) -> None:
+    draw(copy / "edited" / "p1.png", (128, 72), seed=999)
+    with_files("pair")
+    line = next(one for one in said(with_files("status", "--json"))["results"] if one["orphaned"])
+    assert (line["what"], line["wanted"], line["kept"], line["orphaned"]) == ("latents", 8, 7, 1)
+    told = with_files("status", "--set", "vae_dtype=bf16").stdout
+    assert "was made with another precision (vae_dtype" in told
+    assert "0 of 8, 8 missing" in told
