@@ -16,8 +16,8 @@ from ...cache.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.device import best_device
 from ..models.learning_rate import learning_rate_schedule
-from ..models.lora import add_lora, target_modules
-from ..models.lora_file import LORA_FILE
+from ..models.lora import add_lora, start_from, target_modules
+from ..models.lora_file import LORA_FILE, Lora
 from ..models.transformer import load_transformer
 from ..stage import Outcome, Progress
 from .checkpoint import (
@@ -38,6 +38,7 @@ from .optimizers import make_optimizer
 from .plan import Plan, make_plan
 from .publish import publisher_of
 from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
+from .start import start_of
 from .step import Objective
 
 STAGE = "train"
@@ -62,6 +63,7 @@ def run(
     plan = make_plan(configuration)
     where = plan.settings.output_dir
     begin = _where_to_begin(plan)
+    start = None if begin else start_of(plan.settings)
     kept = min(plan.steps, step_of(begin) if begin else 0)
     outcome = Outcome(STAGE, plan.steps, kept, 0, 0, 0.0, str(where / LORA_FILE), unit="steps")
     if dry_run:
@@ -74,7 +76,9 @@ def run(
             publisher_of(plan).publish(begin)
         facts = {}
         if kept < plan.steps:
-            facts["loss"] = _train(plan, progress, begin=begin, device=best_device(device))
+            facts["loss"] = _train(
+                plan, progress, begin=begin, start=start, device=best_device(device)
+            )
     return Outcome(
         stage=STAGE,
         wanted=plan.steps,
@@ -117,8 +121,8 @@ class Trainer:
     max_grad_norm: float
 
     @classmethod
-    def load(cls, plan: Plan, *, device: torch.device) -> Trainer:
-        """Load the base, put the LoRA on it, and make optimizer and average."""
+    def load(cls, plan: Plan, *, device: torch.device, start: Lora | None = None) -> Trainer:
+        """Load the base, put the LoRA on it (as `start`), and make optimizer and average."""
         settings = plan.settings
         dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
         transformer = load_transformer(plan.checkpoint, dtype=dtype, device=device)
@@ -131,6 +135,14 @@ class Trainer:
             init="gaussian" if settings.lora_init_type == "gaussian" else "default",
             seed=seed_of(settings.seed, "lora"),
         )
+        if start:
+            start_from(
+                weights,
+                start,
+                rank=settings.lora_rank,
+                alpha=float(settings.lora_alpha),
+                source=str(settings.init_lora),
+            )
         transformer.train()
         if settings.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -142,7 +154,10 @@ class Trainer:
             config=settings.lr_scheduler_config,
         )
         optimizer = make_optimizer(
-            weights, learning_rate=settings.learning_rate, config=settings.optimizer_config
+            weights,
+            learning_rate=settings.learning_rate,
+            name=settings.optimizer,
+            config=settings.optimizer_config,
         )
         return cls(
             transformer=transformer,
@@ -197,11 +212,18 @@ def _average(plan: Plan, weights: dict[str, nn.Parameter], *, device: torch.devi
     )
 
 
-def _train(plan: Plan, progress: Progress, *, begin: Path | None, device: torch.device) -> float:
+def _train(
+    plan: Plan,
+    progress: Progress,
+    *,
+    begin: Path | None,
+    start: Lora | None,
+    device: torch.device,
+) -> float:
     """Make every step after `begin`, with its checkpoints; the last step's loss."""
     settings, where = plan.settings, plan.settings.output_dir
     progress.say(f"Training on {device}.")
-    trainer = Trainer.load(plan, device=device)
+    trainer = Trainer.load(plan, device=device, start=start)
     done = 0
     if begin:
         trainer.trained.restore(begin)

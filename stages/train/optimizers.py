@@ -1,8 +1,10 @@
-"""The optimizer, and its state as tensors by name: nothing is pickled."""
+"""Optimizers by name, and their state as tensors by name: nothing is pickled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,35 +13,106 @@ from torch import Tensor, nn
 from ...cache.errors import WrongUse
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Where an optimizer's class lies, and what is to be installed to have it."""
+
+    module: str
+    name: str
+    package: str
+
+
+KINDS = {
+    "adamw": Kind("torch.optim", "AdamW", "torch"),
+    "adafactor": Kind("torch.optim", "Adafactor", "torch"),
+    "muon": Kind("torch.optim", "Muon", "torch>=2.9"),
+    "adamw-8bit": Kind("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "prodigy": Kind("prodigyopt", "Prodigy", "prodigyopt"),
+    "lion": Kind("lion_pytorch", "Lion", "lion-pytorch"),
+    "came": Kind("came_pytorch", "CAME", "came-pytorch"),
+}
+# What a checkpoint calls a number of an optimizer's group, as Prodigy's estimate `d`.
+_GROUP = "group"
+# These decide in `optimizer_config` how AdamW is computed.
+_HOW = {"fused", "foreach", "differentiable"}
+
+
+def optimizer_class(name: str) -> Any:
+    """The class of the optimizer called `name` in the settings.
+
+    Raises:
+        WrongUse: its package is not installed; says what to type.
+    """
+    kind = KINDS[name]
+    try:
+        return getattr(import_module(kind.module), kind.name)
+    except (ImportError, AttributeError) as error:
+        raise WrongUse(
+            f"`optimizer` {name} needs the package {kind.package}, which is not installed "
+            f"({error}).",
+            f"Type `pip install '{kind.package}'`, or choose another `optimizer`.",
+        ) from error
+
+
 def make_optimizer(
     weights: Mapping[str, nn.Parameter],
     *,
     learning_rate: float,
+    name: str = "adamw",
     config: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW over `weights`, in their order; `config` holds further arguments of torch's class.
+    """The optimizer `name` over `weights`, in their order.
+
+    AdamW is fused where torch can. Muon takes matrices alone, which a LoRA's weights are.
+
+    Args:
+        config: further arguments of the optimizer's class.
 
     Raises:
-        WrongUse: `config` has an argument that AdamW does not take, or a value it refuses.
+        WrongUse: `config` has an argument that the class does not take, or a value it refuses.
     """
+    kind, options = KINDS[name], dict(config or {})
+    if name == "adamw" and not _HOW & options.keys():
+        devices = {weight.device.type for weight in weights.values()}
+        options["fused"] = devices <= {"cpu", "cuda"}
+    made = optimizer_class(name)
     try:
-        return torch.optim.AdamW(list(weights.values()), lr=learning_rate, **dict(config or {}))
-    except (TypeError, ValueError) as error:
+        optimizer: torch.optim.Optimizer = made(list(weights.values()), lr=learning_rate, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise WrongUse(
-            f"`optimizer_config` does not fit AdamW: {error}.",
-            "It takes the arguments of torch.optim.AdamW, such as betas, eps and weight_decay.",
+            f"`optimizer_config` does not fit {kind.name}: {error}.",
+            f"It takes the arguments of {kind.module}.{kind.name}, such as betas or weight_decay.",
         ) from error
+    return optimizer
 
 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The optimizer's state as `<what>:<name of the weight>`, as in `exp_avg:….lora_A.weight`."""
-    return {
-        f"{what}:{name}": value.detach().cpu()
-        for name, weight in weights.items()
-        for what, value in optimizer.state.get(weight, {}).items()
-    }
+    """The optimizer's state as `<what>:<name of the weight>`, as in `exp_avg:….lora_A.weight`.
+
+    Numbers are 0-d tensors of 64 bits under `<what>#:<name>`; those that an optimizer keeps
+    beside the weights are `<what>#:group`.
+    """
+    tensors = {}
+    for name, weight in weights.items():
+        for what, value in optimizer.state.get(weight, {}).items():
+            tensors |= _entry(what, name, value)
+    (group,) = optimizer.param_groups
+    for what, value in group.items():
+        # the rest of the group is what the settings say
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and what != "lr":
+            tensors |= _entry(what, _GROUP, value)
+    return tensors
+
+
+def _entry(what: str, name: str, value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {f"{what}:{name}": value.detach().cpu()}
+    if value is None:
+        return {}
+    kind = torch.int64 if isinstance(value, int) else torch.float64
+    return {f"{what}#:{name}": torch.tensor(value, dtype=kind)}
 
 
 def restore_optimizer(
@@ -49,9 +122,14 @@ def restore_optimizer(
 ) -> None:
     """Put back what `optimizer_tensors` gave, to the bit."""
     places = {name: place for place, name in enumerate(weights)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        what, _, name = key.partition(":")
-        state.setdefault(places[name], {})[what] = value
+    state: dict[int, dict[str, Any]] = {}
     groups = optimizer.state_dict()["param_groups"]
+    for key, tensor in tensors.items():
+        what, _, name = key.partition(":")
+        value = tensor.item() if what.endswith("#") else tensor
+        what = what.removesuffix("#")
+        if name == _GROUP:
+            groups[0][what] = value
+        else:
+            state.setdefault(places[name], {})[what] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})

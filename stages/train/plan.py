@@ -17,6 +17,7 @@ from ..stores import RunStores, digests_file, open_stores
 from .batches import Order, Source
 from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
+from .optimizers import optimizer_class
 from .record import describe_run
 
 
@@ -44,6 +45,7 @@ def make_plan(configuration: Configuration) -> Plan:
         WrongUse: the checkpoint contradicts the flavour, or no dataset is in the mix.
     """
     settings = configuration.settings
+    optimizer_class(settings.optimizer)  # refuses one whose package is missing
     checkpoint = open_checkpoint(settings)
     sources = _sources(configuration, checkpoint)
     stores = open_stores(configuration, checkpoint)

@@ -1,0 +1,163 @@
+"""Optimizers by name: each is what it is called, and goes on after a kill to the bit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from quiet import Quiet
+from training import lora, made_runs, metrics, train
+
+from qedit.cache.errors import WrongUse
+from qedit.config.loading import Configuration
+from qedit.stages.train import loop, plan
+from qedit.stages.train.checkpoint import Trained, save_checkpoint
+from qedit.stages.train.optimizers import KINDS, make_optimizer
+
+ELSEWHERE = {name: kind for name, kind in KINDS.items() if not kind.module.startswith("torch")}
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    return made_runs(tmp_path, tmp_path_factory)
+
+
+class Killed(Exception):
+    """Stands for the end of a process in the middle of a run."""
+
+
+class Killing(Quiet):
+    def note(self, **values: str) -> None:
+        if self.moved == 4:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("adafactor", {"weight_decay": 0.1}), ("muon", {"momentum": 0.9})]
+)
+def test_killed_and_resumed_is_as_never_killed(made: Any, name: str, config: Any) -> None:
+    settings = {"optimizer": name, "optimizer_config": config, "max_train_steps": 5}
+    whole = made(output="whole", **settings)
+    train(whole)
+    pieces = made(output="pieces", **settings)
+    with pytest.raises(Killed):
+        loop.run(pieces, Killing(), device="cpu")
+    assert train(pieces).kept == 2
+    kind = "checkpoint-5/optimizer.safetensors"
+    for file in ("pytorch_lora_weights.safetensors", kind):
+        one, other = (made.settings.output_dir / file for made in (whole, pieces))
+        assert one.read_bytes() == other.read_bytes()
+    assert [line["loss"] for line in metrics(whole)] == [line["loss"] for line in metrics(pieces)]
+
+
+def test_every_optimizer_of_torch_goes_its_own_way(made: Any) -> None:
+    ways = []
+    for name in ("adamw", "adafactor", "muon"):
+        configuration = made(optimizer=name, output=name, max_train_steps=2)
+        train(configuration)
+        ways.append(torch.cat([weight.flatten() for weight in lora(configuration).values()]))
+    assert not any(torch.equal(ways[one], ways[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_missing_package_is_named_before_anything_is_loaded(
+    made: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = ELSEWHERE[name]
+    monkeypatch.setitem(sys.modules, kind.module.partition(".")[0], None)
+    monkeypatch.setattr(plan, "open_checkpoint", lambda settings: 1 / 0)
+    with pytest.raises(WrongUse, match=kind.package) as refused:
+        train(made(optimizer=name))
+    assert f"pip install '{kind.package}'" in refused.value.do
+
+
+class Odd(torch.optim.Optimizer):
+    """Keeps what such packages keep: numbers with the weights, and a guess in its group."""
+
+    def __init__(self, params: Any, lr: float, sign: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "sign": sign, "d": 1e-6, "k": 0})
+
+    def step(self, closure: Any = None) -> None:
+        (group,) = self.param_groups
+        group["d"], group["k"] = group["d"] * 1.7 + 0.1, group["k"] + 1
+        for weight in group["params"]:
+            state = self.state[weight]
+            state["count"] = state.get("count", 0) + 1
+            state["size"] = 0.5 * state.get("size", 0.0) + float(weight.grad.norm())
+            weight.data -= group["lr"] * group["sign"] * group["d"] / state["size"] * weight.grad
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_packages_get_their_options_and_all_their_numbers_are_kept(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType(ELSEWHERE[name].module)
+    monkeypatch.setattr(module, ELSEWHERE[name].name, Odd, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__.partition(".")[0], module)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def fresh() -> Trained:
+        torch.manual_seed(1)
+        weights = {one: torch.nn.Parameter(torch.randn(3, 2)) for one in ("a", "b")}
+        options: dict[str, Any] = {"name": name, "config": {"sign": -1.0}}
+        return Trained(weights, make_optimizer(weights, learning_rate=0.1, **options), None)
+
+    def moved(trained: Trained, steps: int) -> Trained:
+        for _ in range(steps):
+            trained.optimizer.zero_grad()
+            sum(weight.square().sum() for weight in trained.weights.values()).backward()
+            trained.optimizer.step()
+        return trained
+
+    assert isinstance(fresh().optimizer, Odd)
+    assert fresh().optimizer.param_groups[0]["sign"] == -1.0
+    folder = save_checkpoint(tmp_path, moved(fresh(), 2), step=2, of_steps=4, run={}, limit=1)
+    resumed = fresh()
+    resumed.restore(folder)
+    assert moved(resumed, 2).files() == moved(fresh(), 4).files()
+
+
+def test_an_argument_that_an_optimizer_does_not_take_is_refused() -> None:
+    weights = {"a": torch.nn.Parameter(torch.zeros(2, 2))}
+    with pytest.raises(WrongUse, match=r"Muon.*betas"):
+        make_optimizer(weights, learning_rate=0.1, name="muon", config={"betas": [0.9, 0.99]})
+    vector = {"a": torch.nn.Parameter(torch.zeros(2))}
+    with pytest.raises(WrongUse, match="2D"):
+        make_optimizer(vector, learning_rate=0.1, name="muon")
+
+
+# -- init_lora -------------------------------------------------------------------------------
+
+
+def test_a_run_begins_as_the_lora_it_is_given(made: Any) -> None:
+    before = made(output="before", use_ema=False, lora_format="kohya")
+    train(before)
+    file = before.settings.output_dir / "pytorch_lora_weights.safetensors"
+    rest = {"init_lora": str(file), "learning_rate": 1e-12, "max_train_steps": 1}
+    after = made(output="after", **rest)
+    train(after)
+    kohya, diffusers = lora(before), lora(after)
+    names = {name: name.removeprefix("transformer.").replace(".", "_") for name in diffusers}
+    for name, flat in names.items():
+        flat = flat.replace("_lora_A_", ".lora_down.").replace("_lora_B_", ".lora_up.")
+        torch.testing.assert_close(diffusers[name], kohya[f"lora_unet_{flat}"])
+    file.unlink()  # a run that goes on no longer needs it
+    assert train(made(output="after", **{**rest, "max_train_steps": 2})).kept == 1
+
+
+def test_a_lora_of_another_rank_is_refused_before_anything_is_loaded(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = made(output="before", max_train_steps=1)
+    train(before)
+    file = before.settings.output_dir / "pytorch_lora_weights.safetensors"
+    monkeypatch.setattr(loop.Trainer, "load", lambda *args, **named: 1 / 0)
+    with pytest.raises(WrongUse, match=r"rank 4, and `lora_rank` is 2"):
+        train(made(init_lora=str(file), lora_rank=2))
+    with pytest.raises(WrongUse, match="nowhere"):
+        train(made(init_lora="nowhere.safetensors"))
