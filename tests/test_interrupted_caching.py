@@ -1,0 +1,34 @@
+"""Ctrl-C while rows are made: what was finished is said and kept, the rest is made by the rerun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import make_run, said, with_files
+
+from qedit.stages.cache_vae import encoding, stage
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_run(tmp_path))
+    with_files("pair")
+    really: Callable[..., Any] = encoding.PictureEncoding.rows
+    parts = 0
+
+    def interrupted(self: Any, pictures: Any, advance: Any) -> Any:
+        nonlocal parts
+        parts += 1
+        if parts == 3:
+            raise KeyboardInterrupt
+        return really(self, pictures, advance)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "ROWS_IN_PART", 1)
+        patch.setattr(encoding.PictureEncoding, "rows", interrupted)
+        told = with_files("cache-vae", expect=130).stderr
+    assert "2 latents were made and are kept" in told
+    assert list((tmp_path / "caches").rglob("claims/*.json")) == []
+    assert said(with_files("cache-vae", "--json"))["computed"] == 8 - 2
