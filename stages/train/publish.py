@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...cache.atomic import write_bytes
+from ...cache.atomic import write_bytes, write_text
 from ..models.lora_file import LORA_FILE, Style, lora_file
+from .card import CARD_FILE, MADE_BY, model_card
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .plan import Plan
 
@@ -26,6 +28,7 @@ class Publisher:
     Attributes:
         style: whose names the files' tensors have.
         about: what the files' metadata say of the run.
+        card: the model card of so many steps.
     """
 
     output_dir: Path
@@ -33,6 +36,7 @@ class Publisher:
     alpha: float
     style: Style
     about: Mapping[str, Any]
+    card: Callable[[int], str]
 
     def publish(self, checkpoint: Path) -> None:
         """Have the files hold what `checkpoint` holds, unless they do already."""
@@ -51,6 +55,14 @@ class Publisher:
                 }
                 weights = read_tensors(checkpoint, source)
                 write_bytes(path, self._file(weights, about))
+        self._write_card(step)
+
+    def _write_card(self, step: int) -> None:
+        path, card = self.output_dir / CARD_FILE, self.card(step)
+        before = path.read_text(encoding="utf-8") if path.is_file() else None
+        # a page that somebody else wrote there stays
+        if before is None or (before != card and MADE_BY in before):
+            write_text(path, card)
 
     def _file(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
         return lora_file(weights, rank=self.rank, alpha=self.alpha, about=about, style=self.style)
@@ -58,13 +70,14 @@ class Publisher:
 
 def publisher_of(plan: Plan) -> Publisher:
     """What publishes the checkpoints of the run `plan`."""
-    settings = plan.settings
+    settings, about = plan.settings, _about(plan)
     return Publisher(
         output_dir=settings.output_dir,
         rank=settings.lora_rank,
         alpha=float(settings.lora_alpha),
         style=settings.lora_format,
-        about=_about(plan),
+        about=about,
+        card=partial(model_card, settings, plan.checkpoint.flavour, about),
     )
 
 
