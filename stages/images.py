@@ -202,6 +202,24 @@ def open_upright(source: Path | BinaryFile, *, name: str = "") -> Image.Image:
         raise Unreadable(os_reason(error), _said(error), name=name or str(source)) from error
 
 
+def open_small(path: Path, edge: int) -> Image.Image:
+    """`open_upright`, but a JPEG may come out smaller, with sides of at least `edge` pixels.
+
+    It is decoded at a half, a quarter or an eighth of its size, in a fraction of the time.
+
+    Raises:
+        Unreadable, OSError: as for `open_upright`.
+    """
+    with path.open("rb") as file:
+        picture = _opened(file)
+        picture.draft(None, (edge, edge))
+        try:
+            picture.load()
+        except Exception as error:
+            raise Unreadable("unreadable", _said(error)) from error
+        return on_background(upright(picture))
+
+
 def os_reason(error: OSError) -> str:
     """The reason code of a file that the operating system would not hand over."""
     return "permission_denied" if isinstance(error, PermissionError) else "not_readable_now"

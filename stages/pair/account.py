@@ -20,9 +20,14 @@ SHOWN_REJECTIONS = 5
 
 
 def outcome_of(
-    manifests: Sequence[dict[str, Any]], changes: Changes, *, where: Path, started: float
+    manifests: Sequence[dict[str, Any]],
+    changes: Changes,
+    *,
+    where: Path,
+    started: float,
+    pages: Sequence[Path] = (),
 ) -> Outcome:
-    """What the tables of this run hold, and how they differ from the last ones."""
+    """What the tables of this run hold, how they differ from the last ones, and their pages."""
     samples = sum(manifest["samples"] for manifest in manifests)
     rejected = sum(manifest["rejected_samples"] for manifest in manifests)
     reasons, warnings = Counter[str](), Counter[str]()
@@ -47,6 +52,7 @@ def outcome_of(
             "rejected": dict(sorted(reasons.items())),
             "warnings": dict(sorted(warnings.items())),
             **changes.counts(),
+            "reports": [str(page) for page in pages],
         },
         lines=tuple(lines),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ...cache.errors import WrongUse
 from ...config.datasets import CaptionShuffle, Dataset
+from ..models.templates import PICTURE_TOKENS
 from ..pairs_recipe import filter_entries
 from .caption_tables import TableCaptions
 from .scan import TEXT_EXTENSION, Scan
@@ -76,6 +77,11 @@ class Captions:
                 )
         if not captions:
             raise NoCaption("empty_caption", "nothing but blanks")
+        for caption in captions:
+            for token in PICTURE_TOKENS:
+                if token in caption:
+                    # the encoder would take it for a picture that is not there
+                    raise NoCaption("picture_token_in_caption", f"{token} in {caption!r}")
         return captions
 
     def _raw(self, path: str) -> Sequence[str]:

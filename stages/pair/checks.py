@@ -40,6 +40,7 @@ REASONS = {
     "missing_caption": "no caption",
     "empty_caption": "a caption of nothing but blanks",
     "caption_not_utf8": "a caption file that is not UTF-8",
+    "picture_token_in_caption": "a caption with a token that stands for a picture",
     "name_not_utf8": "a file name that is not UTF-8",
     "permission_denied": "a file that may not be read",
     "not_readable_now": "a file that the system does not hand over",
@@ -54,6 +55,13 @@ WARNINGS = {
     "target_equals_reference": "the target is the same file as a reference",
     "duplicate_target": "the same target twice",
     "not_decoded": "only the header was read; run `qedit pair` without --quick",
+}
+
+MEANINGS = {
+    **REASONS,
+    **WARNINGS,
+    "near_duplicate": "a target that looks like another one",
+    "hardly_changed": "a target that looks like its first reference",
 }
 
 # Rounding to multiples of 32 alone enlarges a picture by a few percent; that is no warning.
@@ -142,8 +150,7 @@ def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str])
 
 def in_words(counts: Iterable[tuple[str, int]]) -> str:
     """`3 missing_reference (a target without ...), 1 unreadable (...)`."""
-    meanings = REASONS | WARNINGS
-    return ", ".join(f"{count} {code} ({meanings[code]})" for code, count in counts)
+    return ", ".join(f"{count} {code} ({MEANINGS[code]})" for code, count in counts)
 
 
 def _reference(

@@ -29,6 +29,7 @@ from .account import STAGE, outcome_of, refuse_unaccepted, rejected_lines
 from .changes import Changes, Tally
 from .checks import faults, sample_of, warnings_of
 from .memory import NOT_DECODED, PASSING_REASONS, Facts, Memory
+from .page import PAGE_FILE, bring_up_to_date, source_of
 from .pictures import Task, look_at
 from .plan import Plan, Scans, Wanted, digest_of, make_plans, scan_all, used_datasets
 from .scan import File
@@ -69,6 +70,8 @@ def run(
     retry_rejected: bool = False,
     quick: bool = False,
     paranoid: bool = False,
+    report: Path | None = None,
+    no_report: bool = False,
 ) -> Outcome:
     """Bring the pairs tables of all datasets up to date with their folders.
 
@@ -78,6 +81,8 @@ def run(
         retry_rejected: decode pictures again that were rejected before.
         quick: read the headers of pictures only; the next run without it decodes them.
         paranoid: read every file again, whatever its size and time say.
+        report: the folder for the HTML pages, one a dataset; beside its table when None.
+        no_report: make none.
 
     Raises:
         WrongUse: folders, names or captions from which no pairs can be made.
@@ -109,7 +114,10 @@ def run(
             sweep(_root(configuration))
             judged = _judge_all(plans, memories, scans, progress)
             manifests, changes = _write(judged, inputs=inputs, accept=accept)
-    outcome = outcome_of(manifests, changes, where=_root(configuration), started=started)
+    pages = [] if dry_run or no_report else _pages(configuration, folders, report, progress)
+    outcome = outcome_of(
+        manifests, changes, where=_root(configuration), started=started, pages=pages
+    )
     if not dry_run:
         refuse_unaccepted(manifests, folders, outcome)
     return outcome
@@ -146,6 +154,19 @@ class _Acceptance:
 def _folders(configuration: Configuration) -> list[Path]:
     flavour = flavour_of(configuration.settings)
     return [table_folder(configuration, main, flavour) for main in used_datasets(configuration)]
+
+
+def _pages(
+    configuration: Configuration, folders: Sequence[Path], report: Path | None, progress: Progress
+) -> list[Path]:
+    """Bring the page of every table up to date; where they are."""
+    pages = []
+    for main, folder in zip(used_datasets(configuration), folders, strict=True):
+        page = folder / PAGE_FILE if report is None else report / f"{main.id}.html"
+        if bring_up_to_date(page, source_of(configuration, main, folder)):
+            progress.say(f"report: {page}")
+        pages.append(page)
+    return pages
 
 
 def _root(configuration: Configuration) -> Path:
