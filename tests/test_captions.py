@@ -60,6 +60,11 @@ def test_lines_may_be_one_caption(folder):
     assert got == ("first\n\nsecond",)
 
 
+def test_a_caption_with_a_token_of_pictures_is_found_before_any_encoder_is(folder):
+    text(folder, b"make it like <|image_pad|> please\n")
+    assert reason(folder, caption_strategy="textfile") == "picture_token_in_caption"
+
+
 def test_missing_empty_and_undecodable_text(folder):
     assert reason(folder, caption_strategy="textfile") == "missing_caption"
     text(folder, b" \r\n\t\n")
