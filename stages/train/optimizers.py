@@ -94,7 +94,7 @@ def optimizer_tensors(
     Numbers are 0-d tensors of 64 bits under `<what>#:<name>`; those that an optimizer keeps
     beside the weights are `<what>#:group`.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         for what, value in optimizer.state.get(weight, {}).items():
             tensors |= _entry(what, name, value)
