@@ -102,10 +102,10 @@ def with_options(
     "Run `qedit pair --config 'a b.json' --set seed=3`."
     """
     words = [*assignments, *(["--tiny"] if tiny else [])]
-    for option, value in (("-C", folder), ("--config", config), ("--data", data)):
-        words += [option, str(value)] if value is not None else []
-    for value in sets:
-        words += ["--set", value]
+    for option, path in (("-C", folder), ("--config", config), ("--data", data)):
+        words += [option, str(path)] if path is not None else []
+    for setting in sets:
+        words += ["--set", setting]
     tail = "".join(f" {shlex.quote(word)}" for word in words)
     return COMMAND.sub(lambda found: f"`qedit {found[1]}{found[2]}{tail}`", text)
 

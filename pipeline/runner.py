@@ -48,7 +48,7 @@ def run_stages(
     """
     for folder in (configuration.settings.cache_dir, configuration.settings.output_dir):
         refuse_source_folder(Path(folder))
-    outcomes = []
+    outcomes: list[Outcome] = []
     for name in names:
         extra = (options or {}).get(name, {})
         try:

@@ -50,7 +50,7 @@ def sighted_vae() -> Any:
     """Make the VAE; its latents, normalised, have about zero mean and unit spread on drawings."""
     from diffusers import AutoencoderKLQwenImage
 
-    vae: Any = AutoencoderKLQwenImage(  # type: ignore[no-untyped-call]
+    vae: Any = AutoencoderKLQwenImage(
         base_dim=BASE_WIDTH,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 4, 4],
@@ -97,7 +97,7 @@ def _feature_of_channel() -> np.ndarray:
 def _write_encoder(encoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
     halving = [layer.resample[1] for layer in encoder.down_blocks if hasattr(layer, "resample")]
     for axis, colour in np.ndindex(3, 3):
-        _tap(encoder.conv_in, axis, colour, COLOUR_AXES[axis, colour])
+        _tap(encoder.conv_in, axis, colour, float(COLOUR_AXES[axis, colour]))
     for axis, row, column in np.ndindex(3, 2, 2):
         _tap(halving[0], axis, axis, 0.25, at=(row, column))
     # sums and differences of neighbouring cells: nothing is lost
@@ -154,7 +154,7 @@ def _write_decoder(decoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
     colours = np.linalg.inv(COLOUR_AXES)
     for colour, axis, sign in np.ndindex(3, 3, 2):
         value = -colours[colour, axis] if sign else colours[colour, axis]
-        _spread_out(doubling[2], FINER[2], to=2 * colour + sign, from_=4 * axis, times=value)
+        _spread_out(doubling[2], FINER[2], to=2 * colour + sign, from_=4 * axis, times=float(value))
     _tap_smooth(doubling[2], FINER[2], to=6)
     decoder.norm_out.gamma.fill_(LOUD / decoder.norm_out.scale)
     for colour in range(3):
@@ -168,7 +168,7 @@ def _spread_out(conv: Any, table: Any, *, to: int, from_: int, times: float = 1.
     kinds = len(finer)
     for k, i, v, u, row, column in np.ndindex(kinds, kinds, 2, 2, 3, 3):
         value = times * finer[k, v, row] * finer[i, u, column]
-        _tap(conv, to + 2 * k + i, from_ + 2 * v + u, value, at=(row, column))
+        _tap(conv, to + 2 * k + i, from_ + 2 * v + u, float(value), at=(row, column))
 
 
 def _tap_smooth(conv: Any, table: Any, *, to: int) -> None:
@@ -179,7 +179,7 @@ def _tap_smooth(conv: Any, table: Any, *, to: int) -> None:
     """
     smooth = np.array(table[0][0]) / UNIT
     for row, column in np.ndindex(3, 3):
-        _tap(conv, to, FEATURES, smooth[row] * smooth[column], at=(row, column))
+        _tap(conv, to, FEATURES, float(smooth[row] * smooth[column]), at=(row, column))
 
 
 def _copy(conv: nn.Conv3d) -> None:
@@ -191,4 +191,4 @@ def _copy(conv: nn.Conv3d) -> None:
 def _tap(conv: Any, to: int, from_: int, value: float, *, at: tuple[int, int] = (1, 1)) -> None:
     """Set one weight; in time it is the last tap, the one that sees the only frame."""
     weight = conv.weight[:, :, -1] if conv.weight.dim() == 5 else conv.weight
-    weight[to, from_, at[0], at[1]] = float(value)
+    weight[to, from_, at[0], at[1]] = value

@@ -200,7 +200,7 @@ def _text_encoder(tokenizer: Any) -> Any:
 def _transformer(*, zero_cond_t: bool, sighted: bool) -> Any:
     from diffusers import QwenImageTransformer2DModel
 
-    return QwenImageTransformer2DModel(  # type: ignore[no-untyped-call]
+    return QwenImageTransformer2DModel(
         patch_size=2,
         in_channels=64,
         out_channels=16,
@@ -217,7 +217,7 @@ def _vae() -> Any:
     """Latent means and deviations stay those of the real VAE, the class's own defaults."""
     from diffusers import AutoencoderKLQwenImage
 
-    return AutoencoderKLQwenImage(  # type: ignore[no-untyped-call]
+    return AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=16,
         dim_mult=[1, 2, 4, 4],
@@ -229,7 +229,7 @@ def _vae() -> Any:
 def _scheduler() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler(  # type: ignore[no-untyped-call]
+    return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
         shift=1.0,
         use_dynamic_shifting=True,
