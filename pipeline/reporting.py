@@ -74,11 +74,12 @@ def reporting(
             label="",
         )
     except OSError as error:
-        if debug or error.errno not in USERS_ERRORS:
+        do = USERS_ERRORS.get(error.errno or 0)
+        if debug or do is None:
             _unexpected(error, debug=debug, finish=finish)
         what = f"{error.strerror}: {error.filename or 'while writing'}."
-        finish({"error": what, "do": USERS_ERRORS[error.errno], "exit_code": 1})
-        _fail(f"{what}\n{USERS_ERRORS[error.errno]}", 1)
+        finish({"error": what, "do": do, "exit_code": 1})
+        _fail(f"{what}\n{do}", 1)
     except Exception as error:
         _unexpected(error, debug=debug, finish=finish)
 
