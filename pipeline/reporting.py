@@ -74,12 +74,12 @@ def reporting(
             label="",
         )
     except OSError as error:
-        do = USERS_ERRORS.get(error.errno or 0)
-        if debug or do is None:
+        mend = USERS_ERRORS.get(error.errno or 0)
+        if debug or mend is None:
             _unexpected(error, debug=debug, finish=finish)
         what = f"{error.strerror}: {error.filename or 'while writing'}."
-        finish({"error": what, "do": do, "exit_code": 1})
-        _fail(f"{what}\n{do}", 1)
+        finish({"error": what, "do": mend, "exit_code": 1})
+        _fail(f"{what}\n{mend}", 1)
     except Exception as error:
         _unexpected(error, debug=debug, finish=finish)
 
