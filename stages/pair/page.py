@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ...cache.atomic import write_text
+from ...cache.atomic import sweep, write_text
 from ...cache.fingerprint import key_of
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
@@ -74,6 +74,7 @@ def bring_up_to_date(page: Path, source: Source) -> bool:
     text = text.encode("utf-8", "backslashreplace").decode()
     template = (files("qedit.stages.pair") / "page.html").read_text(encoding="utf-8")
     before, after = template.replace("@KEY@", key).split("@DATA@")
+    sweep(page.parent)  # what a process left that died while it wrote this page
     write_text(page, f"{before}{text}{after}")
     return True
 
