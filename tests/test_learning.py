@@ -20,10 +20,10 @@ from qedit.stages.samples import Sample
 from qedit.stages.train.batches import Order, Source
 from qedit.stages.train.checkpoint import Trained
 from qedit.stages.train.feed import Batch, Feed
-from qedit.stages.train.loop import Trainer
 from qedit.stages.train.optimizers import make_optimizer
 from qedit.stages.train.plan import make_plan
 from qedit.stages.train.step import Objective
+from qedit.stages.train.trainer import Trainer
 
 STEPS = 300
 HELD_OUT = 16

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ...cache.atomic import write_json
-from ...cache.errors import QeditError
 from ...cache.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.device import best_device
-from ..models.learning_rate import learning_rate_schedule
-from ..models.lora import add_lora, start_from, target_modules
 from ..models.lora_file import LORA_FILE, Lora
-from ..models.transformer import load_transformer
 from ..stage import Outcome, Progress
 from .checkpoint import (
-    Trained,
     checkpoint_to_resume,
     checkpoints,
     read_state,
@@ -29,17 +22,14 @@ from .checkpoint import (
     step_of,
     strangers,
 )
-from .draws import seed_of
-from .ema import Ema
 from .feed import Batch
 from .interrupt import patient_interrupt
 from .metrics import Metrics
-from .optimizers import make_optimizer
 from .plan import Plan, make_plan
 from .publish import publisher_of
 from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
 from .start import start_of
-from .step import Objective
+from .trainer import Trainer
 
 STAGE = "train"
 
@@ -108,108 +98,6 @@ def _where_to_begin(plan: Plan) -> Path | None:
     if begin is not None:
         refuse_another_run(read_state(begin)["run"], plan.run, where=begin)
     return begin
-
-
-@dataclass
-class Trainer:
-    """The model and everything a step changes or needs."""
-
-    transformer: nn.Module
-    trained: Trained
-    objective: Objective
-    learning_rate: Callable[[int], float]
-    max_grad_norm: float
-
-    @classmethod
-    def load(cls, plan: Plan, *, device: torch.device, start: Lora | None = None) -> Trainer:
-        """Load the base, put the LoRA on it (as `start`), and make optimizer and average."""
-        settings = plan.settings
-        dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
-        transformer = load_transformer(plan.checkpoint, dtype=dtype, device=device)
-        weights = add_lora(
-            transformer,
-            target_modules(transformer, settings.lora_target_modules),
-            rank=settings.lora_rank,
-            alpha=float(settings.lora_alpha),
-            dropout=float(settings.lora_dropout),
-            init="gaussian" if settings.lora_init_type == "gaussian" else "default",
-            seed=seed_of(settings.seed, "lora"),
-        )
-        if start:
-            start_from(
-                weights,
-                start,
-                rank=settings.lora_rank,
-                alpha=float(settings.lora_alpha),
-                source=str(settings.init_lora),
-            )
-        transformer.train()
-        if settings.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-        rate = learning_rate_schedule(
-            settings.lr_scheduler,
-            settings.learning_rate,
-            steps=plan.steps,
-            warmup_steps=settings.lr_warmup_steps,
-            config=settings.lr_scheduler_config,
-        )
-        optimizer = make_optimizer(
-            weights,
-            learning_rate=settings.learning_rate,
-            name=settings.optimizer,
-            config=settings.optimizer_config,
-        )
-        return cls(
-            transformer=transformer,
-            trained=Trained(weights, optimizer, _average(plan, weights, device=device)),
-            objective=Objective(
-                dtype=dtype,
-                device=device,
-                loss_type=settings.loss_type,
-                huber_c=float(settings.huber_c),
-                seed=settings.seed,
-            ),
-            learning_rate=rate,
-            max_grad_norm=float(settings.max_grad_norm),
-        )
-
-    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
-        """Make one optimizer step; what the log says of it.
-
-        Raises:
-            QeditError: a loss or gradient is not a finite number; nothing was changed.
-        """
-        optimizer, weights = self.trained.optimizer, self.trained.weights
-        rate = self.learning_rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.objective.backward(self.transformer, batches, step=step)
-        limit = self.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), limit))
-        if not norm < float("inf"):
-            names = ", ".join(name for batch in batches for name in batch.names)
-            raise QeditError(
-                f"The gradient of step {step} is {norm} (samples: {names}). "
-                "The last checkpoint is untouched.",
-                "Lower `learning_rate`, or look at those samples with `qedit inspect`.",
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if self.trained.ema:
-            self.trained.ema.follow(weights, step=step)
-        return {"loss": loss, "lr": rate, "grad_norm": norm}
-
-
-def _average(plan: Plan, weights: dict[str, nn.Parameter], *, device: torch.device) -> Ema | None:
-    settings = plan.settings
-    if not settings.use_ema:
-        return None
-    return Ema(
-        weights,
-        decay=float(settings.ema_decay),
-        device=str(device) if settings.ema_device == "accelerator" else "cpu",
-        every_steps=settings.ema_update_interval,
-    )
 
 
 def _train(

@@ -1,0 +1,1 @@
+"""One command after the other; a file for each kind."""

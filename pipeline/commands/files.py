@@ -1,0 +1,79 @@
+"""The commands that make files for people: LoRAs in other forms, first files, a demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import dry_run_option, workplace_options
+from ..reporting import reporting
+
+if TYPE_CHECKING:
+    from ...stages.models.lora_file import Style
+
+
+@click.command()
+@click.argument("lora", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["diffusers", "comfyui", "kohya"]),
+    required=True,
+    help="Whose names the tensors get.",
+)
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@workplace_options
+def export(lora: Path, style: Style, to: Path, **shared: Any) -> None:
+    """Write a LoRA as diffusers, ComfyUI or kohya's tools name it.
+
+    LORA is a file of any of these, or of names without a prefix, or a folder with a
+    pytorch_lora_weights.safetensors. Alphas are kept for kohya, folded in for the others.
+    """
+    with reporting(**shared) as (progress, finish):
+        from ...stages.export_lora import export_lora
+
+        layers = len(export_lora(lora, to, style).layers)
+        progress.say(f"Written: {to} ({layers} layers, for {style})")
+        finish({"stage": "export", "format": style, "layers": layers, "where": str(to)})
+
+
+@click.command("init")
+@click.argument("targets", type=click.Path(path_type=Path))
+@click.argument("references", type=click.Path(path_type=Path), nargs=-1, required=True)
+@dry_run_option
+@workplace_options
+def init_files(targets: Path, references: tuple[Path, ...], dry_run: bool, **shared: Any) -> None:
+    """Write config.json and multidatabackend.json for folders of pictures, after a look at them.
+
+    TARGETS holds the edited pictures; each of REFERENCES holds what they were made from,
+    under the same names.
+    """
+    with reporting(**shared) as (progress, finish):
+        from ..first_files import write_first_files
+
+        finish(write_first_files(targets, references, progress, dry_run=dry_run))
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("qedit-demo"),
+    show_default=True,
+    help="Where to work.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def demo(folder: Path, as_json: bool, quiet: bool, debug: bool) -> None:
+    """The whole chain on a tiny model: pictures become a LoRA, in minutes, on a CPU."""
+    with reporting(folder=None, as_json=as_json, verbose=0, quiet=quiet, debug=debug) as (
+        progress,
+        finish,
+    ):
+        from ..demo import run_demo
+
+        finish(run_demo(folder, progress))

@@ -1,0 +1,59 @@
+"""What commands do before and after their own work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...cache.errors import WrongUse
+from ..report import TerminalProgress, as_object
+from ..reporting import reporting
+
+
+def run_named(
+    names: tuple[str, ...],
+    *,
+    command: str,
+    options: dict[str, dict[str, object]],
+    dry_run: bool,
+    **shared: Any,
+) -> None:
+    """Load the configuration, run stages, report; every command that runs stages ends here."""
+    with reporting(**shared) as (progress, finish):
+        from ..runner import run_stages
+
+        configuration = configuration_of(progress, dry_run=dry_run, **shared)
+        outcomes = run_stages(names, configuration, progress, dry_run=dry_run, options=options)
+        if len(outcomes) == 1:
+            finish(as_object(outcomes[0]))
+        else:
+            finish({"stage": command, "stages": [as_object(outcome) for outcome in outcomes]})
+
+
+def configuration_of(
+    progress: TerminalProgress,
+    *,
+    config: Path | None,
+    data: Path | None,
+    sets: tuple[str, ...],
+    assignments: tuple[str, ...],
+    tiny: bool,
+    dry_run: bool = False,
+    **_: Any,
+) -> Any:
+    """The configuration that the shared options name; its notes are said as warnings."""
+    from ...config.loading import load
+    from ..examples import example_named, tiny_sets
+
+    example = example_named(assignments)
+    if tiny and example is None:
+        raise WrongUse(
+            "--tiny goes with a shipped example.",
+            "Type `qedit train --prepare example=qwen_image.edit-v1-lora --tiny`.",
+        )
+    if tiny and example is not None:
+        sets = (*tiny_sets(example, progress, dry_run=dry_run), *sets)
+    configuration = load(config, data, sets=sets, example=example)
+    for note in configuration.notes:
+        progress.warn(note)
+    return configuration

@@ -1,0 +1,98 @@
+"""The commands that look after what was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..options import shared_options
+from ..reporting import reporting, with_options
+from .running import configuration_of
+
+
+@click.command()
+@shared_options
+def status(**shared: Any) -> None:
+    """What is there, what is missing, what was made by other settings."""
+    with reporting(**shared) as (progress, finish):
+        from ..status import status_of
+
+        configuration = configuration_of(progress, **shared)
+        found = status_of(configuration)
+        found.next_command = with_options(found.next_command, **shared)
+        for line in found.lines():
+            progress.say(line)
+        finish(found.as_object())
+
+
+@click.command()
+@shared_options
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=100.0,
+    metavar="P",
+    help="Read P percent of the rows, drawn anew every time.",
+)
+@click.option("--drop", is_flag=True, help="Give up what is damaged, so that it is made anew.")
+def verify(sample: float, drop: bool, **shared: Any) -> None:
+    """Hold everything that was made against its checksums; name the samples that are hurt."""
+    with reporting(**shared) as (progress, finish):
+        from ..verifying import verify as verify_all
+
+        configuration = configuration_of(progress, **shared)
+        found = verify_all(configuration, progress, share=sample / 100, drops=drop)
+        if not found.dropped:
+            found.refuse()
+        for line in found.lines:
+            progress.say(f"Dropped: {line}")
+        progress.say(f"verify  {found.parts} parts, {len(found.lines)} damaged")
+        finish(found.as_object())
+
+
+@click.command()
+@shared_options
+@click.option("--compact", is_flag=True, help="Join small parts into few as well.")
+@click.option("--yes", is_flag=True, help="Do it; without this, what would go is shown.")
+def gc(compact: bool, yes: bool, **shared: Any) -> None:
+    """Remove cached rows that no pairs table and no run names any more."""
+    with reporting(**shared) as (progress, finish):
+        from ..cleaning import clear, collect
+        from ..report import size
+
+        found = collect(configuration_of(progress, **shared), compact=compact)
+        for line in found.lines():
+            progress.say(line)
+        said, found.removed = found.as_object(), yes
+        if yes:
+            clear(found)
+        else:
+            progress.say(f"{size(said['bytes'])} in all. To remove it: `qedit gc --yes`.")
+        finish({**said, "removed": yes})
+
+
+@click.command()
+@shared_options
+@click.option("--yes", is_flag=True, help="Do it; without this, the locks are shown.")
+def unlock(yes: bool, **shared: Any) -> None:
+    """Remove locks that were left by processes which run no more.
+
+    Those of this machine's dead processes go by themselves. Of another machine only you can
+    know: end its processes first.
+    """
+    with reporting(**shared) as (progress, finish):
+        from ...cache.atomic import remove
+        from ..cleaning import find_locks
+
+        locks = find_locks(configuration_of(progress, **shared))
+        for path, holder in locks.here():
+            progress.warn(f"{path} is held by {holder}, which is running: end it first.")
+        for path, holder in locks.free():
+            progress.say(f"{path}: {holder}")
+            if yes:
+                remove(path)
+        if locks.free() and not yes:
+            progress.say("To remove them: `qedit unlock --yes`.")
+        paths = [str(path) for path, _ in locks.free()]
+        finish({"stage": "unlock", "locks": paths, "removed": yes})
