@@ -35,6 +35,7 @@ PLAIN: dict[str, Any] = {
     "lora_rank": 4,
     "mixed_precision": "no",
     "learning_rate": 1e-2,
+    "validation_disable": True,
 }
 
 

@@ -45,6 +45,7 @@ def make_run(
         "max_train_steps": 3,
         "cache_dir": "caches",
         "output_dir": "out",
+        "validation_disable": True,
         **settings,
     }
     data: list[dict[str, Any]] = [

@@ -13,16 +13,12 @@ from math import log, sqrt
 from typing import Literal
 
 from ..models.flavours import MEGAPIXEL_AREA
+from ..rule_of_size import LARGEST_RATIO, on_grid
+from ..rule_of_size import size_of_area as size_of_area
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 Amount = float | int  # in the unit that `resolution_type` says
-
-GRID_PIXELS = 32
-
-# Ratios are held within these bounds before the rule of size, so that neither side can vanish
-# or explode where a user has opened the ratio bounds of a dataset.
-_LARGEST_RATIO = 256.0
 
 # What `crop_aspect: closest` and `random` choose from when the dataset names no ratios.
 CROP_RATIOS = (0.5, 0.5625, 2 / 3, 0.75, 0.8, 1.0, 1.25, 4 / 3, 1.5, 16 / 9, 2.0)
@@ -53,25 +49,11 @@ class Framing:
         return self.crop and "random" in (self.crop_aspect, self.crop_style)
 
 
-def size_of_area(area: Amount, ratio: float) -> Size:
-    """The (width, height) of about `area` square pixels at `ratio` = width / height.
-
-    The rule of diffusers' `calculate_dimensions` for Qwen-Image-Edit: each side is rounded to
-    the nearest multiple of 32 (Python's round: ties to even); here it is at least 32.
-
-    >>> size_of_area(1024 * 1024, 1920 / 1080)
-    (1376, 768)
-    """
-    ratio = min(max(ratio, 1 / _LARGEST_RATIO), _LARGEST_RATIO)
-    width = sqrt(area * ratio)
-    return _on_grid(width), _on_grid(width / ratio)
-
-
 def size_of_edge(edge: Amount, ratio: float) -> Size:
     """The (width, height) whose shorter side is `edge` pixels, both rounded to 32."""
-    ratio = min(max(ratio, 1 / _LARGEST_RATIO), _LARGEST_RATIO)
-    shorter = _on_grid(edge)
-    longer = _on_grid(shorter * max(ratio, 1 / ratio))
+    ratio = min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)
+    shorter = on_grid(edge)
+    longer = on_grid(shorter * max(ratio, 1 / ratio))
     return (longer, shorter) if ratio >= 1 else (shorter, longer)
 
 
@@ -152,10 +134,6 @@ def ratios_differ(target: Size, reference: Size, *, tolerance: float) -> bool:
     """Whether two pictures' ratios differ by more than `tolerance` (0.02 is 2 %)."""
     one, other = target[0] * reference[1], reference[0] * target[1]
     return max(one, other) > (1 + tolerance) * min(one, other)
-
-
-def _on_grid(side: Amount) -> int:
-    return max(round(side / GRID_PIXELS) * GRID_PIXELS, GRID_PIXELS)
 
 
 def _crop_ratio(picture: Size, framing: Framing, digest: str) -> float:
