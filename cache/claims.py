@@ -33,6 +33,18 @@ class Claim:
     keys: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Task:
+    """Keys to compute, in order, that no other process is at until `release`."""
+
+    keys: list[str]
+    claim: Claim
+
+    def release(self) -> None:
+        """Let others have what is still missing of it."""
+        remove(self.claim.path)
+
+
 def shared_work(
     folder: Path,
     batches: Iterable[Sequence[str]],
@@ -52,6 +64,27 @@ def shared_work(
         still: which of some keys are missing, as it is now.
         waiting: told, whenever all that is left is others' work, who does it.
     """
+    for task in claimed_work(folder, batches, doing=doing, still=still, waiting=waiting):
+        if task is not None:
+            try:
+                yield task.keys
+            finally:
+                task.release()
+
+
+def claimed_work(
+    folder: Path,
+    batches: Iterable[Sequence[str]],
+    *,
+    doing: str,
+    still: Callable[[Sequence[str]], list[str]],
+    waiting: Callable[[Holder], None],
+) -> Iterator[Task | None]:
+    """The same for a caller who is at several batches at once and releases each when it is done.
+
+    None says that all that is left is others' work: who goes on to ask then waits for them,
+    and must have released its own tasks before.
+    """
     left = [list(batch) for batch in batches]
     while left:
         passed: list[list[str]] = []
@@ -59,15 +92,13 @@ def shared_work(
         for batch in left:
             claim, elsewhere = _take(folder, batch, doing=doing, still=still)
             if claim is not None:
-                try:
-                    yield [key for key in batch if key in claim.keys]
-                finally:
-                    remove(claim.path)
+                yield Task([key for key in batch if key in claim.keys], claim)
             if elsewhere is not None:
                 others = elsewhere
                 passed.append(batch)
         left = passed
         if others is not None:
+            yield None
             waiting(others)
             time.sleep(LOOK_AGAIN_SECONDS)
 
