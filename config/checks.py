@@ -130,7 +130,7 @@ class Links:
         self, main: Dataset, *, flavour: str | None, sampling: str
     ) -> Iterator[Finding]:
         named = dict.fromkeys(main.conditioning_data)
-        masks = [name for name in named if name in self.by_id and _is_mask(self.by_id[name])]
+        masks = [name for name in named if name in self.by_id and self.by_id[name].is_mask]
         references = len(named) - len(masks)
         if len(masks) > 1:
             yield "conditioning_data", f"names {len(masks)} mask datasets; one is possible"
@@ -158,7 +158,3 @@ def _other_type(other: Dataset, wanted: str) -> str:
 
 def _holds_image_embeds(dataset: Dataset) -> bool:
     return dataset.dataset_type == "conditioning_image_embeds"
-
-
-def _is_mask(dataset: Dataset) -> bool:
-    return dataset.dataset_type == "conditioning" and not dataset.is_reference

@@ -46,6 +46,13 @@ class Configuration:
         listed = (by_id[name] for name in main.conditioning_data)
         return tuple(dataset for dataset in listed if dataset.is_reference)
 
+    def mask_of(self, main: Dataset) -> Dataset | None:
+        """The dataset of masks that weigh the loss of `main`, if it names one."""
+        for dataset in self.datasets:
+            if dataset.id in main.conditioning_data and dataset.is_mask:
+                return dataset
+        return None
+
     def pairs_folder(self, main: Dataset) -> Path:
         """Where the pairs table of `main` lies."""
         return self.settings.cache_dir / "pairs" / main.id

@@ -143,6 +143,11 @@ class Dataset(Written):
         return self.dataset_type == "conditioning" and self.conditioning_type != "mask"
 
     @property
+    def is_mask(self) -> bool:
+        """Whether its pictures weigh the loss of another dataset's targets."""
+        return self.dataset_type == "conditioning" and self.conditioning_type == "mask"
+
+    @property
     def holds_pictures(self) -> bool:
         """Whether it needs a folder of pictures."""
         return self.is_main or self.dataset_type == "conditioning"

@@ -13,19 +13,26 @@ from .samples import Picture, Sample
 
 BLOCK_ROWS = 8192
 
-_PICTURE = pa.struct(
-    [
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("digest", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("box", pa.list_(pa.float64(), 4), nullable=False),
-        pa.field("size", pa.list_(pa.int32(), 2), nullable=False),
-        pa.field("vl_size", pa.list_(pa.int32())),
-        pa.field("latent_key", pa.string(), nullable=False),
-    ]
-)
+
+def _picture(key: str, *, box: pa.DataType, size: pa.DataType) -> pa.StructType:
+    return pa.struct(
+        [
+            pa.field("dataset", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("digest", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("box", box, nullable=False),
+            pa.field("size", size, nullable=False),
+            pa.field("vl_size", pa.list_(pa.int32())),
+            pa.field(key, pa.string(), nullable=False),
+        ]
+    )
+
+
+_PICTURE = _picture("latent_key", box=pa.list_(pa.float64(), 4), size=pa.list_(pa.int32(), 2))
+# Parquet cannot be read back where a list of fixed length stands in a struct that may be null
+_MASK = _picture("weight_key", box=pa.list_(pa.float64()), size=pa.list_(pa.int32()))
 PAIRS_SCHEMA = pa.schema(
     [
         pa.field("sample", pa.string(), nullable=False),
@@ -35,6 +42,8 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("prefix_key", pa.string(), nullable=False),
         pa.field("warnings", pa.list_(pa.string()), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("mask", _MASK),
     ]
 )
 REJECTED_SCHEMA = pa.schema(
@@ -69,36 +78,58 @@ def blocks_of(rows: Iterable[tuple[Sample, Sequence[str]]]) -> Iterator[pa.Recor
         columns = {
             "sample": [sample.name for sample, _ in block],
             "dataset": [sample.dataset for sample, _ in block],
-            "target": [_row(sample.target) for sample, _ in block],
-            "references": [[_row(one) for one in sample.references] for sample, _ in block],
+            "target": [_picture_row(sample.target) for sample, _ in block],
+            "references": [[_picture_row(one) for one in sample.references] for sample, _ in block],
             "captions": [sample.captions for sample, _ in block],
             "prefix_key": [sample.prefix_key for sample, _ in block],
             "warnings": [list(codes) for _, codes in block],
+            "group": [sample.group for sample, _ in block],
+            "mask": [sample.mask and _mask_row(sample.mask) for sample, _ in block],
         }
         yield pa.RecordBatch.from_pydict(columns, schema=PAIRS_SCHEMA)
 
 
 def samples_in(table: pa.Table) -> list[Sample]:
-    """The samples that `blocks_of` made rows of."""
+    """The samples that `blocks_of` made rows of; tables from before masks and groups as well."""
     table = table.combine_chunks()
-    targets = _pictures(_flat(table["target"]))
-    lists = _flat(table["references"])
+    targets = _pictures(flat(table["target"]))
+    lists = flat(table["references"])
     every_reference = _pictures(lists.flatten())
     ends = _ends(lists)
+    known = table.column_names
+    groups = table["group"].to_pylist() if "group" in known else [""] * len(targets)
+    masks = _masks(flat(table["mask"])) if "mask" in known else [None] * len(targets)
     return [
-        Sample(name, dataset, target, tuple(every_reference[start:end]), tuple(captions))
-        for name, dataset, target, (start, end), captions in zip(
+        Sample(name, dataset, target, tuple(every_reference[start:end]), tuple(captions), *rest)
+        for name, dataset, target, (start, end), captions, *rest in zip(
             table["sample"].to_pylist(),
             table["dataset"].to_pylist(),
             targets,
             ends,
             table["captions"].to_pylist(),
+            groups,
+            masks,
             strict=True,
         )
     ]
 
 
-def _row(picture: Picture) -> dict[str, Any]:
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    if column.num_chunks == 0:
+        return pa.array([], type=column.type)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _picture_row(picture: Picture) -> dict[str, Any]:
+    return {**_geometry_row(picture), "latent_key": picture.latent_key}
+
+
+def _mask_row(picture: Picture) -> dict[str, Any]:
+    return {**_geometry_row(picture), "weight_key": picture.weight_key}
+
+
+def _geometry_row(picture: Picture) -> dict[str, Any]:
     return {
         "dataset": picture.dataset,
         "path": picture.path,
@@ -108,14 +139,7 @@ def _row(picture: Picture) -> dict[str, Any]:
         "box": picture.box,
         "size": picture.size,
         "vl_size": picture.vl_size,
-        "latent_key": picture.latent_key,
     }
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 0:
-        return pa.array([], type=column.type)
-    return column.combine_chunks()
 
 
 def _ends(lists: pa.Array) -> list[tuple[int, int]]:
@@ -125,6 +149,12 @@ def _ends(lists: pa.Array) -> list[tuple[int, int]]:
         ends.append((start, start + length))
         start += length
     return ends
+
+
+def _masks(structs: pa.Array) -> list[Picture | None]:
+    there = structs.is_valid()
+    found = iter(_pictures(structs.filter(there)))
+    return [next(found) if one else None for one in there.to_pylist()]
 
 
 def _pictures(structs: pa.Array) -> list[Picture]:

@@ -21,6 +21,9 @@ def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) 
     settings = configuration.settings
     held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
     crop = None if held_out else _crop_recipe(main, settings.seed)
+    references = configuration.references_of(main)
+    sampling = settings.conditioning_multidataset_sampling
+    mask = configuration.mask_of(main)
     return {
         "stage": "pair",
         "version": 1,
@@ -28,7 +31,7 @@ def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) 
         "vae_area": flavour.vae_area,
         "vl_area": flavour.vl_area,
         "match_target_res": match_target_res(configuration, flavour),
-        "sampling": settings.conditioning_multidataset_sampling,
+        "sampling": sampling,
         "target": {
             "resolution": main.resolution,
             "resolution_type": main.resolution_type,
@@ -45,9 +48,20 @@ def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) 
                 else None,
                 **_bounds_recipe(reference),
             }
-            for reference in configuration.references_of(main)
+            for reference in references
         ],
         "captions": _captions_recipe(main),
+        # keys that came later stand in the recipes of those alone who use them
+        **({"groups": True} if sampling == "random" and len(references) > 1 else {}),
+        **({"mask": _mask_recipe(mask)} if mask else {}),
+    }
+
+
+def _mask_recipe(mask: Dataset) -> dict[str, Any]:
+    return {
+        "dataset": mask.id,
+        "tolerance": mask.strict_ratio_tolerance,
+        **_bounds_recipe(mask),
     }
 
 

@@ -51,6 +51,11 @@ class Picture:
         return key_of({"picture": self.digest, "box": self._box_for_keys, "size": list(self.size)})
 
     @property
+    def weight_key(self) -> str:
+        """Names the row of loss weights that this picture, a mask, gives at this geometry."""
+        return key_of({"mask": self.digest, "box": self._box_for_keys, "size": list(self.size)})
+
+    @property
     def vl_part(self) -> dict[str, object]:
         """What the vision language encoder sees of it, as a part of a prefix key."""
         assert self.vl_size is not None, "only references are shown to the prompt encoder"
@@ -67,6 +72,11 @@ class Sample:
 
     `name` is the target's path, or "<dataset id>:<path>" where two main datasets hold
     the same path.
+
+    Attributes:
+        group: what samples have in common that take turns: one target with one reference at
+            a time. An epoch shows one of them. "" stands alone.
+        mask: where the loss counts, and how much; in the target's geometry.
     """
 
     name: str
@@ -74,6 +84,8 @@ class Sample:
     target: Picture
     references: tuple[Picture, ...]
     captions: tuple[str, ...]
+    group: str = ""
+    mask: Picture | None = None
 
     @property
     def prefix_key(self) -> str:

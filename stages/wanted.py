@@ -24,7 +24,7 @@ from ..cache.tables import table_in
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from .models.flavours import Flavour
-from .pair_rows import samples_in
+from .pair_rows import flat, samples_in
 from .pairs_table import is_whole, manifest_in, read_pairs, table_folder
 from .samples import Sample
 
@@ -48,21 +48,29 @@ class PairsKeys:
     @cached_property
     def prefixes(self) -> Keys:
         """The key of every sample's image prefix."""
-        keys = _flat(self._columns("prefix_key")["prefix_key"])
+        keys = flat(self._columns("prefix_key")["prefix_key"])
         return Keys(keys, np.arange(len(keys)))
 
     def latents(self) -> Keys:
         """The keys of every target and every reference."""
         table = self._columns("target.latent_key", "references.list.element.latent_key")
-        targets = _flat(table["target"]).field("latent_key")
-        lists = _flat(table["references"])
+        targets = flat(table["target"]).field("latent_key")
+        lists = flat(table["references"])
         parents = np.asarray(pc.list_parent_indices(lists), np.int64)
         keys = pa.concat_arrays([targets, lists.flatten().field("latent_key")])
         return Keys(keys, np.concatenate([np.arange(len(targets)), parents]))
 
+    def weights(self) -> Keys:
+        """The keys of every mask; a sample without one is not in here."""
+        table = self._columns("mask.weight_key")
+        if "mask" not in table.column_names:  # a table from before there were masks
+            return Keys(pa.array([], pa.string()), np.array([], np.int64))
+        keys = pc.struct_field(flat(table["mask"]), "weight_key")
+        return Keys(keys.drop_null(), np.flatnonzero(keys.is_valid()))
+
     def tails(self, beside: Sequence[str]) -> Keys:
         """The keys of every caption's tail, and of those of `beside` after every prefix."""
-        lists = _flat(self._columns("captions")["captions"])
+        lists = flat(self._columns("captions")["captions"])
         parents = np.asarray(pc.list_parent_indices(lists), np.int64)
         prefixes = self.prefixes.keys.to_pylist()
         keys = tail_keys([prefixes[at] for at in parents.tolist()], lists.flatten().to_pylist())
@@ -122,7 +130,3 @@ def distinct(every: Iterable[Keys]) -> int:
     """How many different keys there are."""
     chunks = [keys.keys for keys in every]
     return int(pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py())
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -185,6 +185,29 @@ def test_random_sampling_pairs_a_target_with_one_reference_at_a_time():
     samples = table(configuration).samples
     assert [sample.name for sample in samples] == ["x.png#a", "x.png#b"]
     assert [[one.dataset for one in sample.references] for sample in samples] == [["a"], ["b"]]
+    assert [sample.group for sample in samples] == ["x.png", "x.png"]
+    assert samples[0].prefix_key != samples[1].prefix_key
+
+
+def test_groups_are_of_one_target_and_a_subset_counts_targets():
+    pairs(6)
+    for number in range(4, 6):  # before holds all, after only some
+        draw(f"after/{number}.png", seed=200 + number)
+    random = {"conditioning_multidataset_sampling": "random"}
+    several = {"references": ("before", "after"), "settings": random}
+    configuration = configured(**several)
+    go(configuration, on_reject="skip")
+    groups = [(one.group, one.references[0].dataset) for one in table(configuration).samples]
+    assert sorted(groups) == sorted(
+        [(f"{number}.png", "before") for number in range(6)]
+        + [("4.png", "after"), ("5.png", "after")]
+    )
+    few = configured(**several, max_num_samples=5)
+    go(few, on_reject="skip")
+    assert len({one.group for one in table(few).samples}) == 5
+    alone = configured(settings=random)  # one reference: nothing takes turns
+    go(alone)
+    assert {one.group for one in table(alone).samples} == {""}
 
 
 def test_a_subset_is_the_same_every_time_and_grows():

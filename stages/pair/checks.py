@@ -10,7 +10,6 @@ from ..pair_rows import Rejection
 from ..samples import Picture, Sample
 from .geometry import (
     Framing,
-    Size,
     is_smaller,
     ratio_of,
     ratios_differ,
@@ -22,12 +21,15 @@ from .geometry import (
     whole,
 )
 from .match import Match
-from .memory import Facts
+from .memory import BLACK, Facts
 
 # Reason code -> what it means; `detail` of a rejection says it for the one file.
 REASONS = {
     "missing_reference": "a target without a picture of the same name in a reference folder",
     "extra_reference": "a reference without a target of the same name",
+    "missing_mask": "a target without a mask of the same name",
+    "extra_mask": "a mask without a target of the same name",
+    "empty_mask": "a mask that is black all over, so that nothing would be learnt",
     "ambiguous": "several files of one name, with different extensions",
     "zero_bytes": "an empty file",
     "not_a_picture": "a file that holds no picture of a known format",
@@ -36,7 +38,7 @@ REASONS = {
     "unsupported_depth": "floating point or 32-bit pixels",
     "too_small": "a picture below `minimum_image_size`",
     "ratio_out_of_bounds": "a ratio beyond `minimum_aspect_ratio` or `maximum_aspect_ratio`",
-    "ratios_differ": "a strict reference of another ratio than its target",
+    "ratios_differ": "a strict reference, or a mask, of another ratio than its target",
     "missing_caption": "no caption",
     "empty_caption": "a caption of nothing but blanks",
     "caption_not_utf8": "a caption file that is not UTF-8",
@@ -53,6 +55,7 @@ WARNINGS = {
     "several_frames": "the first picture of several is used",
     "upscaled": "smaller than the size it is trained at",
     "target_equals_reference": "the target is the same file as a reference",
+    "mask_equals_picture": "the mask is the same file as the target or a reference",
     "duplicate_target": "the same target twice",
     "not_decoded": "only the header was read; run `qedit pair` without --quick",
 }
@@ -74,6 +77,7 @@ class Terms:
 
     Attributes:
         references: its reference datasets in their order.
+        mask: the dataset of its masks.
         vae_area: of references, in square pixels; None: the target's own.
     """
 
@@ -82,16 +86,17 @@ class Terms:
     framing: Framing
     vae_area: int | None
     vl_area: int
+    mask: Dataset | None = None
 
 
 def faults(name: str, match: Match, facts: Sequence[Facts], terms: Terms) -> list[Rejection]:
     """Everything that is wrong with a sample's pictures.
 
     Args:
-        facts: of the target, then of each reference.
+        facts: of the target, then of each reference, then of the mask if there is one.
     """
-    datasets = (terms.main, *terms.references)
-    files = (match.target, *match.references)
+    datasets = (terms.main, *terms.references, *([terms.mask] if terms.mask else []))
+    files = (match.target, *match.references, *([match.mask] if match.mask else []))
     found = [
         Rejection(name, dataset.id, file.path, *fault)
         for dataset, file, one in zip(datasets, files, facts, strict=True)
@@ -99,23 +104,22 @@ def faults(name: str, match: Match, facts: Sequence[Facts], terms: Terms) -> lis
     ]
     if facts[0].reason:
         return found
-    target = (facts[0].width, facts[0].height)
-    for dataset, file, one in zip(terms.references, match.references, facts[1:], strict=True):
-        strict = dataset.conditioning_type == "reference_strict"
-        size = (one.width, one.height)
-        if strict and not one.reason and _differ(target, size, dataset):
-            detail = (
-                f"{size[0]}x{size[1]} against the target's {target[0]}x{target[1]}; "
-                "strict references need the same ratio, reference_loose does not"
-            )
-            found.append(Rejection(name, dataset.id, file.path, "ratios_differ", detail))
+    for dataset, file, one in zip(datasets[1:], files[1:], facts[1:], strict=True):
+        if not one.reason and (fault := _fault_beside(facts[0], one, dataset)) is not None:
+            found.append(Rejection(name, dataset.id, file.path, *fault))
     return found
 
 
 def sample_of(
-    name: str, match: Match, facts: Sequence[Facts], terms: Terms, *, captions: tuple[str, ...]
+    name: str,
+    match: Match,
+    facts: Sequence[Facts],
+    terms: Terms,
+    *,
+    captions: tuple[str, ...],
+    group: str = "",
 ) -> Sample:
-    """The sample of pictures without a fault, each with its geometry."""
+    """The sample of pictures without a fault, each with its geometry; `facts` as in `faults`."""
     seen = facts[0]
     upright = (seen.width, seen.height)
     box = target_box(upright, terms.framing, digest=seen.digest)
@@ -129,11 +133,17 @@ def sample_of(
         target_size(box, terms.framing),
     )
     area = terms.vae_area or target_area(box, terms.framing)
+    count = len(terms.references) + 1
     references = tuple(
         _reference(dataset, file.path, one, terms=terms, target=target, vae_area=area)
-        for dataset, file, one in zip(terms.references, match.references, facts[1:], strict=True)
+        for dataset, file, one in zip(
+            terms.references, match.references, facts[1:count], strict=True
+        )
     )
-    return Sample(name, terms.main.id, target, references, captions)
+    mask = None
+    if terms.mask and match.mask:
+        mask = _mask(terms.mask, match.mask.path, facts[count], target=target)
+    return Sample(name, terms.main.id, target, references, captions, group, mask)
 
 
 def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str]) -> tuple[str, ...]:
@@ -143,6 +153,10 @@ def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str])
         codes.add("upscaled")
     if any(picture.digest == sample.target.digest for picture in sample.references):
         codes.add("target_equals_reference")
+    if sample.mask and sample.mask.digest in [
+        picture.digest for picture in (sample.target, *sample.references)
+    ]:
+        codes.add("mask_equals_picture")
     if sample.target.digest in copies:
         codes.add("duplicate_target")
     return tuple(code for code in WARNINGS if code in codes)
@@ -179,10 +193,19 @@ def _reference(
     )
 
 
+def _mask(dataset: Dataset, path: str, facts: Facts, *, target: Picture) -> Picture:
+    """A mask takes the target's geometry: the same part of the picture, the same size."""
+    size = (facts.width, facts.height)
+    box = same_part(target.box, (target.width, target.height), size)
+    return Picture(dataset.id, path, facts.digest, *size, box, target.size)
+
+
 def _fault_alone(facts: Facts, dataset: Dataset) -> tuple[str, str] | None:
     """What is wrong with one picture, whatever it is paired with: reason and detail."""
     if facts.reason:
         return facts.reason, facts.detail
+    if dataset.is_mask and BLACK in facts.flags:
+        return "empty_mask", "every pixel is black: white is where the loss counts"
     size = (facts.width, facts.height)
     ratio = facts.width / facts.height
     least, most = dataset.minimum_aspect_ratio, dataset.maximum_aspect_ratio
@@ -200,8 +223,22 @@ def _fault_alone(facts: Facts, dataset: Dataset) -> tuple[str, str] | None:
     return None
 
 
-def _differ(target: Size, reference: Size, dataset: Dataset) -> bool:
-    return ratios_differ(target, reference, tolerance=dataset.strict_ratio_tolerance)
+def _fault_beside(target: Facts, other: Facts, dataset: Dataset) -> tuple[str, str] | None:
+    """What is wrong with a picture beside its target: reason and detail."""
+    if not dataset.is_mask and dataset.conditioning_type != "reference_strict":
+        return None
+    whole_target, size = (target.width, target.height), (other.width, other.height)
+    if not ratios_differ(whole_target, size, tolerance=dataset.strict_ratio_tolerance):
+        return None
+    need = (
+        "a mask needs the same ratio"
+        if dataset.is_mask
+        else "strict references need the same ratio, reference_loose does not"
+    )
+    return (
+        "ratios_differ",
+        f"{size[0]}x{size[1]} against the target's {target.width}x{target.height}; {need}",
+    )
 
 
 def _is_upscaled(picture: Picture) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from ..images import on_background
+
 # Of 64 bits. Pictures saved again, or slightly resized, differ in none to three.
 ALIKE_BITS = 3
 _BANDS = 4  # one more than ALIKE_BITS: two alike pictures agree in one band at least
@@ -29,6 +31,12 @@ def look_of(picture: Image.Image) -> int:
     cells = cells.reshape(_ROWS, _SAMPLES, _COLUMNS, _SAMPLES).sum(axis=(1, 3))
     bits = np.packbits(cells[:, :-1] < cells[:, 1:])
     return int.from_bytes(bits.tobytes(), "big")
+
+
+def is_black(picture: Image.Image) -> bool:
+    """Whether every pixel is black where the picture is shown; most are told by a few samples."""
+    few = picture.resize((_COLUMNS, _ROWS), Image.Resampling.NEAREST)
+    return _is_black(few) and _is_black(picture)
 
 
 def are_alike(one: int, other: int) -> bool:
@@ -57,6 +65,10 @@ def alike_groups(looks: Sequence[int]) -> list[list[int]]:
     for position in range(len(looks)):
         groups[lead(position)].append(position)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _is_black(picture: Image.Image) -> bool:
+    return on_background(picture).convert("L").getextrema()[1] == 0
 
 
 def _neighbours(looks: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from ...cache.errors import WrongUse
 from ..pair_rows import Rejection
@@ -19,10 +20,11 @@ Candidates = dict[str, list[File]]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A target and its reference files, one from each reference dataset, in their order."""
+    """A target, its reference files, one from each reference dataset in their order, its mask."""
 
     target: File
     references: tuple[File, ...]
+    mask: File | None = None
 
 
 @dataclass
@@ -51,34 +53,47 @@ def by_stem(scan: Scan) -> Candidates:
     return dict(candidates)
 
 
-def match(main: str, targets: Candidates, references: Mapping[str, Candidates]) -> Matched:
-    """Find every target's references.
+def match(
+    main: str,
+    targets: Candidates,
+    references: Mapping[str, Candidates],
+    mask: tuple[str, Candidates] | None = None,
+) -> Matched:
+    """Find every target's references and, where there are masks, its mask.
 
     Args:
         main: id of the targets' dataset.
         references: id of each reference dataset, in its order -> its pictures.
+        mask: the same of the masks.
     """
     matched = Matched()
+    pools = {**references, **dict([mask] if mask else [])}
     for stem in sorted(targets):
         sides = {main: targets[stem]} | {
-            dataset: candidates.get(stem, []) for dataset, candidates in references.items()
+            dataset: candidates.get(stem, []) for dataset, candidates in pools.items()
         }
         sample = targets[stem][0].path
         wrong = [
-            _wrong(sample, dataset, files) for dataset, files in sides.items() if len(files) != 1
+            _wrong(sample, dataset, files, is_mask=bool(mask and dataset == mask[0]))
+            for dataset, files in sides.items()
+            if len(files) != 1
         ]
         if wrong:
             matched.rejections += wrong
         else:
             target, *others = (files[0] for files in sides.values())
-            matched.matches.append(Match(target, tuple(others)))
+            last = others.pop() if mask else None
+            matched.matches.append(Match(target, tuple(others), last))
     return matched
 
 
-def extras(dataset: str, candidates: Candidates, wanted: Collection[str]) -> list[Rejection]:
-    """References for which no target of any dataset asks."""
+def extras(
+    dataset: str, candidates: Candidates, wanted: Collection[str], *, is_mask: bool = False
+) -> list[Rejection]:
+    """References, or masks, for which no target of any dataset asks."""
+    reason, what = ("extra_mask", "mask") if is_mask else ("extra_reference", "reference")
     return [
-        Rejection(file.path, dataset, file.path, "extra_reference", "a reference without a target")
+        Rejection(file.path, dataset, file.path, reason, f"a {what} without a target")
         for stem in sorted(candidates)
         if stem not in wanted
         for file in candidates[stem]
@@ -94,30 +109,28 @@ def refuse_strangers(main: str, targets: Candidates, references: Mapping[str, Ca
     for dataset, candidates in references.items():
         if targets.keys().isdisjoint(candidates):
             raise WrongUse(
-                f"No target of {main} has a reference in {dataset}. Pictures are paired by their "
+                f"No target of {main} has a picture in {dataset}. Pictures are paired by their "
                 f"path inside the folder, without the extension.\n"
                 f"  {main}: {_examples(targets)}\n  {dataset}: {_examples(candidates)}",
                 "Give each pair the same name, or correct `instance_data_dir`.",
             )
 
 
-def subset(matches: Sequence[Match], most: int | None) -> list[Match]:
-    """At most so many matches, drawn by a digest of their names: the same ones every time."""
-    if most is None or len(matches) <= most:
-        return list(matches)
-    drawn = sorted(matches, key=lambda one: _lot(stem_of(one.target.path)))[:most]
-    return sorted(drawn, key=lambda one: one.target.path)
+def subset(targets: Collection[str], most: int | None) -> Collection[str]:
+    """At most so many paths, drawn by a digest of their names: the same ones every time."""
+    if most is None or len(targets) <= most:
+        return targets
+    return set(nsmallest(most, targets, key=lambda path: _lot(stem_of(path))))
 
 
 def _lot(stem: str) -> bytes:
     return hashlib.blake2b(stem.encode(), digest_size=16).digest()
 
 
-def _wrong(sample: str, dataset: str, files: Sequence[File]) -> Rejection:
+def _wrong(sample: str, dataset: str, files: Sequence[File], *, is_mask: bool) -> Rejection:
     if not files:
-        return Rejection(
-            sample, dataset, sample, "missing_reference", f"no picture of this name in {dataset}"
-        )
+        reason = "missing_mask" if is_mask else "missing_reference"
+        return Rejection(sample, dataset, sample, reason, f"no picture of this name in {dataset}")
     names = " and ".join(file.path for file in files)
     return Rejection(
         sample, dataset, files[0].path, "ambiguous", f"one name, several files: {names}"

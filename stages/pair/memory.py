@@ -14,11 +14,12 @@ from ...cache.tables import read_table, table_bytes
 from .scan import File
 
 # Its name changes when what is remembered, or how a picture is judged, changes.
-MEMORY_FILE = "pictures-2.parquet"
+MEMORY_FILE = "pictures-3.parquet"
 
 # Reasons that may vanish without the file changing: asked again in every run.
 PASSING_REASONS = frozenset({"permission_denied", "not_readable_now", "broken_link"})
 NOT_DECODED = "not_decoded"
+BLACK = "black"  # all over: nothing is left of such a mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Facts:
     """What a file turned out to be: upright size and digest, or the reason it is no picture.
 
     Attributes:
-        flags: warning codes: exif_rotated, alpha, sixteen_bits, several_frames, not_decoded.
+        flags: warning codes: exif_rotated, alpha, sixteen_bits, several_frames, black, not_decoded.
         look: 64 bits that resemble those of pictures looking alike (see `look.py`).
     """
 

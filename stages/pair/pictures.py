@@ -26,8 +26,8 @@ from ..images import (
     swaps_sides,
     upright,
 )
-from .look import look_of
-from .memory import NOT_DECODED, Facts, Memory
+from .look import is_black, look_of
+from .memory import BLACK, NOT_DECODED, Facts, Memory
 from .scan import File
 
 BATCH_FILES = 32
@@ -112,6 +112,7 @@ def _facts_of(file: BinaryFile, *, digest: str) -> Facts:
             "alpha": is_see_through(picture),
             "sixteen_bits": deep or _is_deep_png(start),
             "several_frames": _has_several_frames(picture),
+            BLACK: is_black(seen),
         }
         width, height = _upright_size(picture, orientation)
         look = look_of(upright(seen))

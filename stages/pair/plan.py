@@ -19,7 +19,16 @@ from ..pairs_recipe import match_target_res, pairs_recipe
 from .captions import Captions, NoCaption
 from .checks import Terms
 from .geometry import Framing
-from .match import Candidates, Match, by_stem, extras, match, refuse_strangers, subset
+from .match import (
+    Candidates,
+    Match,
+    Matched,
+    by_stem,
+    extras,
+    match,
+    refuse_strangers,
+    subset,
+)
 from .scan import File, Scan, scan
 
 Scans = Mapping[str, Scan]
@@ -33,11 +42,14 @@ class Wanted:
     match: Match
     terms: Terms
     captions: tuple[str, ...]
+    group: str = ""
 
     def files(self, main: Dataset) -> Iterator[tuple[Dataset, File]]:
-        """The target, then each reference: every picture with the dataset it is of."""
+        """The target, each reference, the mask: every picture with the dataset it is of."""
         yield main, self.match.target
         yield from zip(self.terms.references, self.match.references, strict=True)
+        if self.terms.mask and self.match.mask:
+            yield self.terms.mask, self.match.mask
 
 
 @dataclass
@@ -57,14 +69,14 @@ def used_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
 
 
 def scan_all(configuration: Configuration) -> dict[str, Scan]:
-    """List the folders of all targets and references, by dataset id.
+    """List the folders of all targets, references and masks, by dataset id.
 
     Raises:
         WrongUse: folders that are missing or hold no picture, all of them at once.
     """
     scans, wrong = {}, []
     for main in used_datasets(configuration):
-        for dataset in (main, *configuration.references_of(main)):
+        for dataset in (main, *_partners(configuration, main)):
             if dataset.id not in scans:
                 folder = dataset.instance_data_dir or Path()
                 if fault := _folder_fault(folder):
@@ -105,18 +117,18 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
     ambiguous = _ambiguous_paths(configuration, scans)
     plans, told = [], set[str]()
     for main in used_datasets(configuration):
-        references = configuration.references_of(main)
-        pools = {reference.id: stems[reference.id] for reference in references}
+        partners = _partners(configuration, main)
+        pools = {partner.id: stems[partner.id] for partner in partners}
         refuse_strangers(main.id, stems[main.id], pools)
         wanted, rejections = _wanted(
             configuration, flavour, main, scans=scans, stems=stems, ambiguous=ambiguous[main.id]
         )
-        for reference in references:
-            if reference.id not in told:
-                told.add(reference.id)
-                asked = _asked_for(configuration, reference, stems)
-                rejections += extras(reference.id, stems[reference.id], asked)
-                rejections += _problems(reference, scans)
+        for partner in partners:
+            if partner.id not in told:
+                told.add(partner.id)
+                asked = _asked_for(configuration, partner, stems)
+                rejections += extras(partner.id, stems[partner.id], asked, is_mask=partner.is_mask)
+                rejections += _problems(partner, scans)
         rejections += _problems(main, scans)
         recipe = pairs_recipe(configuration, main, flavour)
         folder = configuration.pairs_folder(main) / fingerprint(recipe)
@@ -141,6 +153,7 @@ def terms_of(configuration: Configuration, flavour: Flavour, main: Dataset) -> T
     return Terms(
         main=main,
         references=configuration.references_of(main),
+        mask=configuration.mask_of(main),
         framing=framing,
         vae_area=None if match_target_res(configuration, flavour) else flavour.vae_area,
         vl_area=flavour.vl_area,
@@ -159,14 +172,22 @@ def _wanted(
     captions = Captions(main, scans[main.id])
     wanted: list[Wanted] = []
     rejections: dict[Rejection, None] = {}
+    every: list[tuple[Terms, Matched]] = []
     for terms in _variants(configuration, terms_of(configuration, flavour, main)):
         pools = {reference.id: stems[reference.id] for reference in terms.references}
-        matched = match(main.id, stems[main.id], pools)
+        masks = (terms.mask.id, stems[terms.mask.id]) if terms.mask else None
+        matched = match(main.id, stems[main.id], pools, masks)
+        every.append((terms, matched))
         rejections |= dict.fromkeys(
             replace(row, sample=_name(row.sample, main, ambiguous)) for row in matched.rejections
         )
-        several = len(terms.references) < len(configuration.references_of(main))
-        for one in subset(matched.matches, main.max_num_samples):
+    targets = {one.target.path for _, matched in every for one in matched.matches}
+    drawn = subset(targets, main.max_num_samples)
+    several = len(every) > 1
+    for terms, matched in every:
+        for one in matched.matches:
+            if one.target.path not in drawn:
+                continue
             name = _name(one.target.path, main, ambiguous)
             try:
                 texts = captions.of(one.target.path)
@@ -175,7 +196,7 @@ def _wanted(
                 rejections[row] = None
                 continue
             variant = f"{name}#{terms.references[0].id}" if several else name
-            wanted.append(Wanted(variant, one, terms, texts))
+            wanted.append(Wanted(variant, one, terms, texts, group=name if several else ""))
     return wanted, list(rejections)
 
 
@@ -213,14 +234,20 @@ def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, se
     return names
 
 
+def _partners(configuration: Configuration, main: Dataset) -> tuple[Dataset, ...]:
+    """The datasets whose pictures belong to the targets of `main`: references, then masks."""
+    mask = configuration.mask_of(main)
+    return (*configuration.references_of(main), *([mask] if mask else []))
+
+
 def _asked_for(
-    configuration: Configuration, reference: Dataset, stems: Mapping[str, Candidates]
+    configuration: Configuration, partner: Dataset, stems: Mapping[str, Candidates]
 ) -> set[str]:
-    """The names for which any dataset of targets asks `reference`."""
+    """The names for which any dataset of targets asks `partner`."""
     return {
         stem
         for main in used_datasets(configuration)
-        if reference in configuration.references_of(main)
+        if partner in _partners(configuration, main)
         for stem in stems[main.id]
     }
 

@@ -55,7 +55,12 @@ class Judged:
         for wanted in self.accepted:
             facts = _facts_of(wanted, self.plan, self.memories)
             sample = sample_of(
-                wanted.name, wanted.match, facts, wanted.terms, captions=wanted.captions
+                wanted.name,
+                wanted.match,
+                facts,
+                wanted.terms,
+                captions=wanted.captions,
+                group=wanted.group,
             )
             yield sample, warnings_of(sample, facts, self.copies)
 
@@ -264,7 +269,7 @@ def _judge(plan: Plan, memories: Mapping[str, Memory]) -> Judged:
 
 
 def _facts_of(wanted: Wanted, plan: Plan, memories: Mapping[str, Memory]) -> list[Facts]:
-    """What is known of the target, then of each reference."""
+    """What is known of the target, then of each reference, then of the mask."""
     return [memories[dataset.id][file] for dataset, file in wanted.files(plan.main)]
 
 
