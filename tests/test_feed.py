@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,21 @@ def test_the_sigma_settings_reach_the_feed(made: Any) -> None:
     shift = math.exp(0.5 + (tokens - 256) * 0.4 / (8192 - 256))
     assert float(batch.sigma) == pytest.approx(shift * plain / (1 + (shift - 1) * plain), rel=1e-5)
     assert sigma(flow_use_uniform_schedule=True) != sigma(flow_use_beta_schedule=True) != plain
+
+
+def test_processes_share_a_step_and_draw_what_one_process_draws(made: Any) -> None:
+    whole = feed_of(made(train_batch_size=2, gradient_accumulation_steps=2))
+    alone = {
+        name: (float(sigma), noise)
+        for batch in whole.step(3)
+        for name, sigma, noise in zip(batch.names, batch.sigma, batch.noise, strict=True)
+    }
+    shared = {}
+    for rank in range(3):
+        for batch in replace(whole, rank=rank, world=3).step(3):
+            for name, sigma, noise in zip(batch.names, batch.sigma, batch.noise, strict=True):
+                assert name not in shared
+                shared[name] = float(sigma)
+                assert torch.equal(noise, alone[name][1])
+    assert shared == {name: sigma for name, (sigma, _) in alone.items()}
+    assert whole.samples_in(3) == len(alone)

@@ -23,6 +23,7 @@ from ..tensors import tensor_of
 from .batches import Order
 from .draws import stream
 from .flow import Sigmas
+from .shares import share_of
 
 PATCH_PIXELS = 2  # latent pixels along the edge of one token
 
@@ -54,26 +55,36 @@ class Batch:
 
 @dataclass(frozen=True)
 class Feed:
-    """Reads what the model is shown: everything in it is a function of (seed, step)."""
+    """Reads what the model is shown: everything in it is a function of (seed, step).
+
+    Attributes:
+        rank, world: this process and how many share each step; see `share_of`.
+    """
 
     order: Order
     stores: RunStores
     sigmas: Sigmas
     seed: int
     caption_dropout: float = 0.0
+    rank: int = 0
+    world: int = 1
+
+    def samples_in(self, step: int) -> int:
+        """How many samples `step` has over all processes."""
+        return sum(len(batch) for batch in self.order.step(step))
 
     def step(self, step: int) -> list[Batch]:
-        """The batches of `step`, on the CPU: latents and embeds as stored, noise in float32.
+        """This process's batches of `step`, on the CPU; a share may have none.
+
+        Latents and embeds are as stored, noise is in float32.
 
         Raises:
             Damaged: a row's bytes are not those that were written.
         """
         batches: list[Batch] = []
-        position = 0
-        for samples in self.order.step(step):
-            with naming(samples):
-                batches.append(self._batch(samples, step, first_position=position))
-            position += len(samples)
+        for part in share_of(self.order.step(step), self.rank, self.world):
+            with naming(part.items):
+                batches.append(self._batch(part.items, step, first_position=part.first_position))
         return batches
 
     def ahead(self, steps: Sequence[int]) -> Iterator[tuple[int, list[Batch]]]:

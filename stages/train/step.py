@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,66 @@ from ..models.transformer import predict_velocity
 from .draws import seed_of
 from .feed import Batch
 from .flow import LossType, noised, sample_losses
+
+SIGMA_BANDS = 4
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The loss of every sample that this process computed in a step.
+
+    Attributes:
+        values: on the device, in float32; to look at them is to wait for it.
+        sigma: the exact noise levels, on the CPU.
+        of_samples: how many samples the step has over all processes.
+    """
+
+    values: Float[Tensor, " sample"]
+    sigma: Float[Tensor, " sample"]
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+    of_samples: int
+
+    @cached_property
+    def known(self) -> Float[Tensor, " sample"]:
+        """The values on the CPU, fetched once."""
+        return self.values.cpu()
+
+    @property
+    def mean(self) -> float:
+        """This process's part of the mean over the step: over all processes these add up."""
+        return float(self.known.sum()) / self.of_samples
+
+    @property
+    def by_sigma(self) -> dict[str, float]:
+        """The mean loss of each quarter of the noise levels that had samples: "0.25" is the
+        quarter from 0.25 to 0.5."""
+        bands = (self.sigma * SIGMA_BANDS).long().clamp(max=SIGMA_BANDS - 1)
+        return {
+            f"{band / SIGMA_BANDS:.2f}": float(self.known[bands == band].mean())
+            for band in bands.unique().tolist()
+        }
+
+    @property
+    def not_finite(self) -> dict[str, float]:
+        """Names of the samples whose loss is NaN or infinite, with that loss."""
+        broken = (~self.known.isfinite()).nonzero().flatten().tolist()
+        return {self.names[place]: float(self.known[place]) for place in broken}
+
+    def refuse_not_finite(self, *, step: int) -> None:
+        """Raise if the loss of a sample is NaN or infinite.
+
+        Raises:
+            QeditError: names the first such sample.
+        """
+        for name, loss in self.not_finite.items():
+            caption = self.captions[self.names.index(name)]
+            raise QeditError(
+                f"The loss of {name} (caption: {caption!r}) at step {step} is {loss}. "
+                "The last checkpoint is untouched.",
+                "Lower `learning_rate`, or take that sample out if it is broken; "
+                "`qedit inspect` shows what training sees of it.",
+            )
 
 
 @dataclass(frozen=True)
@@ -46,36 +107,34 @@ class Objective:
             predicted, noise - clean, loss_type=self.loss_type, huber_c=self.huber_c
         )
 
-    def backward(self, transformer: nn.Module, batches: Sequence[Batch], *, step: int) -> float:
-        """Add up the gradients of the mean loss over all samples of `step`; give that mean.
+    def backward(
+        self,
+        transformer: nn.Module,
+        batches: Sequence[Batch],
+        *,
+        step: int,
+        of_samples: int | None = None,
+    ) -> StepLosses:
+        """Add up the gradients of the mean loss over all samples of `step`; give the losses.
 
-        Every sample weighs the same, also where batches are of different lengths.
+        Every sample weighs the same, also where batches are of different lengths. Nothing in
+        here waits for the device.
 
-        Raises:
-            QeditError: a sample's loss is not a finite number; names the sample.
+        Args:
+            of_samples: how many samples the step has where other processes compute some of
+                them; the gradients of all processes are then to be summed, not averaged.
         """
-        samples = sum(len(batch) for batch in batches)
+        samples = of_samples or sum(len(batch) for batch in batches)
         losses = []
         for batch in batches:
             torch.manual_seed(seed_of(self.seed, "forward", step, batch.first_position))
             loss = self.losses(transformer, batch)
             torch.autograd.backward(loss.sum() / samples)
             losses.append(loss.detach())
-        refuse_not_finite(torch.cat(losses), batches, step=step)
-        return float(torch.cat(losses).mean())
-
-
-def refuse_not_finite(losses: Tensor, batches: Sequence[Batch], *, step: int) -> None:
-    """Raise if the loss of a sample is NaN or infinite."""
-    finite = losses.isfinite()
-    if bool(finite.all()):
-        return
-    names = [name for batch in batches for name in batch.names]
-    captions = [caption for batch in batches for caption in batch.captions]
-    place = int((~finite).nonzero()[0])
-    raise QeditError(
-        f"The loss of {names[place]} (caption: {captions[place]!r}) at step {step} is "
-        f"{float(losses[place])}. The last checkpoint is untouched.",
-        "Lower `learning_rate`, or take that sample out if it is broken; "
-        "`qedit inspect` shows what training sees of it.",
-    )
+        return StepLosses(
+            values=torch.cat(losses) if losses else torch.zeros(0, device=self.device),
+            sigma=torch.cat([batch.sigma for batch in batches]) if batches else torch.zeros(0),
+            names=tuple(name for batch in batches for name in batch.names),
+            captions=tuple(caption for batch in batches for caption in batch.captions),
+            of_samples=samples,
+        )

@@ -75,7 +75,8 @@ class Trainer:
         rate = self.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = self.objective.backward(self.transformer, batches, step=step)
+        losses = self.objective.backward(self.transformer, batches, step=step)
+        losses.refuse_not_finite(step=step)
         limit = self.max_grad_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), limit))
         if not norm < float("inf"):
@@ -89,7 +90,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         if self.trained.ema:
             self.trained.ema.follow(weights, step=step)
-        return {"loss": loss, "lr": rate, "grad_norm": norm}
+        return {"loss": losses.mean, "lr": rate, "grad_norm": norm}
 
 
 def _average(plan: Plan, weights: dict[str, nn.Parameter], *, device: torch.device) -> Ema | None:
