@@ -28,8 +28,6 @@ NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
     "lora_type": (),
     "lora_init_type": ("gaussian",),
     "scheduled_sampling_*": (),
-    "validation_*": (),
-    "num_eval_images": (),
     "eval_steps_interval": (),
     "report_to": (),
     "tracker_project_name": (),

@@ -36,6 +36,7 @@ class TerminalProgress:
         from tqdm import tqdm
 
         quiet = self._verbosity < 0 or not sys.stderr.isatty()
+        outer = self._bar  # previews have a bar of their own inside that of the training
         with tqdm(
             total=total,
             desc=what,
@@ -47,7 +48,7 @@ class TerminalProgress:
             leave=False,
         ) as self._bar:
             yield self._advance
-        self._bar = None
+        self._bar = outer
 
     def _advance(self, count: int) -> None:
         if self._bar is not None:

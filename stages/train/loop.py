@@ -26,6 +26,7 @@ from .feed import Batch
 from .interrupt import patient_interrupt
 from .metrics import Metrics
 from .plan import Plan, make_plan
+from .previews import Previews
 from .publish import publisher_of
 from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
 from .start import start_of
@@ -40,8 +41,12 @@ def run(
     *,
     dry_run: bool = False,
     device: str = "auto",
+    decodes: bool = True,
 ) -> Outcome:
     """Train until the run has all its steps, going on from its newest checkpoint.
+
+    Args:
+        decodes: whether pictures are made of previews in the background.
 
     Raises:
         NotComplete: rows are missing; the message says which stage makes them.
@@ -58,6 +63,7 @@ def run(
     outcome = Outcome(STAGE, plan.steps, kept, 0, 0, 0.0, str(where / LORA_FILE), unit="steps")
     if dry_run:
         return outcome
+    previews = Previews.open(configuration, plan, progress, decodes=decodes)
     with writer_lock(where, doing=STAGE):
         begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
         kept = min(plan.steps, step_of(begin) if begin else 0)
@@ -65,10 +71,16 @@ def run(
         if begin:
             publisher_of(plan).publish(begin)
         facts = {}
-        if kept < plan.steps:
-            facts["loss"] = _train(
-                plan, progress, begin=begin, start=start, device=best_device(device)
+        if kept < plan.steps or (previews and previews.due(kept)):
+            loss = _train(
+                plan,
+                progress,
+                begin=begin,
+                start=start,
+                device=best_device(device),
+                previews=previews,
             )
+            facts = {"loss": loss} if kept < plan.steps else {}
     return Outcome(
         stage=STAGE,
         wanted=plan.steps,
@@ -107,6 +119,7 @@ def _train(
     begin: Path | None,
     start: Lora | None,
     device: torch.device,
+    previews: Previews | None,
 ) -> float:
     """Make every step after `begin`, with its checkpoints; the last step's loss."""
     settings, where = plan.settings, plan.settings.output_dir
@@ -125,6 +138,8 @@ def _train(
         patient_interrupt(progress) as stop_wanted,
         progress.bar(plan.steps, STAGE, unit="step", initial=done) as advance,
     ):
+        if previews and previews.due(done):
+            previews.make(trainer, done, stopping=stop_wanted)
         began = time.perf_counter()
         for step, batches in plan.feed.ahead(range(done + 1, plan.steps + 1)):
             facts = trainer.step(step, batches)
@@ -137,6 +152,9 @@ def _train(
             stopping = stop_wanted()
             if stopping or step == plan.steps or step % settings.checkpoint_step_interval == 0:
                 publisher.publish(_save(plan, trainer, step=step))
+            if previews and not stopping and previews.due(step):
+                previews.make(trainer, step, stopping=stop_wanted)
+                began = time.perf_counter()
             if stopping and step < plan.steps:
                 progress.say(f"Stopped after step {step}. Run `qedit train` again to go on.")
                 raise KeyboardInterrupt
