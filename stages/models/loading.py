@@ -19,13 +19,15 @@ def load_part(
 ) -> Any:
     """Load the model of class `kind` (diffusers' or transformers') that lies in `folder`.
 
-    The weights are read from safetensors straight into `dtype`; the model is in eval mode
-    and its parameters ask for no gradient. `config` overrides values of its config.json.
+    The weights are read from safetensors straight into `dtype` (transformers': straight to
+    `device` as well, tensor by tensor); the model is in eval mode and its parameters ask for
+    no gradient. `config` overrides values of its config.json.
 
     Raises:
         WrongUse: the folder does not hold this model, or not all of its weights. The
             libraries would fill the gaps with random numbers.
     """
+    placed = {"device_map": {"": str(device)}} if _library(kind) == "transformers" else {}
     with _quiet(_library(kind)):
         try:
             model, report = kind.from_pretrained(
@@ -34,6 +36,7 @@ def load_part(
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                **placed,
                 **config,
             )
         except (OSError, ValueError) as error:

@@ -2,45 +2,45 @@
 
 The language model is causal and the pictures stand before the instruction, so what it makes
 of the pictures (the image prefix) is the same for every caption. It is computed once, and
-each caption's text tail on its key-value cache. Positions are always M-RoPE: diffusers
-0.42 leaves out the field from which transformers 5 derives them.
+all text tails on its key-value cache. Positions are always M-RoPE: diffusers 0.42 leaves out
+the field from which transformers 5 derives them.
+
+Several reference sets go through in one batch, and each gives what it gives alone: prefixes
+are padded on the right, where a causal model never looks, and a tail sees its own prefix and
+itself, nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ...cache.errors import WrongUse
 from .checkpoint import Checkpoint
 from .loading import load_part
-from .templates import (
-    DROPPED_TOKENS,
-    IMAGE_TOKEN,
-    OPENING,
-    PICTURE_TOKENS,
-    prefix_text,
-    prompt_text,
-)
+from .prompt_reader import Prompt, PromptReader
+from .templates import DROPPED_TOKENS
+
+# Tails of one set that go through together; more would make their mask large.
+TAIL_TOKENS = 1024
+PADDING = 0  # any token that is no picture: nothing ever looks at it
+
+States = Float[Tensor, "_token channel"]
+Encoded = tuple[States, list[States]]
 
 
 class PromptEncoder:
     """The vision language model of a checkpoint, without its head."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, image_processor: Any, *, numbered_pictures: bool
-    ) -> None:
+    def __init__(self, model: Any, reader: PromptReader) -> None:
         self.model = model
-        self._tokenizer = tokenizer
-        self._image_processor = image_processor
-        self._numbered = numbered_pictures
-        self._image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self._check_opening()
+        self.reader = reader
+        self._positions: dict[tuple[int, ...], Tensor] = {}
 
     @classmethod
     def load(
@@ -49,143 +49,126 @@ class PromptEncoder:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: str | torch.device = "cpu",
+        precision: Literal["no_change", "int8-quanto"] = "no_change",
+        reader: PromptReader | None = None,
     ) -> PromptEncoder:
-        """Load the text encoder, the processor's tokenizer and its picture settings.
+        """Load the text encoder straight to `device`, and its reader unless one is given.
+
+        Args:
+            precision: "int8-quanto" keeps the language model's matrices in 8 bits. They are
+                made so before they go to the device, which never holds more.
 
         Raises:
-            WrongUse: a part is not what it should be, or its tokenizer cuts the system
-                prompt into other than 64 tokens.
+            WrongUse: a part is not what it should be, or a package is missing.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
+        from transformers import Qwen2_5_VLForConditionalGeneration
 
+        reader = reader or PromptReader.load(checkpoint)
+        quantised = precision != "no_change"
         # The class with the head is the one that knows every layout of the weights' names;
         # the head itself (a gigabyte at full scale) is let go at once.
         whole = load_part(
             Qwen2_5_VLForConditionalGeneration,
             checkpoint.text_encoder,
             dtype=dtype,
-            device="cpu",
+            device="cpu" if quantised else device,
         )
-        return cls(
-            whole.model.to(device),
-            Qwen2Tokenizer.from_pretrained(str(checkpoint.processor), local_files_only=True),
-            Qwen2VLImageProcessorPil.from_pretrained(
-                str(checkpoint.processor), local_files_only=True
-            ),
-            numbered_pictures=checkpoint.flavour.numbered_pictures,
-        )
+        model = whole.model
+        del whole
+        if quantised:
+            from .quantised_encoder import to_eight_bits
+
+            to_eight_bits(model.language_model)
+            model.to(device)
+        return cls(model, reader)
+
+    def encode(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
+        """`encode_all` of one reference set; pictures and captions as for `PromptReader.read`."""
+        (one,) = self.encode_all([self.reader.read(pictures, captions)])
+        return one
 
     @torch.no_grad()
-    def encode(
-        self, pictures: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "token channel"], list[Float[Tensor, "_tail channel"]]]:
-        """Encode one reference set with each of `captions`.
-
-        Args:
-            pictures: the references in their order, RGB, each at its `vl_size`.
-            captions: as they are trained on; " " is the null prompt.
+    def encode_all(self, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """Encode these reference sets, each with all of its captions.
 
         Returns:
-            The image prefix (after the 64 dropped positions) and one text tail for each
-            caption, in the model's dtype on the CPU. Prefix and tail joined are what the
-            pipelines give for that caption.
-
-        Raises:
-            WrongUse: a caption holds one of the tokens that stand for pictures.
+            For each set the image prefix (after the 64 dropped positions) and one text tail
+            for each caption, in the model's dtype on the CPU. Prefix and tail joined are what
+            the pipelines give for that caption.
         """
-        seen = self._image_processor(images=list(pictures), return_tensors="pt")
-        pixel_values, grid = seen["pixel_values"], seen["image_grid_thw"]
-        prefix = self._prefix_tokens(grid)
-        tails = [self._tail_tokens(caption, pictures=len(pictures)) for caption in captions]
-        states, tail_states = encode_on_prefix(
-            self.model, prefix, tails, pixel_values=pixel_values, grid=grid
-        )
-        return states[DROPPED_TOKENS:].cpu(), [tail.cpu() for tail in tail_states]
+        positions = [self._positions_of(prompt) for prompt in prompts]
+        return [
+            (prefix[DROPPED_TOKENS:].cpu(), [tail.cpu() for tail in tails])
+            for prefix, tails in encode_on_prefixes(self.model, prompts, positions)
+        ]
 
-    def caption_tokens(self, caption: str) -> int:
-        """How many tokens `caption` has; the pipelines are made for at most 1024."""
-        return len(self._ids(caption))
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text)["input_ids"]
-        return ids
-
-    def _check_opening(self) -> None:
-        count = len(self._ids(OPENING))
-        if count != DROPPED_TOKENS:
-            raise WrongUse(
-                f"This checkpoint's tokenizer cuts the system prompt into {count} tokens "
-                f"instead of {DROPPED_TOKENS}: the wrong part of the embeds would be dropped.",
-                "Use the tokenizer and processor that belong to the checkpoint.",
-            )
-
-    def _prefix_tokens(self, grid: Int[Tensor, "image 3"]) -> Int[Tensor, " token"]:
-        """The prefix with each picture's one token repeated as often as it has patches."""
-        counts = iter((grid.prod(dim=-1) // self._image_processor.merge_size**2).tolist())
-        tokens: list[int] = []
-        for token in self._ids(prefix_text(len(grid), numbered=self._numbered)):
-            tokens += [token] * (next(counts) if token == self._image_token else 1)
-        return torch.tensor(tokens)
-
-    def _tail_tokens(self, caption: str, *, pictures: int) -> Int[Tensor, " token"]:
-        """The caption and what closes the prompt, cut out of the whole prompt's tokens."""
-        for token in PICTURE_TOKENS:
-            if token in caption:
-                raise WrongUse(
-                    f"A caption holds {token}, which the model takes for a picture: {caption!r}.",
-                    "Take it out of the caption.",
-                )
-        prefix = self._ids(prefix_text(pictures, numbered=self._numbered))
-        whole = self._ids(prompt_text(caption, pictures=pictures, numbered=self._numbered))
-        assert whole[: len(prefix)] == prefix, "the tokenizer joins the pictures with the caption"
-        return torch.tensor(whole[len(prefix) :])
+    def _positions_of(self, prompt: Prompt) -> Int[Tensor, "3 token"]:
+        """Worked out once for each layout of pictures: it takes longer than it should."""
+        layout = (len(prompt.prefix), *prompt.grid.flatten().tolist())
+        if layout not in self._positions:
+            found = mrope_positions(self.model, prompt.prefix, grid=prompt.grid)
+            self._positions[layout] = found[:, 0]
+        return self._positions[layout]
 
 
-def encode_on_prefix(
-    model: Any,
-    prefix: Int[Tensor, " token"],
-    tails: Sequence[Int[Tensor, " _tail"]],
-    *,
-    pixel_values: Float[Tensor, "patch values"],
-    grid: Int[Tensor, "image 3"],
-) -> tuple[Float[Tensor, "token channel"], list[Float[Tensor, "_tail channel"]]]:
-    """Run `model` (Qwen2_5_VLModel) over `prefix` once, and over each tail on its cache.
+def encode_on_prefixes(
+    model: Any, prompts: Sequence[Prompt], positions: Sequence[Int[Tensor, "3 _token"]]
+) -> list[Encoded]:
+    """Run `model` (Qwen2_5_VLModel) over all prefixes once, then over all tails on their cache.
 
-    Every token has the M-RoPE position that it has when prefix and tail are run as one.
-    Positions are always handed over, so nothing depends on what the model was run on before.
+    Args:
+        positions: the M-RoPE positions of each prefix. A tail goes on from there, as text does.
     """
     from transformers import DynamicCache
 
-    device = model.device
-    cache = DynamicCache()
-
-    def states(tokens: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
-        output = model(
-            input_ids=tokens[None].to(device),
-            position_ids=positions.to(device),
+    device, cache = model.device, DynamicCache()
+    lengths = torch.tensor([len(prompt.prefix) for prompt in prompts])
+    prefixes = model(
+        input_ids=_padded([prompt.prefix for prompt in prompts]).to(device),
+        position_ids=_padded_positions(positions).to(device),
+        past_key_values=cache,
+        use_cache=True,
+        pixel_values=torch.cat([prompt.patches for prompt in prompts]).to(device),
+        image_grid_thw=torch.cat([prompt.grid for prompt in prompts]).to(device),
+    ).last_hidden_state
+    tails: list[list[Tensor]] = [[] for _ in prompts]
+    ends = [int(known.max()) + 1 for known in positions]
+    for rows in _rounds(prompts):
+        tokens, places, segments = _side_by_side(rows, ends)
+        states = model(
+            input_ids=tokens.to(device),
+            position_ids=places.to(device),
+            attention_mask=tail_mask(lengths, segments, dtype=prefixes.dtype).to(device),
             past_key_values=cache,
             use_cache=True,
-            **pictures,
-        )
-        last: Tensor = output.last_hidden_state[0]
-        return last
+        ).last_hidden_state
+        cache.crop(-tokens.shape[1])
+        for found, row, here in zip(tails, rows, states, strict=True):
+            found += here[: sum(map(len, row))].split([len(tail) for tail in row])
+    whole = zip(prefixes, lengths.tolist(), tails, strict=True)
+    return [(states[:length], found) for states, length, found in whole]
 
-    split = len(prefix)
-    prefix_states = states(
-        prefix,
-        mrope_positions(model, prefix, grid=grid),
-        pixel_values=pixel_values.to(device),
-        image_grid_thw=grid.to(device),
+
+def tail_mask(
+    lengths: Int[Tensor, " set"], segments: Int[Tensor, "set tail"], *, dtype: torch.dtype
+) -> Float[Tensor, "set 1 tail key"]:
+    """What is added to the attention of tails: zero where they look, else about -infinity.
+
+    A token sees the prefix of its set without the padding, and of the tokens of its own tail
+    (of one number in `segments`) those up to itself.
+    """
+    count = segments.shape[1]
+    prefix = torch.arange(int(lengths.max())) < lengths[:, None]
+    own = segments[:, :, None] == segments[:, None, :]
+    seen = torch.cat(
+        [
+            prefix[:, None].expand(-1, count, -1),
+            own & torch.ones(count, count, dtype=torch.bool).tril(),
+        ],
+        dim=2,
     )
-    tail_states = []
-    for tail in tails:
-        positions = mrope_positions(model, torch.cat([prefix, tail]), grid=grid)
-        tail_states.append(states(tail, positions[:, :, split:]))
-        cache.crop(-len(tail))
-    return prefix_states, tail_states
+    mask = torch.zeros(seen.shape, dtype=dtype)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def mrope_positions(
@@ -197,3 +180,41 @@ def mrope_positions(
         tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=grid
     )[0]
     return positions
+
+
+def _rounds(prompts: Sequence[Prompt]) -> Iterator[list[list[Tensor]]]:
+    """For each set in turn as many of its tails as go through at once, until none is left."""
+    left = [list(prompt.tails) for prompt in prompts]
+    while any(left):
+        rows = []
+        for waiting in left:
+            row: list[Tensor] = []
+            while waiting and (not row or sum(map(len, [*row, waiting[0]])) <= TAIL_TOKENS):
+                row.append(waiting.pop(0))
+            rows.append(row)
+        yield rows
+
+
+def _side_by_side(
+    rows: Sequence[Sequence[Tensor]], ends: Sequence[int]
+) -> tuple[Int[Tensor, "set tail"], Int[Tensor, "3 set tail"], Int[Tensor, "set tail"]]:
+    """The tails of each set in one row: their tokens, positions, and which tail each is of."""
+    none = torch.zeros(0, dtype=torch.long)
+    tokens = _padded([torch.cat([none, *row]) for row in rows])
+    places, segments = torch.zeros_like(tokens), torch.full_like(tokens, -1)
+    for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        at = 0
+        for segment, tail in enumerate(row):
+            here = slice(at, at + len(tail))
+            places[number, here] = torch.arange(end, end + len(tail))
+            segments[number, here] = segment
+            at += len(tail)
+    return tokens, places.expand(3, -1, -1), segments
+
+
+def _padded(rows: Sequence[Int[Tensor, " _token"]]) -> Int[Tensor, "row token"]:
+    return pad_sequence(list(rows), batch_first=True, padding_value=PADDING)
+
+
+def _padded_positions(rows: Sequence[Int[Tensor, "3 _token"]]) -> Int[Tensor, "3 row token"]:
+    return pad_sequence([row.T for row in rows], batch_first=True).permute(2, 0, 1)
