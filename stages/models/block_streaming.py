@@ -1,0 +1,198 @@
+"""Blocks whose frozen weights lie in host memory and come to the device for each use.
+
+Nothing is ever copied back: frozen weights do not change. One copy a block, on a stream of its
+own, begins when the streamed block before it starts to compute, in the backward in the opposite
+order. The device holds at most the blocks in use and the one under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+# Where each tensor begins in a block's one buffer: what vectorised kernels ask for.
+ALIGNMENT_BYTES = 256
+
+
+def spread(blocks: int, streamed: int) -> list[int]:
+    """Which of so many blocks are streamed: evenly spread, so that each copy has time.
+
+    >>> spread(6, 2)
+    [1, 4]
+    """
+    return [int((place + 0.5) * blocks / streamed) for place in range(streamed)]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One tensor in a block's buffer."""
+
+    start: int
+    bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def view(self, buffer: Tensor) -> Tensor:
+        flat = buffer[self.start : self.start + self.bytes]
+        return flat.view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """A tensor made of others, as quantised weights are."""
+
+    kind: type[Any]
+    context: Any
+    inner: dict[str, Any]  # of places and of such tensors again
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def view(self, buffer: Tensor) -> Tensor:
+        inner = {name: one.view(buffer) for name, one in self.inner.items()}
+        made: Tensor = self.kind.__tensor_unflatten__(inner, self.context, self.shape, self.stride)
+        return made
+
+
+@dataclass
+class _HostBlock:
+    """The frozen weights of one block: one buffer in host memory, and what lies where in it."""
+
+    buffer: Tensor
+    weights: list[tuple[nn.Module, str, _Place | _Wrapped]]
+
+    def show(self, on_device: Tensor) -> None:
+        for module, name, place in self.weights:
+            object.__setattr__(module, name, place.view(on_device))
+
+    def hide(self) -> None:
+        for module, name, _ in self.weights:
+            module.__dict__.pop(name, None)
+
+
+@dataclass
+class _Coming:
+    """A block's weights on the device, or on their way there."""
+
+    buffer: Tensor
+    arrived: torch.cuda.Event | None
+
+
+@dataclass
+class BlockStreaming:
+    """The streamed blocks of one transformer."""
+
+    device: torch.device
+    _blocks: list[_HostBlock] = field(default_factory=list)
+    _coming: dict[int, _Coming] = field(default_factory=dict)
+    _last: int = -1
+    _stream: torch.cuda.Stream | None = None
+
+    @property
+    def host_bytes(self) -> int:
+        """How much host memory the streamed weights take."""
+        return sum(block.buffer.nbytes for block in self._blocks)
+
+    @property
+    def device_bytes(self) -> int:
+        """How much device memory the weights that are there or under way take now."""
+        return sum(one.buffer.nbytes for one in self._coming.values())
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module that has a weight in host memory."""
+        for block in self._blocks:
+            yield from {id(module): module for module, _, _ in block.weights}.values()
+
+    def take_over(self, block: nn.Module) -> None:
+        """Move the frozen weights of `block` to the host; from now on each use brings them."""
+        self._blocks.append(_to_host(block, pinned=self.device.type == "cuda"))
+        index = len(self._blocks) - 1
+
+        def before(module: nn.Module, inputs: Any) -> None:
+            self._blocks[index].show(self._ready(index))
+
+        def after(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            # what the backward needs of the weights, autograd holds by itself
+            self._blocks[index].hide()
+
+        block.register_forward_pre_hook(before)
+        # also when the backward ends a recomputation early, which it does with an exception
+        block.register_forward_hook(after, always_call=True)
+
+    def _ready(self, index: int) -> Tensor:
+        """The weights of streamed block `index` on the device, the next one's under way."""
+        top = len(self._blocks) - 1
+        going_down = index < self._last or index == self._last == top
+        following = index - 1 if going_down else index + 1
+        self._last = index
+        coming = self._coming.get(index) or self._bring(index)
+        wanted = {index, following} & set(range(len(self._blocks)))
+        self._coming = {one: self._coming[one] for one in wanted if one in self._coming}
+        for one in wanted - set(self._coming):
+            self._bring(one)
+        if coming.arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(coming.arrived)
+            coming.buffer.record_stream(torch.cuda.current_stream(self.device))
+        return coming.buffer
+
+    def _bring(self, index: int) -> _Coming:
+        host = self._blocks[index].buffer
+        if self.device.type != "cuda":
+            coming = _Coming(host.to(self.device, copy=True), None)
+        else:
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(self.device)
+            with torch.cuda.stream(self._stream):
+                coming = _Coming(host.to(self.device, non_blocking=True), torch.cuda.Event())
+                assert coming.arrived is not None
+                coming.arrived.record(self._stream)
+        self._coming[index] = coming
+        return coming
+
+
+def stream_blocks(transformer: nn.Module, streamed: int, *, device: torch.device) -> BlockStreaming:
+    """Have `streamed` of the transformer's blocks keep their frozen weights in host memory.
+
+    To be called once what is trained has been added: that stays on the device. Losses and
+    gradients are those of a transformer that lies on the device as a whole, bit for bit.
+    """
+    blocks: Sequence[nn.Module] = list(transformer.transformer_blocks)  # type: ignore[arg-type]
+    streaming = BlockStreaming(device)
+    for index in spread(len(blocks), streamed):
+        streaming.take_over(blocks[index])
+    return streaming
+
+
+def _to_host(block: nn.Module, *, pinned: bool) -> _HostBlock:
+    frozen = [
+        (module, name, weight)
+        for module in block.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if not weight.requires_grad
+    ]
+    plain: list[tuple[_Place, Tensor]] = []
+    weights = [(module, name, _laid_out(weight.data, plain)) for module, name, weight in frozen]
+    size = plain[-1][0].start + plain[-1][0].bytes if plain else 0
+    buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+    for place, tensor in plain:
+        place.view(buffer).copy_(tensor)
+    for module, name, _ in frozen:
+        del module._parameters[name]
+    return _HostBlock(buffer, weights)
+
+
+def _laid_out(weight: Tensor, plain: list[tuple[_Place, Tensor]]) -> _Place | _Wrapped:
+    """Where `weight` will lie behind all of `plain`, to which its plain tensors are added."""
+    if is_traceable_wrapper_subclass(weight):
+        names, context = weight.__tensor_flatten__()
+        inner = {name: _laid_out(getattr(weight, name), plain) for name in names}
+        return _Wrapped(type(weight), context, inner, weight.shape, weight.stride())
+    end = plain[-1][0].start + plain[-1][0].bytes if plain else 0
+    start = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    place = _Place(start, weight.nbytes, weight.dtype, weight.shape)
+    plain.append((place, weight))
+    return place

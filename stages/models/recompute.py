@@ -1,0 +1,97 @@
+"""Activation checkpointing: which blocks are computed again in the backward, and from where.
+
+A block's input is kept and everything inside it is computed again when its gradient is due:
+a third more work, and the activations of one block instead of all. With memory to spare some
+blocks are better left alone, or what attention gave is kept; with too little, even the inputs
+go to the host. Each way gives the losses and gradients of a forward that keeps everything, bit
+for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from .offload import Held, HostMemory
+
+Run = Callable[..., tuple[Tensor, Tensor]]
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_efficient_attention",
+)
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What a forward keeps for its backward.
+
+    Attributes:
+        kept: how many blocks keep all their activations: the last ones, whose live shortest.
+        attention: keep what attention gave in the others: 51 MB a block at full scale and one
+            reference of 1 MP, and a fifth less to compute again.
+        inputs_to_host: keep the inputs of the recomputed blocks in host memory.
+    """
+
+    kept: int = 0
+    attention: bool = False
+    inputs_to_host: bool = False
+
+
+def recompute_blocks(transformer: nn.Module, how: Recomputation) -> None:
+    """Have the blocks of `transformer` computed again in the backward, as `how` says."""
+    blocks = list(transformer.transformer_blocks)  # type: ignore[arg-type]
+    alone = frozenset(map(id, blocks[len(blocks) - how.kept :] if how.kept else ()))
+    recomputed: Run = partial(_recompute, **_contexts(how.attention))
+    if how.inputs_to_host:
+        recomputed = _from_host(recomputed, HostMemory())
+
+    def run(block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor]:
+        if id(block) in alone:
+            states: tuple[Tensor, Tensor] = block(*inputs)
+            return states
+        return recomputed(block, *inputs)
+
+    transformer.enable_gradient_checkpointing(run)  # type: ignore[operator]
+
+
+def _recompute(block: nn.Module, *inputs: Any, **contexts: Any) -> tuple[Tensor, Tensor]:
+    states: tuple[Tensor, Tensor] = checkpoint(
+        block.__call__, *inputs, use_reentrant=False, **contexts
+    )
+    return states
+
+
+def _contexts(attention: bool) -> dict[str, Any]:
+    if not attention:
+        return {}
+    saved = [getattr(torch.ops.aten, name).default for name in _ATTENTION]
+    return {"context_fn": partial(create_selective_checkpoint_contexts, saved)}
+
+
+def _from_host(recomputed: Run, memory: HostMemory) -> Run:
+    """`recomputed`, with the two streams of states that enter the block kept in `memory`."""
+
+    def run(block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor]:
+        image, text, *_ = inputs
+        # what all blocks share (masks, rotations, the embedding of time) stays where it is
+        own = {image.data_ptr(), text.data_ptr()}
+
+        def pack(tensor: Tensor) -> Tensor | Held:
+            return memory.put(tensor) if tensor.data_ptr() in own else tensor
+
+        def unpack(kept: Tensor | Held) -> Tensor:
+            return memory.take(kept) if isinstance(kept, Held) else kept
+
+        # `checkpoint` saves its inputs through these hooks, and what is inside through its own
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return recomputed(block, *inputs)
+
+    return run

@@ -1,0 +1,210 @@
+"""Recomputed blocks, inputs kept in host memory, streamed weights: the same bits as without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from made_transformer import TEXT_WIDTH, drawn, made_transformer
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qedit.stages.models import offload, recompute
+from qedit.stages.models.block_streaming import BlockStreaming, spread, stream_blocks
+from qedit.stages.models.lora import add_lora, target_modules
+from qedit.stages.models.offload import HostMemory
+from qedit.stages.models.recompute import Recomputation, recompute_blocks
+from qedit.stages.models.transformer import predict_velocity
+
+LAYERS = 5
+CPU = torch.device("cpu")
+Gradients = dict[str, torch.Tensor]
+
+
+def trained_transformer(
+    *, zero_cond_t: bool = False, dropout: float = 0.0
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    transformer = made_transformer(layers=LAYERS, zero_cond_t=zero_cond_t)
+    transformer.requires_grad_(False)
+    targets = target_modules(transformer, "joint-attention")
+    weights = add_lora(transformer, targets, rank=2, alpha=2.0, dropout=dropout, seed=1)
+    drawn(weights)
+    return transformer.train(), weights
+
+
+def step(transformer: nn.Module, weights: dict[str, nn.Parameter]) -> tuple[float, Gradients]:
+    """Loss and gradients of one made-up step."""
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 16, 8, 8, generator=generator)
+    reference = torch.randn(2, 16, 6, 8, generator=generator)
+    text = torch.randn(2, 7, TEXT_WIDTH, generator=generator)
+    torch.manual_seed(9)
+    predicted = predict_velocity(
+        transformer, latents, [reference], text, mask=None, sigma=torch.tensor([0.3, 0.8])
+    )
+    loss = predicted.square().mean()
+    torch.autograd.backward(loss)
+    gradients = {}
+    for name, weight in weights.items():
+        assert weight.grad is not None, name
+        gradients[name] = weight.grad.clone()
+        weight.grad = None
+    return float(loss.detach()), gradients
+
+
+def assert_same(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> None:
+    assert found[0] == expected[0]
+    for name, gradient in expected[1].items():
+        assert torch.equal(found[1][name], gradient), name
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        Recomputation(),
+        Recomputation(kept=2),
+        Recomputation(attention=True),
+        Recomputation(inputs_to_host=True),
+        Recomputation(kept=2, attention=True, inputs_to_host=True),
+    ],
+    ids=repr,
+)
+def test_recomputed_blocks_give_the_same_bits(how: Recomputation, zero_cond_t: bool) -> None:
+    plain = trained_transformer(zero_cond_t=zero_cond_t, dropout=0.2)
+    changed = trained_transformer(zero_cond_t=zero_cond_t, dropout=0.2)
+    recompute_blocks(changed[0], how)
+    assert_same(step(*changed), step(*plain))
+
+
+@pytest.mark.parametrize("kept", [0, 2, LAYERS])
+def test_only_the_kept_blocks_are_run_once(kept: int) -> None:
+    transformer, weights = trained_transformer()
+    recompute_blocks(transformer, Recomputation(kept=kept))
+    runs = [0] * LAYERS
+    for index, block in enumerate(transformer.transformer_blocks):  # type: ignore[arg-type]
+
+        def count(module: nn.Module, inputs: Any, index: int = index) -> None:
+            runs[index] += 1
+
+        block.register_forward_pre_hook(count)
+    step(transformer, weights)
+    assert runs == [2] * (LAYERS - kept) + [1] * kept
+
+
+@pytest.mark.parametrize(("attention", "calls"), [(False, 2 * LAYERS), (True, LAYERS)])
+def test_attention_that_is_kept_is_not_computed_again(attention: bool, calls: int) -> None:
+    transformer, weights = trained_transformer()
+    recompute_blocks(transformer, Recomputation(attention=attention))
+    seen = 0
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal seen
+            name = str(function)
+            seen += "scaled_dot_product" in name and "backward" not in name
+            return function(*args, **(kwargs or {}))
+
+    with Counting():
+        step(transformer, weights)
+    assert seen == calls
+
+
+def test_inputs_of_blocks_lie_on_the_host_between_forward_and_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memories: list[HostMemory] = []
+    most = 0
+
+    class Watched(HostMemory):
+        def __init__(self) -> None:
+            super().__init__()
+            memories.append(self)
+
+        def take(self, held: offload.Held) -> torch.Tensor:
+            nonlocal most
+            most = max(most, len(self))
+            return super().take(held)
+
+    monkeypatch.setattr(recompute, "HostMemory", Watched)
+    transformer, weights = trained_transformer()
+    recompute_blocks(transformer, Recomputation(inputs_to_host=True))
+    step(transformer, weights)
+    (memory,) = memories
+    # the image and the text states of each block, and nothing else
+    assert most == 2 * LAYERS
+    assert len(memory) == 0
+
+
+def test_host_memory_gives_back_what_was_put_and_uses_its_buffers_again() -> None:
+    memory = HostMemory()
+    first, second = torch.randn(3, 4), torch.randn(3, 4)
+    held = [memory.put(first.clone()), memory.put(second.clone())]
+    assert torch.equal(memory.take(held[1]), second)
+    again = memory.put(first.clone())
+    assert again.host is held[1].host
+    assert torch.equal(memory.take(held[0]), first)
+    assert torch.equal(memory.take(again), first)
+
+
+def test_streamed_blocks_are_spread() -> None:
+    assert spread(60, 60) == list(range(60))
+    assert spread(60, 4) == [7, 22, 37, 52]
+    assert spread(5, 0) == []
+
+
+@pytest.mark.parametrize("streamed", [1, 3, LAYERS])
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+def test_streamed_blocks_give_the_same_bits(streamed: int, recomputed: bool) -> None:
+    plain, changed = trained_transformer(), trained_transformer()
+    stream_blocks(changed[0], streamed, device=CPU)
+    if recomputed:
+        recompute_blocks(changed[0], Recomputation(inputs_to_host=True))
+    for _ in range(2):
+        assert_same(step(*changed), step(*plain))
+
+
+def test_streamed_weights_are_on_the_device_only_while_they_are_used() -> None:
+    transformer, weights = trained_transformer()
+    frozen = sum(one.nbytes for one in transformer.parameters() if not one.requires_grad)
+    blocks = list(transformer.transformer_blocks)  # type: ignore[arg-type]
+    in_blocks = sum(
+        one.nbytes for block in blocks for one in block.parameters() if not one.requires_grad
+    )
+    streaming = stream_blocks(transformer, LAYERS, device=CPU)
+    recompute_blocks(transformer, Recomputation())
+    left = sum(one.nbytes for one in transformer.parameters() if not one.requires_grad)
+    assert left == frozen - in_blocks
+    assert in_blocks <= streaming.host_bytes < in_blocks * 1.2
+    most = 0
+
+    def watch(module: nn.Module, inputs: Any) -> None:
+        nonlocal most
+        most = max(most, streaming.device_bytes)
+
+    for block in blocks:
+        block.register_forward_pre_hook(watch)
+    step(transformer, weights)
+    assert 0 < most <= 2 * streaming.host_bytes / LAYERS
+    assert not any("weight" in vars(module) for module in streaming.modules())
+
+
+def test_each_pass_brings_a_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought: list[int] = []
+    real: Callable[..., Any] = BlockStreaming._bring
+
+    def bring(self: BlockStreaming, index: int) -> Any:
+        brought.append(index)
+        return real(self, index)
+
+    monkeypatch.setattr(BlockStreaming, "_bring", bring)
+    transformer, weights = trained_transformer()
+    stream_blocks(transformer, LAYERS, device=CPU)
+    recompute_blocks(transformer, Recomputation())
+    step(transformer, weights)
+    # up, and down again: the last block's are still there when the backward begins
+    assert brought == [0, 1, 2, 3, 4, 3, 2, 1, 0]
