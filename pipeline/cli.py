@@ -8,7 +8,7 @@ import click
 
 from .commands.files import demo, export, init_files
 from .commands.looking import inspect
-from .commands.stages import cache_embeds, cache_vae, pair, run, train
+from .commands.stages import cache_base, cache_embeds, cache_vae, pair, run, train
 from .commands.upkeep import gc, status, unlock, verify
 from .report import print_object
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 for command in (
-    *(pair, cache_vae, cache_embeds, train, run),
+    *(pair, cache_vae, cache_embeds, cache_base, train, run),
     *(status, verify, gc, unlock),
     *(inspect, export, init_files, demo),
 ):

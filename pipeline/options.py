@@ -109,5 +109,6 @@ def options_of_stages(
         "pair": {"on_reject": on_reject, "max_rejected": max_rejected},
         "cache-vae": {"device": device},
         "cache-embeds": {"device": device},
+        "cache-base": {"device": device},
         "train": {"device": device},
     }

@@ -8,10 +8,11 @@ from pathlib import Path
 from ..cache.errors import NotComplete
 from ..cache.workspace import refuse_source_folder
 from ..config.configuration import Configuration
+from ..stages.frozen_base import has_work
 from ..stages.stage import Outcome, Progress
 from .report import summary
 
-ORDER = ("pair", "cache-vae", "cache-embeds", "train")
+ORDER = ("pair", "cache-vae", "cache-embeds", "cache-base", "train")
 
 
 def stage_named(name: str) -> Callable[..., Outcome]:
@@ -28,6 +29,10 @@ def stage_named(name: str) -> Callable[..., Outcome]:
         from ..stages.cache_embeds.stage import run as cache_embeds
 
         return cache_embeds
+    if name == "cache-base":
+        from ..stages.cache_base.stage import run as cache_base
+
+        return cache_base
     from ..stages.train.loop import run as train
 
     return train
@@ -50,6 +55,8 @@ def run_stages(
         refuse_source_folder(Path(folder))
     outcomes: list[Outcome] = []
     for name in names:
+        if name == "cache-base" and len(names) > 1 and not has_work(configuration.settings):
+            continue
         extra = (options or {}).get(name, {})
         try:
             outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)

@@ -61,6 +61,20 @@ def cache_embeds(device: str, shard: str | None, **shared: Any) -> None:
     )
 
 
+@click.command("cache-base")
+@shared_options
+@dry_run_option
+@device_option
+def cache_base(device: str, **shared: Any) -> None:
+    """Keep the frozen transformer as training needs it: lighter, and loaded in seconds."""
+    run_named(
+        ("cache-base",),
+        command="cache-base",
+        options={"cache-base": {"device": device}},
+        **shared,
+    )
+
+
 @click.command()
 @shared_options
 @dry_run_option

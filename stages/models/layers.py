@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 _TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 _IMAGE_MLP = ("img_mlp.net.0.proj", "img_mlp.net.2")
@@ -21,3 +23,35 @@ PRESETS: dict[str, tuple[str, ...]] = {
 # The text output of the last block is thrown away: what only that depends on never learns.
 # Its text keys and values are seen by the picture, so they do.
 IDLE_IN_LAST_BLOCK = ("attn.add_q_proj", "attn.to_add_out", *_TEXT_MLP)
+
+# What sees nothing but the timestep: blocks' own, and those of the whole transformer.
+_TIME = (
+    "time_text_embed.timestep_embedder.linear_1",
+    "time_text_embed.timestep_embedder.linear_2",
+    "norm_out.linear",
+)
+
+
+def sees_only_time(layer: str) -> bool:
+    """Whether the output of the linear layer of this full name is a function of the timestep."""
+    return layer in _TIME or (layer.startswith("transformer_blocks.") and _fits_any(layer))
+
+
+def _fits_any(layer: str) -> bool:
+    return any(fits(layer, name) for name in MODULATION)
+
+
+def fits(layer: str, name: str) -> bool:
+    """Whether `name` is the full name of `layer`, or the end of it, as PEFT matches names."""
+    return layer == name or layer.endswith("." + name)
+
+
+def trains_modulation(wanted: str | Sequence[str]) -> bool:
+    """Whether a preset or list of layers reaches one that sees nothing but the timestep."""
+    names = PRESETS[wanted] if isinstance(wanted, str) else wanted
+    return any(_reaches_modulation(name) for name in names)
+
+
+def _reaches_modulation(name: str) -> bool:
+    places = (*_TIME, *(f"transformer_blocks.0.{layer}" for layer in MODULATION))
+    return sees_only_time(name) or any(fits(layer, name) for layer in places)

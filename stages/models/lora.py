@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...cache.errors import WrongUse
-from .layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS
+from .layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS, fits
 from .lora_file import Lora
 
 _ADAPTER = "default"
@@ -30,14 +30,14 @@ def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[
     layers = _learning_linears(transformer)
     names = PRESETS[wanted] if isinstance(wanted, str) else tuple(wanted)
     for name in names:
-        if not any(_ends_with(layer, name) for layer in layers):
+        if not any(fits(layer, name) for layer in layers):
             near = get_close_matches(name, BLOCK_LINEARS + MODULATION, 1, 0.4)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise WrongUse(
                 f"`lora_target_modules`: no layer of the transformer is called `{name}`.{hint}",
                 f"Name a preset ({', '.join(PRESETS)}) or layers as diffusers calls them.",
             )
-    return [layer for layer in layers if any(_ends_with(layer, name) for name in names)]
+    return [layer for layer in layers if any(fits(layer, name) for name in names)]
 
 
 def _learning_linears(transformer: nn.Module) -> list[str]:
@@ -53,10 +53,6 @@ def _learning_linears(transformer: nn.Module) -> list[str]:
 
 def _in_block(name: str) -> bool:
     return name.startswith("transformer_blocks.")
-
-
-def _ends_with(layer: str, name: str) -> bool:
-    return layer == name or layer.endswith("." + name)
 
 
 def add_lora(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
+from ..frozen_base import has_table, modulation_table, sizes_of, trains_time, wants_table
 from ..models.lora import add_lora, start_from, target_modules
 from ..models.lora_file import Lora
-from ..models.transformer import load_transformer
+from ..models.modulation import tabulate
+from ..models.streaming import empty_transformer, fill, tensors_in
+from ..models.timesteps import spared_bytes
+from ..modulation_rows import ModulationRows
 from .draws import seed_of
 from .plan import Plan
 
@@ -20,9 +26,12 @@ def training_dtype(plan: Plan) -> torch.dtype:
 def open_model(
     plan: Plan, *, device: torch.device, start: Lora | None = None
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Load the base and put the LoRA on it (as `start`): the model, what is trained by name."""
+    """Load the base and put the LoRA on it (as `start`): the model, what is trained by name.
+
+    Where `qedit cache-base` has made the modulation table, a third of the base is not loaded.
+    """
     settings = plan.settings
-    transformer = load_transformer(plan.checkpoint, dtype=training_dtype(plan), device=device)
+    transformer = _load_base(plan, device=device)
     weights = add_lora(
         transformer,
         target_modules(transformer, settings.lora_target_modules),
@@ -41,3 +50,28 @@ def open_model(
             source=str(settings.init_lora),
         )
     return transformer, weights
+
+
+def remarks(plan: Plan) -> Iterator[str]:
+    """What a user is to know of the base before it is loaded, a line each."""
+    checkpoint, settings = plan.checkpoint, plan.settings
+    spared = f"{spared_bytes(**sizes_of(checkpoint)) / 1e9:.1f} GB"
+    if trains_time(settings) and settings.model_type == "lora":
+        yield f"Modulation is trained, so its weights stay in memory: {spared} in bfloat16."
+    elif wants_table(settings) and not has_table(checkpoint, settings):
+        yield (
+            f"Modulation is a third of the model, {spared} here. Run `qedit cache-base` once, and "
+            "training reads its outputs from disk instead, bit for bit the same."
+        )
+
+
+def _load_base(plan: Plan, *, device: torch.device) -> nn.Module:
+    """The frozen transformer, read tensor by tensor to where it stays."""
+    checkpoint, settings = plan.checkpoint, plan.settings
+    folder = checkpoint.transformer
+    transformer = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
+    if wants_table(settings) and has_table(checkpoint, settings):
+        tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), folder))
+    places = dict(transformer.named_parameters())
+    tensors = tensors_in(folder, wanted=places.__contains__)
+    return fill(transformer, tensors, dtype=training_dtype(plan), device=device, source=folder)

@@ -1,0 +1,1 @@
+"""cache-base: the frozen transformer as training needs it, computed once."""

@@ -1,0 +1,79 @@
+"""The rows of the modulation table that are missing, made part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...cache.store import Store
+from ...config.settings import Settings
+from ..frozen_base import lowest_sigma, modulation_table, sizes_of
+from ..models.checkpoint import Checkpoint
+from ..models.timesteps import every_timestep, row_key, row_shape
+from ..room import refuse_full_disk
+from ..stage import Progress
+
+# Of these many bytes a pass over the weights computes rows; fewer, larger passes read the
+# weights less often.
+PASS_BYTES = 1 << 30
+PART_BYTES = 1 << 28
+
+
+@dataclass
+class TableWork:
+    """A table, the timesteps it is to hold, and those of them that it lacks."""
+
+    checkpoint: Checkpoint
+    table: Store
+    wanted: list[int]
+    missing: list[int]
+    row_bytes: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, settings: Settings) -> TableWork:
+        table = modulation_table(checkpoint, settings)
+        wanted = every_timestep(lowest_sigma=lowest_sigma(settings))
+        there = table.keys()
+        layers, channels = row_shape(**sizes_of(checkpoint))
+        return cls(
+            checkpoint=checkpoint,
+            table=table,
+            wanted=wanted,
+            missing=[bits for bits in wanted if row_key(bits) not in there],
+            row_bytes=2 * layers * channels,
+        )
+
+    @property
+    def missing_bytes(self) -> int:
+        return len(self.missing) * self.row_bytes
+
+    def make(self, progress: Progress, *, device: str) -> None:
+        """Compute and store what is missing."""
+        from ..models.device import best_device
+        from ..models.modulation import ModulationWeights
+
+        refuse_full_disk({self.table.path: self.missing_bytes}, what="the modulation table")
+        weights = ModulationWeights(self.checkpoint.transformer, device=best_device(device))
+        passes = list(_cut(self.missing, PASS_BYTES // self.row_bytes))
+        layers = len(passes) * len(weights.layers)
+        with (
+            self.table.writing(),
+            progress.bar(layers, "cache-base", unit="layer") as advance,
+        ):
+            for timesteps in passes:
+                rows = weights.rows(timesteps, advance)
+                self._store(dict(zip(timesteps, rows, strict=True)))
+
+    def _store(self, rows: dict[int, Any]) -> None:
+        from ..tensors import bits_of
+
+        for timesteps in _cut(list(rows), PART_BYTES // self.row_bytes):
+            keys = [row_key(bits) for bits in timesteps]
+            self.table.add(keys, [bits_of(rows[bits]) for bits in timesteps])
+
+
+def _cut(timesteps: list[int], size: int) -> Iterator[list[int]]:
+    size = max(1, size)
+    for start in range(0, len(timesteps), size):
+        yield timesteps[start : start + size]

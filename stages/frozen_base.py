@@ -1,0 +1,82 @@
+"""The frozen base as training needs it: what is kept of it on disk, where, and by which recipe.
+
+No torch: `status` and a run with nothing to do read this.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..cache.part import Layout
+from ..cache.store import Store
+from ..config.settings import Settings
+from .models.checkpoint import Checkpoint, model_digest
+from .models.layers import trains_modulation
+from .models.timesteps import every_timestep, row_key
+from .stores import digests_file
+
+MODULATION = Layout("modulation", ("timestep", "layer", "channel"), ragged=False)
+# Raised when the same weights give other rows.
+TABLE_VERSION = 1
+
+# How far down noise levels are drawn often enough to be worth a row. Below, a row is computed
+# when it is asked for, which reads a third of the model once.
+LOWEST_SIGMA = 2.0**-10  # of a million sigmoid draws at full scale, none lies below
+LOWEST_SIGMA_OF_OTHERS = 2.0**-14
+
+
+def base_folder(settings: Settings) -> Path:
+    """Where tables and quantised bases of all models lie."""
+    return settings.cache_dir / "base"
+
+
+def trains_time(settings: Settings) -> bool:
+    """Whether weights that see nothing but the timestep are trained, so that they must stay."""
+    return settings.model_type == "full" or trains_modulation(settings.lora_target_modules)
+
+
+def wants_table(settings: Settings) -> bool:
+    """Whether training can take modulation from a table: in bfloat16, where it is frozen."""
+    return settings.mixed_precision == "bf16" and not trains_time(settings)
+
+
+def has_work(settings: Settings) -> bool:
+    """Whether training with these settings uses anything that `cache-base` makes."""
+    return wants_table(settings)
+
+
+def lowest_sigma(settings: Settings) -> float:
+    """The noise level down to which every timestep has a row."""
+    sigmoid = not (settings.flow_use_uniform_schedule or settings.flow_use_beta_schedule)
+    narrow = sigmoid and settings.flow_sigmoid_scale <= 1.0
+    return LOWEST_SIGMA if narrow else LOWEST_SIGMA_OF_OTHERS
+
+
+def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many blocks the transformer has and how wide they are, from its config.json."""
+    config = json.loads((checkpoint.transformer / "config.json").read_text(encoding="utf-8"))
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return {"blocks": config["num_layers"], "width": width}
+
+
+def has_table(checkpoint: Checkpoint, settings: Settings) -> bool:
+    """Whether every row that these settings ask for often is there."""
+    there = modulation_table(checkpoint, settings).keys()
+    wanted = every_timestep(lowest_sigma=lowest_sigma(settings))
+    return all(row_key(bits) in there for bits in wanted)
+
+
+def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:
+    """The table of `checkpoint`; whether rows are in it is another question.
+
+    edit-v2 and edit-v2+ share one: the row of t = 0 is always there.
+    """
+    recipe: dict[str, Any] = {
+        "rows": "modulation",
+        "version": TABLE_VERSION,
+        "model": model_digest(checkpoint.transformer, remember=digests_file(settings)),
+        "stored": "bfloat16",
+    }
+    return Store(base_folder(settings), recipe, MODULATION)

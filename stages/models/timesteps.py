@@ -1,0 +1,54 @@
+"""The timesteps of bfloat16: which there are, and what the rows made for them are called.
+
+No torch: a run with nothing to do reads this.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cache.fingerprint import key_of
+
+Bits = int
+"""A timestep as the model sees it: the bits of a bfloat16 in [0, 1]."""
+
+ZERO: Bits = 0  # reference tokens of models with zero_cond_t are modulated at t = 0
+CLOCK = np.float32(1000)  # the pipelines' clock: sigma 1 is timestep 1000
+
+
+def every_timestep(*, lowest_sigma: float) -> list[Bits]:
+    """Every timestep that a sigma in [lowest_sigma, 1] can become, and 0.
+
+    The pipelines, and training, round sigma x 1000 to bfloat16 and divide by 1000 in it. A
+    CPU divides; a GPU may multiply by the reciprocal, which can round otherwise: both are in.
+    """
+    bounds = np.array([lowest_sigma, 1], np.float32) * CLOCK
+    lowest, highest = (int(bits) for bits in _rounded(bounds))
+    clock = (np.arange(lowest, highest + 1, dtype=np.uint32) << 16).view(np.float32)
+    becomes = np.concatenate([clock / CLOCK, clock * (np.float32(1) / CLOCK)])
+    return sorted({ZERO, *_rounded(becomes).tolist()})
+
+
+def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """The bits of `values` rounded to bfloat16, ties to even; all positive and finite."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint32)
+
+
+def row_key(bits: Bits) -> str:
+    """The key of the row of one timestep."""
+    return key_of({"timestep_bits": bits})
+
+
+def row_shape(*, blocks: int, width: int) -> tuple[int, int]:
+    """Layers and channels of a row: image and text of every block, then the final norm."""
+    return 2 * blocks + 1, 6 * width  # shift, scale and gate, before attention and the MLP
+
+
+def spared_bytes(*, blocks: int, width: int) -> int:
+    """How many bytes of bfloat16 weights a table spares training."""
+    modulation = 2 * blocks * 6 * width * (width + 1)
+    final = 2 * width * (width + 1)
+    embedder = width * (256 + 1) + width * (width + 1)
+    return 2 * (modulation + final + embedder)
