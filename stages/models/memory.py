@@ -44,13 +44,13 @@ WEIGHT_BYTES: Mapping[str, float] = {
 }
 # Bytes of an optimizer's state for one trained number.
 OPTIMIZER_BYTES: Mapping[str, float] = {
-    "adamw": 8,
-    "adamw-8bit": 2,
-    "adafactor": 4,  # at most: factored where both edges are large enough
-    "prodigy": 16,
-    "lion": 4,
-    "came": 8,
-    "muon": 4,
+    "adamw": 8.0,
+    "adamw-8bit": 2.0,
+    "adafactor": 4.0,  # at most: factored where both edges are large enough
+    "prodigy": 16.0,
+    "lion": 4.0,
+    "came": 8.0,
+    "muon": 4.0,
 }
 Size = tuple[int, int]
 
@@ -99,7 +99,7 @@ class Way:
     number_bytes: int = 2
     targets: str | Sequence[str] = "attention"
     rank: int = 16
-    trained_bytes: float = 8
+    trained_bytes: float = 8.0
     accumulates: bool = False
 
 
@@ -191,7 +191,7 @@ def saved_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
     """What autograd keeps of one block, its inputs aside; the formula stands above."""
     image = _saved_per_token(sizes, way, text=False)
     text = _saved_per_token(sizes, way, text=True)
-    return load.batch_size * round(image * load.image_tokens + text * load.text_tokens)
+    return load.batch_size * (image * load.image_tokens + text * load.text_tokens)
 
 
 def block_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
@@ -204,7 +204,7 @@ def block_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
     return saved_bytes(sizes, load, way) + load.batch_size * load.image_tokens * gradients
 
 
-def _saved_per_token(sizes: Dimensions, way: Way, *, text: bool) -> float:
+def _saved_per_token(sizes: Dimensions, way: Way, *, text: bool) -> int:
     number = way.number_bytes
     before_norms = 2 * number + (0 if number == LORA_BYTES else 2 * 4)
     units = before_norms + (4 + 1 + 4) * number
@@ -236,12 +236,11 @@ def _dequantised_bytes(sizes: Dimensions, way: Way) -> int:
 
 
 def _ends_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
-    """Latents, noise and embeds, and around the blocks their tokens and the loss's."""
+    """Around the blocks: clean latents and noise in float32, tokens and embeds twice, the loss."""
     number = way.number_bytes
     image = load.image_tokens * (2 * 4 * sizes.channels_in + number * sizes.width)
     text = load.text_tokens * 2 * number * sizes.text_width
-    loss = load.target_tokens * 4 * 4 * sizes.channels_out
-    return load.batch_size * (image + text + loss)
+    return load.batch_size * (image + text)
 
 
 def step_flops(sizes: Dimensions, load: Load, *, checkpointing: bool = True) -> float:

@@ -1,0 +1,218 @@
+"""What `qedit plan` says of memory, held against memory that was counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from qedit.stages.models.dimensions import Dimensions, lora_parameters
+from qedit.stages.models.ladder import ladder
+from qedit.stages.models.lora import add_lora, target_modules
+from qedit.stages.models.memory import (
+    Load,
+    Way,
+    kept_bytes,
+    memory_of,
+    saved_bytes,
+    step_flops,
+    weight_bytes,
+)
+from qedit.stages.models.timesteps import spared_bytes
+from qedit.stages.models.transformer import predict_velocity
+
+FULL = Dimensions.of_config({}, zero_cond_t=False)
+ONE_REFERENCE = Load(((1024, 1024), (1024, 1024)), 240)
+
+
+class Case:
+    """A random model of the real class with a LoRA, and one forward's worth of input."""
+
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        load: Load,
+        way: Way,
+        heads: int = 2,
+        head_width: int = 32,
+        zero_cond_t: bool = False,
+    ) -> None:
+        from diffusers import QwenImageTransformer2DModel
+
+        self.load, self.way = load, way
+        self.dtype = torch.bfloat16 if way.number_bytes == 2 else torch.float32
+        half = head_width * 3 // 8
+        with torch.device("cpu"):
+            self.model: nn.Module = QwenImageTransformer2DModel(
+                num_layers=blocks,
+                attention_head_dim=head_width,
+                num_attention_heads=heads,
+                joint_attention_dim=96,
+                axes_dims_rope=(head_width - 2 * half, half, half),
+                zero_cond_t=zero_cond_t,
+            )
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+        config: Any = self.model.config
+        self.sizes = Dimensions.of_config(config, zero_cond_t=zero_cond_t)
+        self.base = sum(one.numel() * one.element_size() for one in self.model.parameters())
+        targets = target_modules(self.model, way.targets)
+        self.lora = add_lora(self.model, targets, rank=way.rank, alpha=float(way.rank))
+        self.model.train()
+        if way.checkpointing:
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def loss(self) -> Tensor:
+        def latents(size: tuple[int, int]) -> Tensor:
+            return torch.randn(self.load.batch_size, 16, size[1] // 8, size[0] // 8)
+
+        target, *references = (latents(size).to(self.dtype) for size in self.load.pictures)
+        embeds = torch.randn(self.load.batch_size, self.load.text_tokens, 96).to(self.dtype)
+        sigma = torch.full((self.load.batch_size,), 0.5)
+        predicted = predict_velocity(
+            self.model, target, references, embeds, mask=None, sigma=sigma
+        )
+        return predicted.float().square().mean()
+
+    def saved(self) -> int:
+        """Bytes that autograd holds between forward and backward, weights aside."""
+        weights = {one.untyped_storage().data_ptr() for one in self.model.parameters()}
+        held: dict[int, int] = {}
+        kept = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+                kept.append(tensor)  # so that no address is used twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.loss()
+        return sum(held.values())
+
+    def peak(self) -> int:
+        """The most bytes allocated at once in one forward and backward, beyond the weights."""
+        self.loss().backward()
+        self.model.zero_grad(set_to_none=True)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            self.loss().backward()
+        kineto: Any = recorded.profiler
+        events = [one for one in kineto.kineto_results.events() if one.name() == "[memory]"]
+        now = most = 0
+        for event in sorted(events, key=lambda one: one.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        return most
+
+
+def _load(*sizes: tuple[int, int], text: int = 60, batch_size: int = 1) -> Load:
+    return Load(sizes, text, batch_size)
+
+
+TINY = _load((256, 256), (256, 256))
+LARGER = _load((384, 384), (384, 256), (256, 384), text=100)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("blocks", "load", "way", "wide", "zero_cond_t"),
+    [
+        (2, TINY, Way(), False, False),
+        (2, TINY, Way(checkpointing=False), False, False),
+        (2, TINY, Way(number_bytes=4), False, True),
+        (4, LARGER, Way(targets="joint-attention"), True, True),
+        (4, TINY, Way(number_bytes=4, checkpointing=False), True, False),
+        (4, _load((256, 256), (256, 256), batch_size=2), Way(targets="all-linear"), True, False),
+        (4, _load((256, 256), (128, 256), text=300), Way(checkpointing=False), True, True),
+    ],
+)
+def test_the_peak_of_a_step_is_what_was_counted_within_a_tenth(
+    blocks: int, load: Load, way: Way, wide: bool, zero_cond_t: bool
+) -> None:
+    case = Case(
+        blocks=blocks, load=load, way=way, head_width=64 if wide else 32, zero_cond_t=zero_cond_t
+    )
+    foreseen = memory_of(case.sizes, load, way)
+    assert foreseen.weights == case.base
+    assert foreseen.lora == 4 * sum(one.numel() for one in case.lora.values())
+    counted = case.peak()
+    assert foreseen.activations + foreseen.block + foreseen.ends == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("way", "zero_cond_t"),
+    [
+        (Way(checkpointing=False), False),
+        (Way(checkpointing=False, targets="joint-attention"), True),
+        (Way(checkpointing=False, targets="all-linear"), False),
+        (Way(checkpointing=False, number_bytes=4), True),
+        (Way(), False),
+    ],
+)
+def test_one_more_block_keeps_what_the_formula_says(way: Way, zero_cond_t: bool) -> None:
+    cases = [
+        Case(blocks=blocks, load=TINY, way=way, head_width=64, zero_cond_t=zero_cond_t)
+        for blocks in (2, 3)
+    ]
+    fewer, more = (case.saved() for case in cases)
+    tokens = TINY.image_tokens + TINY.text_tokens
+    foreseen = way.number_bytes * cases[0].sizes.width * tokens
+    if not way.checkpointing:
+        foreseen += saved_bytes(cases[0].sizes, TINY, way)
+    assert more - fewer == pytest.approx(foreseen, rel=0.05)
+    kept = [kept_bytes(case.sizes, TINY, way) for case in cases]
+    assert kept[1] - kept[0] == foreseen
+
+
+def test_the_full_model_has_the_parameters_it_is_known_for() -> None:
+    assert FULL.parameters() == 20_430_401_088
+    assert lora_parameters(FULL, "attention", rank=1) == 1_474_560
+    with_table = weight_bytes(FULL, Way(table=True)) - 4_460_544
+    spared = spared_bytes(blocks=60, width=3072)
+    assert weight_bytes(FULL, Way()) - with_table == spared
+
+
+@pytest.mark.parametrize(
+    ("precision", "gibibytes"),
+    [("no_change", 38.05), ("int8-quanto", 19.07), ("int4-quanto", 10.17), ("nf4-bnb", 10.76)],
+)
+def test_bases_of_known_precision_have_their_known_sizes(precision: str, gibibytes: float) -> None:
+    counted = weight_bytes(FULL, Way(precision=precision)) / 2**30
+    assert counted == pytest.approx(gibibytes, abs=0.005)
+
+
+def test_the_rungs_agree_with_the_estimates_made_beforehand() -> None:
+    """34, 20 and 13 GB at 1024 x 1024 with one reference, rank 16 and the table."""
+    totals = {
+        rung.name: memory_of(FULL, ONE_REFERENCE, rung.way).total / 1e9
+        for rung in ladder(FULL, Way())
+    }
+    assert totals["modulation table"] == pytest.approx(34, rel=0.07)
+    assert totals["int8"] == pytest.approx(20, rel=0.07)
+    assert totals["4 bit"] == pytest.approx(13, rel=0.07)
+    assert sorted(totals.values(), reverse=True) == list(totals.values())
+
+
+@pytest.mark.parametrize(
+    ("references", "petaflops"), [(1, 0.58), (2, 1.05), (3, 1.65)], ids=["one", "two", "three"]
+)
+def test_a_step_costs_the_operations_it_is_known_for(references: int, petaflops: float) -> None:
+    load = Load(((1024, 1024),) * (1 + references), 240 * references)
+    assert step_flops(FULL, load) / 1e15 == pytest.approx(petaflops, rel=0.02)
+
+
+def test_a_lora_on_the_modulation_or_float32_leaves_the_table_out() -> None:
+    for way in (Way(targets="all-linear+modulation"), Way(number_bytes=4)):
+        assert all(not rung.way.table for rung in ladder(FULL, way))
+    assert any(rung.way.table for rung in ladder(FULL, Way()))
+
+
+def test_gradients_beside_activations_where_batches_are_accumulated() -> None:
+    once = memory_of(FULL, ONE_REFERENCE, Way())
+    several = memory_of(FULL, ONE_REFERENCE, Way(accumulates=True))
+    assert several.total - once.total == 4 * lora_parameters(FULL, "attention", rank=16)
