@@ -11,10 +11,13 @@ import pytest
 
 from qedit.cache.errors import WrongUse
 from qedit.config.datasets import CaptionShuffle, Dataset
+from qedit.config.settings import Settings
+from qedit.stages.models.caption_length import CaptionLength
 from qedit.stages.pair.captions import Captions, NoCaption, shuffled
 from qedit.stages.pair.scan import scan
 
 TARGET = "cats/red_cat-2.png"
+MODEL = "nobody/nothing-that-is-needed"
 
 
 @pytest.fixture
@@ -26,7 +29,8 @@ def folder(tmp_path):
 
 def captions(folder: Path, **fields: object) -> tuple[str, ...]:
     main = Dataset(id="edits", instance_data_dir=folder, **fields)
-    return Captions(main, scan(folder)).of(TARGET)
+    length = CaptionLength(Settings(model_flavour="edit-v2", pretrained_model_name_or_path=MODEL))
+    return Captions(main, scan(folder), length=length).of(TARGET)
 
 
 def text(folder: Path, data: bytes) -> Path:

@@ -137,6 +137,19 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
 
 
+def processor_of(settings: ModelSettings) -> Path:
+    """The folder of a checkpoint's tokenizer and processor alone, fetched if need be.
+
+    Raises:
+        WrongUse: a folder or repository that cannot be had.
+    """
+    source = settings.pretrained_model_name_or_path or flavour_of(settings).repository
+    root = _local_folder(source, "pretrained_model_name_or_path")
+    if root is None:
+        root = _download(source, settings.revision, patterns=_patterns(["processor"]))
+    return root / "processor"
+
+
 # -- where it lies ---------------------------------------------------------------------
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from ...cache.errors import WrongUse
 from ...config.datasets import CaptionShuffle, Dataset
-from ..models.templates import PICTURE_TOKENS
+from ..models.caption_length import CaptionLength
+from ..models.templates import CAPTION_LIMIT_TOKENS, PICTURE_TOKENS
 from ..pairs_recipe import filter_entries
 from .caption_tables import TableCaptions
 from .scan import TEXT_EXTENSION, Scan
+
+SHOWN_CHARACTERS = 80
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _REPLACEMENT = re.compile(r"s/((?:[^/\\]|\\.)+)/((?:[^/\\]|\\.)*)/", re.DOTALL)
@@ -31,12 +35,15 @@ class NoCaption(Exception):
 class Captions:
     """The captions of the targets of one main dataset.
 
+    Args:
+        length: tells which captions are too long for the encoder.
+
     Raises:
         WrongUse: a caption table that cannot be read, or an option that lacks its value.
     """
 
-    def __init__(self, main: Dataset, targets: Scan) -> None:
-        self._main, self._targets = main, targets
+    def __init__(self, main: Dataset, targets: Scan, *, length: CaptionLength) -> None:
+        self._main, self._targets, self._length = main, targets, length
         self._only_prompts = main.only_instance_prompt or main.caption_strategy == "instanceprompt"
         if (self._only_prompts or main.prepend_instance_prompt) and not main.instance_prompt:
             raise WrongUse(
@@ -78,11 +85,19 @@ class Captions:
         if not captions:
             raise NoCaption("empty_caption", "nothing but blanks")
         for caption in captions:
-            for token in PICTURE_TOKENS:
-                if token in caption:
-                    # the encoder would take it for a picture that is not there
-                    raise NoCaption("picture_token_in_caption", f"{token} in {caption!r}")
+            self._check(caption)
         return captions
+
+    def _check(self, caption: str) -> None:
+        for token in PICTURE_TOKENS:
+            if token in caption:
+                # the encoder would take it for a picture that is not there
+                raise NoCaption("picture_token_in_caption", f"{token} in {_start(caption)}")
+        if tokens := self._length.excess(caption):
+            raise NoCaption(
+                "caption_too_long",
+                f"{tokens} tokens, at most {CAPTION_LIMIT_TOKENS} are possible: {_start(caption)}",
+            )
 
     def _raw(self, path: str) -> Sequence[str]:
         match self._main.caption_strategy:
@@ -146,6 +161,10 @@ def shuffled(caption: str, options: CaptionShuffle) -> list[str]:
 
 def _lot(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _start(caption: str) -> str:
+    return repr(textwrap.shorten(caption, SHOWN_CHARACTERS, placeholder=" ..."))
 
 
 def _clean(captions: Iterable[str]) -> tuple[str, ...]:

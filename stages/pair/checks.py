@@ -41,6 +41,7 @@ REASONS = {
     "ratios_differ": "a strict reference, or a mask, of another ratio than its target",
     "missing_caption": "no caption",
     "empty_caption": "a caption of nothing but blanks",
+    "caption_too_long": "a caption of more tokens than the encoder takes",
     "caption_not_utf8": "a caption file that is not UTF-8",
     "picture_token_in_caption": "a caption with a token that stands for a picture",
     "name_not_utf8": "a file name that is not UTF-8",

@@ -13,6 +13,7 @@ from ...cache.errors import WrongUse
 from ...cache.fingerprint import fingerprint
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
+from ..models.caption_length import CaptionLength
 from ..models.flavours import Flavour
 from ..pair_rows import Rejection
 from ..pairs_recipe import match_target_res, pairs_recipe
@@ -169,7 +170,7 @@ def _wanted(
     stems: Mapping[str, Candidates],
     ambiguous: Collection[str],
 ) -> tuple[list[Wanted], list[Rejection]]:
-    captions = Captions(main, scans[main.id])
+    captions = Captions(main, scans[main.id], length=CaptionLength(configuration.settings))
     wanted: list[Wanted] = []
     rejections: dict[Rejection, None] = {}
     every: list[tuple[Terms, Matched]] = []
