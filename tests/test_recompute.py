@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qedit.stages.models import offload, recompute
 from qedit.stages.models.block_streaming import BlockStreaming, spread, stream_blocks
+from qedit.stages.models.fit import Recomputation
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.offload import HostMemory
-from qedit.stages.models.recompute import Recomputation, recompute_blocks
+from qedit.stages.models.recompute import recompute_blocks
 from qedit.stages.models.transformer import predict_velocity
 
 LAYERS = 5

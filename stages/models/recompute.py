@@ -10,7 +10,6 @@ for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from .fit import Recomputation
 from .offload import Held, HostMemory
 
 Run = Callable[..., tuple[Tensor, Tensor]]
@@ -27,22 +27,6 @@ _ATTENTION = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_efficient_attention",
 )
-
-
-@dataclass(frozen=True)
-class Recomputation:
-    """What a forward keeps for its backward.
-
-    Attributes:
-        kept: how many blocks keep all their activations: the last ones, whose live shortest.
-        attention: keep what attention gave in the others: 51 MB a block at full scale and one
-            reference of 1 MP, and a fifth less to compute again.
-        inputs_to_host: keep the inputs of the recomputed blocks in host memory.
-    """
-
-    kept: int = 0
-    attention: bool = False
-    inputs_to_host: bool = False
 
 
 def recompute_blocks(transformer: nn.Module, how: Recomputation) -> None:

@@ -1,0 +1,135 @@
+"""Which way a training step is fitted into the memory there is: the least costly that fits.
+
+Every way gives the same losses and gradients; they differ in speed alone, so none of it is
+part of what decides a run. Arithmetic alone: `qedit plan` says with it what `train` will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ...cache.errors import WrongUse
+from .dimensions import Dimensions
+from .memory import Load, Way, memory_of, saved_bytes
+
+GIGABYTE = 1_000_000_000
+_LOG_SUM_BYTES = 4  # of each head and token, kept with attention's output
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What a forward keeps for its backward.
+
+    Attributes:
+        kept: how many blocks keep all their activations: the last ones, whose live shortest.
+        attention: keep what attention gave in the others: 51 MB a block at full scale and one
+            reference of 1 MP, and a fifth less to compute again.
+        inputs_to_host: keep the inputs of the recomputed blocks in host memory.
+    """
+
+    kept: int = 0
+    attention: bool = False
+    inputs_to_host: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a forward keeps for its backward, and which weights wait on the host.
+
+    Attributes:
+        recomputation: None where every block keeps its activations, as without checkpointing.
+        streamed: how many blocks keep their frozen weights in host memory.
+        needs_bytes: what a step is estimated to take of the device; 0 where nobody asked.
+    """
+
+    recomputation: Recomputation | None
+    streamed: int = 0
+    needs_bytes: int = 0
+
+    def words(self, *, blocks: int) -> str:
+        """What is done, for people."""
+        how, said = self.recomputation, []
+        if how is None:
+            said.append("no block is computed again in the backward")
+        else:
+            again = blocks - how.kept
+            said.append(
+                f"{again} of {blocks} blocks are computed again in the backward"
+                + (", their attention aside" if how.attention else "")
+            )
+            if how.inputs_to_host:
+                said.append("their inputs wait in the computer's memory")
+        if self.streamed:
+            said.append(f"the weights of {self.streamed} blocks wait in the computer's memory")
+        return "; ".join(said)
+
+
+def fit_into(
+    budget_bytes: int,
+    sizes: Dimensions,
+    load: Load,
+    way: Way,
+    *,
+    streamed: int | None = None,
+) -> Fit:
+    """The least costly fit into `budget_bytes` of device memory, context included.
+
+    In this order: nothing is computed again; the attention's output is kept and as many blocks
+    as fit; everything is computed again; the blocks' inputs go to the host; as few blocks as
+    needed are streamed.
+
+    Args:
+        streamed: so many blocks are streamed in any case, and no more.
+
+    Raises:
+        WrongUse: even the smallest way does not fit.
+    """
+    smallest = 0
+    for fit in _fits(sizes, streamed=streamed):
+        fit = replace(fit, needs_bytes=needed_bytes(fit, sizes, load, way))
+        if fit.needs_bytes <= budget_bytes:
+            return fit
+        smallest = fit.needs_bytes
+    raise WrongUse(
+        f"A step takes about {smallest / GIGABYTE:.1f} GB of device memory in the smallest way, "
+        f"and there are {budget_bytes / GIGABYTE:.1f} GB.",
+        "Make the base smaller with `base_model_precision`, or lower `train_batch_size` or "
+        "`resolution`: `qedit plan --vram N` shows what fits into N GB.",
+    )
+
+
+def needed_bytes(fit: Fit, sizes: Dimensions, load: Load, way: Way) -> int:
+    """What a step takes of the device when it is fitted so."""
+    how = fit.recomputation
+    way = replace(
+        way,
+        streamed=fit.streamed,
+        checkpointing=how is not None,
+        offload=how is not None and how.inputs_to_host,
+    )
+    needs = memory_of(sizes, load, way).total
+    if how is None:
+        return needs
+    needs += how.kept * saved_bytes(sizes, load, way)
+    if how.attention:
+        needs += (sizes.blocks - how.kept) * attention_bytes(sizes, load, way)
+    return needs
+
+
+def attention_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
+    """What attention gives in one block: its output, and a number for each head and token."""
+    tokens = load.batch_size * (load.image_tokens + load.text_tokens)
+    return tokens * (way.number_bytes * sizes.width + _LOG_SUM_BYTES * sizes.heads)
+
+
+def _fits(sizes: Dimensions, *, streamed: int | None) -> Iterator[Fit]:
+    """Every fit, the least costly first."""
+    always = streamed or 0
+    yield Fit(None, streamed=always)
+    for kept in range(sizes.blocks - 1, -1, -1):
+        yield Fit(Recomputation(kept=kept, attention=True), streamed=always)
+    yield Fit(Recomputation(), streamed=always)
+    most = sizes.blocks if streamed is None else streamed
+    for number in range(always, most + 1):
+        yield Fit(Recomputation(inputs_to_host=True), streamed=number)
