@@ -47,6 +47,16 @@ def readable_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add `line` and its end to a log, which readers take line by line.
+
+    The one write that is not whole or not at all: a line without its end was cut off by a
+    crash, and readers leave it out.
+    """
+    with _in_words(path), open(path, "ab") as file:
+        file.write(f"{line}\n".encode())
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Hand out a file that becomes `path`, whole and on the disk, when the block ends well.

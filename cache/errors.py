@@ -51,3 +51,11 @@ class Locked(QeditError):
     """Another process is writing there."""
 
     exit_code = 6
+
+
+class OfOneProcess(QeditError):
+    """What has gone wrong in one of several processes, which the others know nothing of."""
+
+
+class Broken(Exception):
+    """What lies on disk is not what was written; says how, not where. Becomes a Damaged."""

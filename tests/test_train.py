@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from qedit.cache.lock import writer_lock
 from qedit.config.loading import Configuration
 from qedit.stages.samples import NULL_CAPTION
 from qedit.stages.train import loop
+from qedit.stages.train.checkpoint import read_state
 from qedit.stages.train.feed import Batch, Feed
 from qedit.stages.train.plan import make_plan
 
@@ -39,7 +40,10 @@ def test_a_run_leaves_checkpoints_lora_files_and_a_line_a_step(made: Any) -> Non
     assert checkpoint_names(configuration) == ["checkpoint-4", "checkpoint-5"]
     lines = metrics(configuration)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert set(lines[0]) == {"step", "loss", "lr", "grad_norm", "sigma", "samples", "seconds"}
+    assert set(lines[0]) == {
+        *("step", "loss", "lr", "grad_norm", "sigma", "samples", "loss_by_sigma"),
+        *("seconds", "data_wait_seconds", "padding", "memory_bytes"),
+    }
     assert lines[-1]["loss"] == outcome.facts["loss"]
     file = configuration.settings.output_dir / "pytorch_lora_weights.safetensors"
     with safe_open(file, "pt") as opened:
@@ -256,25 +260,74 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(made: Any) -> None:
         train(made(max_train_steps=4))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_samples_name(
-    made: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, *, steps: Collection[int]) -> None:
+    """Have a NaN in the second sample of the first batch of these steps."""
     read = Feed.step
 
     def poisoned(feed: Feed, step: int) -> list[Batch]:
         batches = read(feed, step)
-        if step == 4:
+        if step in steps:
             batches[0].target[1] = float("nan")
         return batches
 
-    configuration = made(checkpoint_step_interval=1)
-    name = make_plan(configuration).feed.step(4)[0].names[1]
     monkeypatch.setattr(Feed, "step", poisoned)
-    with pytest.raises(QeditError, match=f"{name}.*step 4 is nan"):
-        train(configuration)
-    assert checkpoint_names(configuration) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_a_step_whose_loss_is_no_number_is_left_out_and_told(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = made(checkpoint_step_interval=3, max_train_steps=6)
+    name = make_plan(configuration).feed.step(4)[0].names[1]
+    poison(monkeypatch, steps=[4])
+    told = Quiet()
+    loop.run(configuration, told, device="cpu")
+    assert name in told.warned[0]
+    assert "step 4 is nan. The step was skipped." in told.warned[0]
+    line = metrics(configuration)[3]
+    assert (line["loss"], line["grad_norm"]) == (None, None)
+    assert name in line["skipped"]
+    assert all(one["loss"] > 0 for one in metrics(configuration) if one["step"] != 4)
     assert all(bool(weight.isfinite().all()) for weight in lora(configuration).values())
-    assert [line["step"] for line in metrics(configuration)] == [1, 2, 3]
+    state = read_state(configuration.settings.output_dir / "checkpoint-6")
+    assert state["skips"] == {"in_a_row": 0, "in_all": 1}
+
+
+def test_a_skipped_step_changes_neither_weights_nor_optimizer_nor_average(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = made(checkpoint_step_interval=1, max_train_steps=4)
+    poison(monkeypatch, steps=[4])
+    train(configuration)
+    where = configuration.settings.output_dir
+    for name in ("weights", "optimizer", "ema"):
+        before, after = (
+            (where / f"checkpoint-{step}" / f"{name}.safetensors").read_bytes() for step in (3, 4)
+        )
+        assert before == after, name
+
+
+@pytest.mark.parametrize(
+    ("steps", "last", "said"),
+    [
+        (range(4, 40), 7, "3 steps before it in a row"),
+        (range(1, 40, 2), 21, "10 steps of this run"),
+    ],
+)
+def test_too_many_skipped_steps_end_the_run_with_the_samples_name(
+    made: Any, monkeypatch: pytest.MonkeyPatch, steps: range, last: int, said: str
+) -> None:
+    """Stopped and gone on in between: the count is a part of the checkpoint."""
+    settings = {"checkpoint_step_interval": 1, "checkpoints_total_limit": 2}
+    configuration = made(max_train_steps=40, **settings)
+    name = make_plan(configuration).feed.step(last)[0].names[1]
+    poison(monkeypatch, steps=steps)
+    train(made(max_train_steps=5, **settings))
+    with pytest.raises(QeditError, match=f"{name}.*step {last} is nan") as ended:
+        train(configuration)
+    assert said in ended.value.what
+    assert checkpoint_names(configuration)[-1] == f"checkpoint-{last - 1}"
+    assert [line["step"] for line in metrics(configuration)] == list(range(1, last))
+    assert all(bool(weight.isfinite().all()) for weight in lora(configuration).values())
 
 
 # -- Ctrl-C ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ...cache.errors import Damaged, WrongUse
 from ...cache.fingerprint import digest_bytes, digest_file
 from .ema import Ema
 from .optimizers import optimizer_tensors, restore_optimizer
+from .skips import Skips
 
 STATE_FILE = "state.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -38,6 +39,7 @@ class Trained:
     weights: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: Ema | None
+    skips: Skips = field(default_factory=Skips)
 
     def files(self) -> dict[str, bytes]:
         """The state as the files of a checkpoint."""
@@ -59,6 +61,8 @@ class Trained:
         if self.ema:
             for name, tensor in read_tensors(checkpoint, EMA_FILE).items():
                 self.ema.shadow[name].copy_(tensor)
+        # checkpoints of the first version count nothing
+        self.skips.restore(read_state(checkpoint).get("skips", Skips().as_object()))
 
 
 def _as_bytes(named: Mapping[str, Tensor]) -> bytes:
@@ -91,7 +95,13 @@ def save_checkpoint(
         for name, data in files.items():
             write_bytes(partial / name, data)
         digests = {name: digest_bytes(data) for name, data in files.items()}
-        state = {"step": step, "of_steps": of_steps, "files": digests, "run": dict(run)}
+        state = {
+            "step": step,
+            "of_steps": of_steps,
+            "skips": trained.skips.as_object(),
+            "files": digests,
+            "run": dict(run),
+        }
         write_json(partial / STATE_FILE, state)
     others = [path for path in checkpoints(output_dir) if path != folder]
     for path in others[: max(0, len(others) + 1 - limit)]:

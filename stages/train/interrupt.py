@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,19 +12,30 @@ from typing import Any
 
 from ..stage import Progress
 
+# A launcher hands on the Ctrl-C that its processes have got from the terminal already.
+ECHO_SECONDS = 1.0
+
 
 @contextmanager
-def patient_interrupt(progress: Progress) -> Iterator[Callable[[], bool]]:
+def patient_interrupt(progress: Progress, *, echoed: bool = False) -> Iterator[Callable[[], bool]]:
     """While the block runs, the first Ctrl-C only asks to stop; a second one stops at once.
 
     The block gets a function that says whether it was asked. Outside the main thread, where
     signals cannot be handled, nothing changes.
+
+    Args:
+        echoed: whether a launcher may send every Ctrl-C a second time, right after the first.
     """
     asked = threading.Event()
+    first_at = 0.0
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal first_at
         if asked.is_set():
+            if echoed and time.monotonic() - first_at < ECHO_SECONDS:
+                return
             raise KeyboardInterrupt
+        first_at = time.monotonic()
         asked.set()
         progress.say("Finishing this step and writing a checkpoint; Ctrl-C again leaves at once.")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +13,6 @@ import torch
 from ...cache.atomic import write_json
 from ...cache.lock import writer_lock
 from ...config.loading import Configuration
-from ..models.device import best_device
 from ..models.lora_file import LORA_FILE, Lora
 from ..stage import Outcome, Progress
 from .checkpoint import (
@@ -22,14 +23,17 @@ from .checkpoint import (
     step_of,
     strangers,
 )
-from .feed import Batch
 from .interrupt import patient_interrupt
-from .metrics import Metrics
+from .looks import Looks, is_owed
+from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes
+from .model import remarks
 from .plan import Plan, make_plan
 from .previews import Previews
 from .publish import publisher_of
+from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
 from .start import start_of
+from .trackers import tracker_of
 from .trainer import Trainer
 
 STAGE = "train"
@@ -54,44 +58,47 @@ def run(
         Locked: another process trains there.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
-    started = time.monotonic()
-    plan = make_plan(configuration)
-    where = plan.settings.output_dir
-    begin = _where_to_begin(plan)
-    start = None if begin else start_of(plan.settings)
-    kept = min(plan.steps, step_of(begin) if begin else 0)
-    outcome = Outcome(STAGE, plan.steps, kept, 0, 0, 0.0, str(where / LORA_FILE), unit="steps")
-    if dry_run:
-        return outcome
-    previews = Previews.open(configuration, plan, progress, decodes=decodes)
-    with writer_lock(where, doing=STAGE):
-        begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
+    started, place = time.monotonic(), device_of(device)
+    with among_others(place) as ranks:
+        # the first process first: the others find what it looks up remembered
+        plan = ranks.in_turn(lambda: make_plan(configuration))
+        if ranks.are_several:
+            refuse_idle_processes(plan.settings, ranks.world)
+        where = plan.settings.output_dir
+        begin = _where_to_begin(plan)
+        start = None if begin else start_of(plan.settings)
         kept = min(plan.steps, step_of(begin) if begin else 0)
-        write_json(where / RUN_FILE, plan.run)
-        if begin:
-            publisher_of(plan).publish(begin)
-        facts = {}
-        if kept < plan.steps or (previews and previews.due(kept)):
-            loss = _train(
-                plan,
-                progress,
-                begin=begin,
-                start=start,
-                device=best_device(device),
-                previews=previews,
-            )
-            facts = {"loss": loss} if kept < plan.steps else {}
-    return Outcome(
-        stage=STAGE,
-        wanted=plan.steps,
+        outcome = Outcome(STAGE, plan.steps, kept, 0, 0, 0.0, str(where / LORA_FILE), unit="steps")
+        if dry_run:
+            return outcome
+        previews = None
+        if ranks.is_first:
+            previews = Previews.open(configuration, plan, progress, decodes=decodes)
+        loss = None
+        with writer_lock(where, doing=STAGE) if ranks.is_first else nullcontext():
+            begin = ranks.path_of_the_first(lambda: _begin_anew(plan))
+            done = step_of(begin) if begin else 0
+            kept = min(plan.steps, done)
+            owed = is_owed(plan, done) or bool(previews and previews.due(kept))
+            if kept < plan.steps or ranks.any_of(owed):
+                run_of = _Run(plan, progress, place, ranks, previews)
+                loss = run_of.train(begin=begin, start=start)
+    return replace(
+        outcome,
         kept=kept,
         computed=plan.steps - kept,
-        failed=0,
         seconds=time.monotonic() - started,
-        where=str(where / LORA_FILE),
-        unit="steps",
-        facts=facts,
+        facts={"loss": loss} if kept < plan.steps else {},
     )
+
+
+def _begin_anew(plan: Plan) -> Path | None:
+    """Take hold of the folder: say whose it is, and bring its files up to its checkpoint."""
+    begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
+    write_json(plan.settings.output_dir / RUN_FILE, plan.run)
+    if begin:
+        publisher_of(plan).publish(begin)
+    return begin
 
 
 def _where_to_begin(plan: Plan) -> Path | None:
@@ -112,53 +119,109 @@ def _where_to_begin(plan: Plan) -> Path | None:
     return begin
 
 
-def _train(
-    plan: Plan,
-    progress: Progress,
-    *,
-    begin: Path | None,
-    start: Lora | None,
-    device: torch.device,
-    previews: Previews | None,
-) -> float:
-    """Make every step after `begin`, with its checkpoints; the last step's loss."""
-    settings, where = plan.settings, plan.settings.output_dir
-    progress.say(f"Training on {device}.")
-    trainer = Trainer.load(plan, device=device, start=start)
-    done = 0
-    if begin:
-        trainer.trained.restore(begin)
-        done = step_of(begin)
-        progress.say(f"Going on from {begin.name}.")
-        _warn_of_a_moved_end(plan, progress, before=read_state(begin)["of_steps"])
-    metrics = Metrics(where, after_step=done)
-    publisher = publisher_of(plan)
-    loss = float("nan")
-    with (
-        patient_interrupt(progress) as stop_wanted,
-        progress.bar(plan.steps, STAGE, unit="step", initial=done) as advance,
-    ):
-        if previews and previews.due(done):
-            previews.make(trainer, done, stopping=stop_wanted)
-        began = time.perf_counter()
-        for step, batches in plan.feed.ahead(range(done + 1, plan.steps + 1)):
-            facts = trainer.step(step, batches)
-            loss = facts["loss"]
-            now = time.perf_counter()
-            metrics.add(step=step, **facts, **_about(batches), seconds=round(now - began, 4))
-            began = now
-            advance(1)
-            progress.note(loss=f"{loss:.4f}", lr=f"{facts['lr']:.2g}")
-            stopping = stop_wanted()
-            if stopping or step == plan.steps or step % settings.checkpoint_step_interval == 0:
-                publisher.publish(_save(plan, trainer, step=step))
-            if previews and not stopping and previews.due(step):
-                previews.make(trainer, step, stopping=stop_wanted)
-                began = time.perf_counter()
-            if stopping and step < plan.steps:
-                progress.say(f"Stopped after step {step}. Run `qedit train` again to go on.")
-                raise KeyboardInterrupt
-    return loss
+class _Run:
+    """A run that goes on: what does not change from step to step, and the story of the steps."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        progress: Progress,
+        device: torch.device,
+        ranks: Ranks,
+        previews: Previews | None,
+    ) -> None:
+        self.plan, self.progress, self.device = plan, progress, device
+        self.ranks, self.previews = ranks, previews
+
+    def train(self, *, begin: Path | None, start: Lora | None) -> float | None:
+        """Make every step after `begin`, with its checkpoints; the last step's loss."""
+        plan, progress, ranks = self.plan, self.progress, self.ranks
+        progress.say(f"Training on {self.device}{ranks.in_words()}.")
+        for remark in remarks(plan):
+            progress.say(remark)
+        fit = fit_of(plan, self.device)
+        for line in fit_words(fit, plan):
+            progress.say(line)
+        trainer = Trainer.load(plan, device=self.device, start=start, ranks=ranks, fit=fit)
+        done = self._go_on(trainer, begin)
+        feed = replace(plan.feed, rank=ranks.rank, world=ranks.world)
+        loss = None
+        with (
+            self._log(after_step=done if begin else None) as log,
+            patient_interrupt(progress, echoed=ranks.are_several) as stop_wanted,
+            progress.bar(plan.steps, STAGE, unit="step", initial=done) as advance,
+        ):
+            looks = Looks(plan, trainer, log, previews=self.previews)
+            looks.at(done, stopping=stop_wanted)
+            clock = time.perf_counter()
+            for step, batches in feed.ahead(range(done + 1, plan.steps + 1)):
+                waited = time.perf_counter() - clock
+                facts = trainer.step(step, batches, of_samples=feed.samples_in(step))
+                loss = facts["loss"]
+                log.add(
+                    step=step,
+                    **facts,
+                    seconds=round(time.perf_counter() - clock, 4),
+                    data_wait_seconds=round(waited, 4),
+                    padding=padding_in(batches),
+                    memory_bytes=peak_memory_bytes(self.device),
+                )
+                advance(1)
+                if why := facts.get("skipped"):
+                    progress.warn(f"{why} The step was skipped.")
+                shown = "none" if loss is None else f"{loss:.4f}"
+                progress.note(loss=shown, lr=f"{facts['lr']:.2g}")
+                stopping = ranks.any_of(stop_wanted())
+                if stopping or self._is_checkpoint(step):
+                    self._save(trainer, step)
+                if stopping and step < plan.steps:
+                    progress.say(f"Stopped after step {step}. Run `qedit train` again to go on.")
+                    raise KeyboardInterrupt
+                looks.at(step, stopping=stop_wanted)
+                clock = time.perf_counter()
+        return loss
+
+    def _go_on(self, trainer: Trainer, begin: Path | None) -> int:
+        """Have the trainer be where `begin` was, in every process; the steps made there."""
+        done = 0
+        if begin:
+            trainer.trained.restore(begin)
+            done = step_of(begin)
+            self.progress.say(f"Going on from {begin.name}.")
+            _warn_of_a_moved_end(self.plan, self.progress, before=read_state(begin)["of_steps"])
+        self.ranks.same_everywhere(trainer.trained.weights.values())
+        return done
+
+    @contextmanager
+    def _log(self, *, after_step: int | None) -> Iterator[Metrics | Unheard]:
+        """Where numbers go: the first process alone has a log."""
+        if not self.ranks.is_first:
+            yield Unheard()
+            return
+        settings = self.plan.settings
+        tracker = tracker_of(settings, self.plan.run, after_step=after_step)
+        try:
+            yield Metrics(settings.output_dir, after_step=after_step, tracker=tracker)
+        finally:
+            if tracker:
+                tracker.close()
+
+    def _is_checkpoint(self, step: int) -> bool:
+        return step == self.plan.steps or step % self.plan.settings.checkpoint_step_interval == 0
+
+    def _save(self, trainer: Trainer, step: int) -> None:
+        if not self.ranks.is_first:
+            return
+        settings = self.plan.settings
+        checkpoint = save_checkpoint(
+            settings.output_dir,
+            trainer.trained,
+            step=step,
+            of_steps=self.plan.steps,
+            run=self.plan.run,
+            limit=settings.checkpoints_total_limit,
+        )
+        publisher_of(self.plan).publish(checkpoint)
 
 
 def _warn_of_a_moved_end(plan: Plan, progress: Progress, *, before: int) -> None:
@@ -169,21 +232,3 @@ def _warn_of_a_moved_end(plan: Plan, progress: Progress, *, before: int) -> None
             f"The run now ends at step {plan.steps} instead of {before}: from here on the "
             f"learning rate follows the {schedule} schedule of the new length."
         )
-
-
-def _save(plan: Plan, trainer: Trainer, *, step: int) -> Path:
-    settings = plan.settings
-    return save_checkpoint(
-        settings.output_dir,
-        trainer.trained,
-        step=step,
-        of_steps=plan.steps,
-        run=plan.run,
-        limit=settings.checkpoints_total_limit,
-    )
-
-
-def _about(batches: Sequence[Batch]) -> dict[str, float]:
-    """What the log says of a step's samples."""
-    sigma = torch.cat([batch.sigma for batch in batches])
-    return {"sigma": float(sigma.mean()), "samples": len(sigma)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...config.loading import Configuration
 from ...config.settings import Settings
+from ..frozen_base import refuse_incomplete_base
 from ..models.checkpoint import Checkpoint, model_digest, open_checkpoint
 from ..pairs_table import read_pairs
 from ..samples import NULL_CAPTION
@@ -19,6 +20,10 @@ from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
 from .optimizers import optimizer_class
 from .record import describe_run
+from .trackers import refuse_missing_tracker
+
+# How many held-out samples are measured; a larger `num_eval_images` asks for more.
+HELD_OUT_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Plan:
     Attributes:
         steps: how many optimizer steps the run has in all.
         run: what decides it, as in run.json.
+        held_out: the samples that are only measured, one a step; None where there are none.
+        held_out_count: how many of them are measured.
     """
 
     settings: Settings
@@ -35,6 +42,8 @@ class Plan:
     feed: Feed
     steps: int
     run: dict[str, Any]
+    held_out: Feed | None = None
+    held_out_count: int = 0
 
 
 def make_plan(configuration: Configuration) -> Plan:
@@ -46,8 +55,10 @@ def make_plan(configuration: Configuration) -> Plan:
     """
     settings = configuration.settings
     optimizer_class(settings.optimizer)  # refuses one whose package is missing
+    refuse_missing_tracker(settings)
     checkpoint = open_checkpoint(settings)
     sources = _sources(configuration, checkpoint)
+    refuse_incomplete_base(checkpoint, settings)
     stores = open_stores(configuration, checkpoint)
     samples = [sample for source in sources for sample in source.samples]
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
@@ -72,7 +83,36 @@ def make_plan(configuration: Configuration) -> Plan:
         zero_cond_t=checkpoint.zero_cond_t,
         recipes=_recipes(stores),
     )
-    return Plan(settings, checkpoint, feed, steps=_steps(settings, order), run=run)
+    steps = _steps(settings, order)
+    held_out = _held_out(configuration, checkpoint, feed)
+    count = _held_out_count(settings, held_out)
+    return Plan(settings, checkpoint, feed, steps, run, held_out, count)
+
+
+def _held_out(configuration: Configuration, checkpoint: Checkpoint, feed: Feed) -> Feed | None:
+    """One sample a step, in an order of its own that does not depend on the training's."""
+    settings = configuration.settings
+    sources = [
+        Source(main.id, read_pairs(configuration, main, checkpoint.flavour).samples)
+        for main in configuration.eval_datasets()
+    ]
+    if not any(source.samples for source in sources):
+        return None
+    order = Order(sources, settings.validation_seed, batch_size=1, accumulation=1)
+    held_out = replace(
+        feed, order=order, seed=settings.validation_seed, caption_dropout=0.0, rank=0, world=1
+    )
+    count = _held_out_count(settings, held_out)
+    measured = [order.step(place + 1)[0][0] for place in range(count)]
+    feed.stores.missing(measured, ()).refuse(count, then="qedit train")
+    return held_out
+
+
+def _held_out_count(settings: Settings, held_out: Feed | None) -> int:
+    """The first so many of the order: an evaluation must not take longer than the training."""
+    if held_out is None:
+        return 0
+    return min(held_out.order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
 
 
 def _sources(configuration: Configuration, checkpoint: Checkpoint) -> Sequence[Source]:

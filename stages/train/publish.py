@@ -48,13 +48,11 @@ class Publisher:
             path = self.output_dir / name
             if published(path) != (digests[source], self.style):
                 about = {
-                    **self.about,
                     "steps": step,
                     "ema": source == EMA_FILE,
                     "checkpoint_digest": digests[source],
                 }
-                weights = read_tensors(checkpoint, source)
-                write_bytes(path, self._file(weights, about))
+                write_bytes(path, self.file_of(read_tensors(checkpoint, source), about))
         self._write_card(step)
 
     def _write_card(self, step: int) -> None:
@@ -64,8 +62,15 @@ class Publisher:
         if before is None or (before != card and MADE_BY in before):
             write_text(path, card)
 
-    def _file(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-        return lora_file(weights, rank=self.rank, alpha=self.alpha, about=about, style=self.style)
+    def file_of(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+        """The LoRA file of `weights`; its metadata say `about` beside what the run says."""
+        return lora_file(
+            weights,
+            rank=self.rank,
+            alpha=self.alpha,
+            about={**self.about, **about},
+            style=self.style,
+        )
 
 
 def publisher_of(plan: Plan) -> Publisher:

@@ -75,7 +75,7 @@ def describe_run(
 def _describe(source: Source) -> dict[str, Any]:
     return {
         "pairs": len(source.samples),
-        "digest": fingerprint({"samples": [_identity(sample) for sample in source.samples]}),
+        "digest": fingerprint({"samples": [identity(sample) for sample in source.samples]}),
         "repeats": source.repeats,
         "probability": source.probability,
         "start_step": source.start_step,
@@ -83,7 +83,8 @@ def _describe(source: Source) -> dict[str, Any]:
     }
 
 
-def _identity(sample: Sample) -> list[Any]:
+def identity(sample: Sample) -> list[Any]:
+    """What a sample is, as JSON: its name, and what its rows are named by."""
     references = [picture.latent_key for picture in sample.references]
     return [sample.name, sample.target.latent_key, references, sample.prefix_key, *sample.captions]
 

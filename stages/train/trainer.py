@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ...cache.errors import QeditError
+from ..models.fit import Fit
 from ..models.learning_rate import learning_rate_schedule
 from ..models.lora_file import Lora
 from .checkpoint import Trained
 from .ema import Ema
 from .feed import Batch
+from .fitting import apply_fit, fit_of, load_device
 from .model import open_model, training_dtype
 from .optimizers import make_optimizer
 from .plan import Plan
-from .step import Objective
+from .ranks import ALONE, Ranks
+from .skips import what_is_not_finite
+from .step import Objective, StepLosses
 
 
 @dataclass
@@ -29,15 +34,27 @@ class Trainer:
     objective: Objective
     learning_rate: Callable[[int], float]
     max_grad_norm: float
+    ranks: Ranks = ALONE
 
     @classmethod
-    def load(cls, plan: Plan, *, device: torch.device, start: Lora | None = None) -> Trainer:
-        """Load the base, put the LoRA on it (as `start`), and make optimizer and average."""
-        settings = plan.settings
-        transformer, weights = open_model(plan, device=device, start=start)
+    def load(
+        cls,
+        plan: Plan,
+        *,
+        device: torch.device,
+        start: Lora | None = None,
+        ranks: Ranks = ALONE,
+        fit: Fit | None = None,
+    ) -> Trainer:
+        """Load the base, put the LoRA on it (as `start`), and make optimizer and average.
+
+        Args:
+            fit: how it is fitted into the device's memory; None: as memory and settings say.
+        """
+        settings, fit = plan.settings, fit or fit_of(plan, device)
+        transformer, weights = open_model(plan, device=load_device(fit, device), start=start)
         transformer.train()
-        if settings.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        apply_fit(fit, transformer, device=device)
         rate = learning_rate_schedule(
             settings.lr_scheduler,
             settings.learning_rate,
@@ -63,34 +80,82 @@ class Trainer:
             ),
             learning_rate=rate,
             max_grad_norm=float(settings.max_grad_norm),
+            ranks=ranks,
         )
 
-    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
+    def step(
+        self, step: int, batches: Sequence[Batch], *, of_samples: int | None = None
+    ) -> dict[str, Any]:
         """Make one optimizer step; what the log says of it.
 
+        A step whose loss or gradient is no finite number changes nothing: its loss and
+        gradient are then None, and `skipped` says why.
+
+        Args:
+            of_samples: how many samples the step has over all processes.
+
         Raises:
-            QeditError: a loss or gradient is not a finite number; nothing was changed.
+            Agreed: too many steps were skipped.
         """
         optimizer, weights = self.trained.optimizer, self.trained.weights
         rate = self.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = self.objective.backward(self.transformer, batches, step=step)
-        losses.refuse_not_finite(step=step)
+        losses = self.objective.backward(
+            self.transformer, batches, step=step, of_samples=of_samples
+        )
+        self.ranks.sum_gradients(weights.values())
         limit = self.max_grad_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), limit))
-        if not norm < float("inf"):
-            names = ", ".join(name for batch in batches for name in batch.names)
-            raise QeditError(
-                f"The gradient of step {step} is {norm} (samples: {names}). "
-                "The last checkpoint is untouched.",
-                "Lower `learning_rate`, or look at those samples with `qedit inspect`.",
-            )
+        losses = _of_all(losses, self.ranks)
+        about = {"lr": rate, "sigma": float(losses.sigma.mean()), "samples": len(losses.sigma)}
+        if why := what_is_not_finite(step, losses, norm):
+            optimizer.zero_grad(set_to_none=True)
+            self.trained.skips.skipped(why)
+            return {"loss": None, "grad_norm": None, **about, "skipped": why}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.trained.skips.made()
         if self.trained.ema:
             self.trained.ema.follow(weights, step=step)
-        return {"loss": losses.mean, "lr": rate, "grad_norm": norm}
+        by_sigma = losses.by_sigma
+        return {"loss": losses.mean, "grad_norm": norm, **about, "loss_by_sigma": by_sigma}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While the block runs, the model has the averaged weights."""
+        ema, weights = self.trained.ema, self.trained.weights
+        assert ema is not None, "only a run with `use_ema` has an average"
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        try:
+            _become(weights, ema.shadow)
+            yield
+        finally:
+            _become(weights, before)
+
+
+@torch.no_grad()
+def _become(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])
+
+
+def _of_all(losses: StepLosses, ranks: Ranks) -> StepLosses:
+    """The losses of all processes, in the order of their places in the step."""
+    if not ranks.are_several:
+        return losses
+    mine = [losses.known.tolist(), losses.sigma.tolist(), losses.names, losses.captions]
+    every = ranks.gathered(mine)
+    values, sigma, names, captions = (
+        [item for rank in every for item in rank[place]] for place in range(4)
+    )
+    return replace(
+        losses,
+        values=torch.tensor(values),
+        sigma=torch.tensor(sigma),
+        names=tuple(names),
+        captions=tuple(captions),
+    )
 
 
 def _average(plan: Plan, weights: dict[str, nn.Parameter], *, device: torch.device) -> Ema | None:

@@ -1,0 +1,230 @@
+"""Several processes that train one run together: who one is, and what is said between them.
+
+`torchrun` and `accelerate launch` tell each process by its environment. A process alone is
+the first of one, and every exchange then gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...cache.errors import OfOneProcess, QeditError, WrongUse
+from ...config.settings import Settings
+from ..models.device import best_device
+
+Result = TypeVar("Result")
+
+# The first process may be writing pictures and checkpoints while the others wait.
+LONGEST_WAIT = timedelta(minutes=30)
+# Gradients are only summed when all have said that they are there.
+LONGEST_SUM = timedelta(seconds=50)
+BUCKET_NUMBERS = 1 << 26
+
+
+class Agreed(QeditError):
+    """What all processes raise alike, and the first one says."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run.
+
+    Attributes:
+        rank: from 0; the first one alone writes and speaks.
+        world: how many there are.
+        local_rank: its number on this machine, which is that of its GPU.
+        gradients: the group that GPUs sum gradients in; None sums them on the CPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    gradients: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        return self.world > 1
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process gives (JSON), in the order of their ranks."""
+        if not self.are_several:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        with self._while_all_live():
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            longest = int(max(sizes))
+            padded = torch.nn.functional.pad(data, (0, longest - len(data)))
+            every = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+            dist.all_gather(every, padded)
+        return [
+            json.loads(bytes(one[: int(size)].tolist()))
+            for one, size in zip(every, sizes, strict=True)
+        ]
+
+    def of_the_first(self, value: Any) -> Any:
+        """What the first process gives (JSON); the others wait for it."""
+        return self.gathered(value if self.is_first else None)[0]
+
+    def path_of_the_first(self, find: Callable[[], Path | None]) -> Path | None:
+        """What the first process finds; the others wait for it and look for nothing."""
+        found = find() if self.is_first else None
+        said = self.of_the_first(None if found is None else str(found))
+        return None if said is None else Path(said)
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives, in the first process before all others."""
+        done = work() if self.is_first else None
+        self.of_the_first(True)
+        return work() if done is None else done
+
+    def in_words(self) -> str:
+        """For a sentence that ends with it."""
+        return f", with {self.world} processes" if self.are_several else ""
+
+    def any_of(self, mine: bool) -> bool:
+        """Whether it is so in any process: all decide alike."""
+        return any(self.gathered(mine))
+
+    @torch.no_grad()
+    def sum_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
+        """Have every process hold the sum of all processes' gradients, in float32 buckets.
+
+        The same sum, to the bit, in every process, so their weights stay the same.
+        """
+        if not self.are_several:
+            return
+        for some in _buckets(weights):
+            self._sum(some)
+
+    def _sum(self, some: list[torch.nn.Parameter]) -> None:
+        device = some[0].device
+        parts = [
+            torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten()
+            for one in some
+        ]
+        # a weight that no process has a gradient for stays without one, as in one process
+        there = torch.tensor([float(one.grad is not None) for one in some], device=device)
+        bucket = torch.cat([*(part.float() for part in parts), there])
+        if self.gradients is None:
+            bucket = bucket.cpu()
+        with self._while_all_live():
+            dist.all_reduce(bucket, group=self.gradients)
+        start = 0
+        for one, count in zip(some, bucket[-len(some) :].tolist(), strict=True):
+            part = bucket[start : start + one.numel()].view_as(one)
+            one.grad = part.to(device, one.dtype) if count else None
+            start += one.numel()
+
+    @torch.no_grad()
+    def same_everywhere(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values of `tensors`."""
+        if not self.are_several:
+            return
+        with self._while_all_live():
+            for tensor in tensors:
+                value = tensor.detach().cpu().contiguous()
+                dist.broadcast(value, src=0)
+                tensor.copy_(value)
+
+    @contextmanager
+    def _while_all_live(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise QeditError(
+                f"Another process of this run has ended, so process {self.rank} of {self.world} "
+                "ends too.",
+                "What it said stands above. The same command goes on from the last checkpoint.",
+            ) from error
+
+    @contextmanager
+    def saying_who(self) -> Iterator[None]:
+        """What goes wrong in another process than the first is said with its number."""
+        try:
+            yield
+        except Exception as error:
+            if self.is_first or isinstance(error, Agreed):
+                raise
+            what, do = f"{type(error).__name__}: {error}", ""
+            if isinstance(error, QeditError):
+                what, do = error.what, error.do
+            raise OfOneProcess(f"Process {self.rank} of {self.world}: {what}", do) from error
+
+
+def _buckets(weights: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """A LoRA is one bucket; a whole model is several, so that memory never holds it twice."""
+    some: list[torch.nn.Parameter] = []
+    for one in weights:
+        if some and sum(other.numel() for other in some) + one.numel() > BUCKET_NUMBERS:
+            yield some
+            some = []
+        some.append(one)
+    if some:
+        yield some
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def among_others(device: torch.device) -> Iterator[Ranks]:
+    """Meet the other processes of the run, if the environment names any, and part at the end."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    try:
+        gradients = None
+        if device.type == "cuda":
+            gradients = dist.new_group(backend="nccl", timeout=LONGEST_SUM)
+        ranks = Ranks(dist.get_rank(), world, local_rank(), gradients)
+        with ranks.saying_who():
+            yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device_of(name: str) -> torch.device:
+    """The device called `name` for this process: of several, each has a GPU of its own."""
+    device = best_device(name)
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+    return device
+
+
+def refuse_idle_processes(settings: Settings, world: int) -> None:
+    """Raise if a step has fewer samples than there are processes.
+
+    Raises:
+        WrongUse: says what to set.
+    """
+    samples = settings.train_batch_size * settings.gradient_accumulation_steps
+    if samples < world:
+        raise WrongUse(
+            f"A step has {samples} samples, too few for {world} processes: they share its "
+            "`train_batch_size` times `gradient_accumulation_steps` samples.",
+            f"Say `--set gradient_accumulation_steps={-(-world // settings.train_batch_size)}`.",
+        )
