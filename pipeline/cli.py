@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .commands.files import demo, export, init_files
-from .commands.looking import inspect
+from .commands.looking import inspect, plan, preview
 from .commands.stages import cache_base, cache_embeds, cache_vae, pair, run, train
 from .commands.upkeep import gc, status, unlock, verify
 from .report import print_object
@@ -51,7 +51,7 @@ def main() -> None:
 
 for command in (
     *(pair, cache_vae, cache_embeds, cache_base, train, run),
-    *(status, verify, gc, unlock),
-    *(inspect, export, init_files, demo),
+    *(plan, status, verify, gc, unlock),
+    *(inspect, preview, export, init_files, demo),
 ):
     main.add_command(command)

@@ -35,8 +35,8 @@ USERS_ERRORS = {
 }
 # commands that take the two files, as messages name them
 COMMAND = re.compile(
-    r"`qedit (pair|cache-vae|cache-embeds|cache-base|train|run|status|verify|gc|unlock|inspect)"
-    r"\b([^`]*)`"
+    r"`qedit (pair|cache-vae|cache-embeds|cache-base|train|run|status|verify|gc|unlock|inspect|plan"
+    r"|preview)\b([^`]*)`"
 )
 
 

@@ -33,6 +33,10 @@ def stage_named(name: str) -> Callable[..., Outcome]:
         from ..stages.cache_base.stage import run as cache_base
 
         return cache_base
+    if name == "preview":
+        from ..stages.preview.stage import run as preview
+
+        return preview
     from ..stages.train.loop import run as train
 
     return train

@@ -2,67 +2,157 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 224
 GAP = 12
-HEAD = 30
-CAPTION_HEIGHT = 44
+MARGIN = 20
+TITLE_HEIGHT = 46
+HEAD = 28
+LINE = 19
+MOST_LINES = 3
 PAPER = "#fbfaf7"
 INK = "#22201c"
 FAINT = "#6f6a60"
+EMPTY = "#efece5"
+# For captions in letters that Pillow's own font does not have.
+WIDE_FONTS = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansJP-Regular.otf", "NotoSansCJKjp-Regular.otf"),
+    *("Hiragino Sans GB.ttc", "ipaexg.ttf", "ipag.ttf", "wqy-microhei.ttc", "Arial Unicode.ttf"),
+    "DejaVuSans.ttf",
+)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample on a sheet: its pictures by column (a column may hold several), its caption."""
+    """One sample on a sheet: its pictures by column, its caption.
 
-    columns: tuple[tuple[Image.Image, ...], ...]
+    A column may hold several pictures, none (it is left blank), or words.
+    """
+
+    columns: tuple[tuple[Image.Image, ...] | str, ...]
     caption: str
 
 
-def sheet(labels: Sequence[str], rows: Sequence[Row]) -> Image.Image:
-    """Draw `rows` under column `labels`; every row has one entry for each label."""
-    width = GAP + len(labels) * (CELL + GAP)
-    row_height = CELL + CAPTION_HEIGHT
-    page = Image.new("RGB", (width, HEAD + GAP + len(rows) * row_height), PAPER)
+def sheet(
+    labels: Sequence[str], rows: Sequence[Row], *, title: str = "", cell: int = CELL
+) -> Image.Image:
+    """Draw `rows` under column `labels`; every row has one entry for each label.
+
+    Args:
+        cell: the edge, in pixels, of the square that a column's pictures are fitted into.
+    """
+    width = 2 * MARGIN + len(labels) * (cell + GAP) - GAP
+    heights = [_row_height(row, cell) for row in rows]
+    captions = [list(_lines(row.caption, width - 2 * MARGIN)) for row in rows]
+    top = (TITLE_HEIGHT if title else 0) + HEAD + MARGIN // 2
+    below = [len(lines) * LINE + 26 for lines in captions]
+    page = Image.new("RGB", (width, top + sum(heights) + sum(below)), PAPER)
     draw = ImageDraw.Draw(page)
-    bold, plain = ImageFont.load_default(16), ImageFont.load_default(14)
+    if title:
+        draw.text((MARGIN, TITLE_HEIGHT // 2 + 6), title, INK, _font(title, 21), anchor="lm")
     for column, label in enumerate(labels):
-        draw.text((_left(column) + CELL // 2, HEAD // 2 + 4), label, INK, bold, anchor="mm")
-    for number, row in enumerate(rows):
-        top = HEAD + number * row_height
+        middle = _left(column, cell) + cell // 2
+        draw.text((middle, top - HEAD // 2 - 3), label, INK, _font(label, 16), anchor="mm")
+    for row, height, lines, under in zip(rows, heights, captions, below, strict=True):
         for column, pictures in enumerate(row.columns):
-            _paste(page, pictures, left=_left(column), top=top)
-        lines = textwrap.wrap(row.caption, width=width // 8)[:2]
-        draw.multiline_text((GAP, top + CELL + 6), "\n".join(lines), FAINT, plain, spacing=2)
+            left = _left(column, cell)
+            if isinstance(pictures, str):
+                centre = (left + cell // 2, top + height // 2)
+                draw.text(centre, pictures, INK, _font(pictures, 16), anchor="mm")
+            else:
+                _paste(page, pictures, box=(left, top, cell, height))
+        for number, line in enumerate(lines):
+            place = (MARGIN, top + height + 7 + number * LINE)
+            draw.text(place, line, FAINT, _font(line, 14))
+        top += height + under
     return page
 
 
-def _left(column: int) -> int:
-    return GAP + column * (CELL + GAP)
+def _row_height(row: Row, cell: int) -> int:
+    """As high as its highest picture at the width of a cell; a square at most."""
+    heights = [
+        round(cell * picture.height / picture.width)
+        for pictures in row.columns
+        if len(pictures) == 1 and not isinstance(pictures, str)
+        for picture in pictures
+    ]
+    return min(cell, max(heights, default=cell))
 
 
-def _paste(page: Image.Image, pictures: Sequence[Image.Image], *, left: int, top: int) -> None:
-    """Fit one or more pictures into a cell, side by side in a grid, each at its own ratio."""
-    across = 1 if len(pictures) == 1 else 2
-    down = -(-len(pictures) // across)
-    cell = (CELL // across, CELL // down)
+def _left(column: int, cell: int) -> int:
+    return MARGIN + column * (cell + GAP)
+
+
+def _paste(
+    page: Image.Image, pictures: Sequence[Image.Image], *, box: tuple[int, int, int, int]
+) -> None:
+    """Fit one or more pictures into a box, in a grid, each at its own ratio."""
+    left, top, width, height = box
+    across = 1 if len(pictures) < 2 else 2
+    down = max(1, -(-len(pictures) // across))
+    inner = (width // across, height // down)
     for place, picture in enumerate(pictures):
-        scale = min((cell[0] - 2) / picture.width, (cell[1] - 2) / picture.height)
+        gap = 0 if across == 1 else 4
+        scale = min((inner[0] - gap) / picture.width, (inner[1] - gap) / picture.height)
         fitted = picture.resize(
             (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
             Image.Resampling.LANCZOS,
         )
         row, column = divmod(place, across)
+        # the last of an odd number stands in the middle
+        spare = inner[0] // 2 if across == 2 and place == len(pictures) - 1 and column == 0 else 0
         page.paste(
             fitted,
             (
-                left + column * cell[0] + (cell[0] - fitted.width) // 2,
-                top + row * cell[1] + (cell[1] - fitted.height) // 2,
+                left + column * inner[0] + spare + (inner[0] - fitted.width) // 2,
+                top + row * inner[1] + (inner[1] - fitted.height) // 2,
             ),
         )
+
+
+def _lines(text: str, width: int) -> Iterator[str]:
+    """`text` in lines of at most `width` pixels, three at most; broken at blanks."""
+    font = _font(text, 14)
+    rest = " ".join(text.split())
+    for number in range(MOST_LINES):
+        if not rest:
+            return
+        fits = _fitting(rest, font, width)
+        if fits < len(rest):
+            blank = rest.rfind(" ", 0, fits + 1)
+            fits = blank if blank > fits // 2 else fits
+        line, rest = rest[:fits].rstrip(), rest[fits:].lstrip()
+        if rest and number == MOST_LINES - 1:
+            line = line[:-1].rstrip() + "…"
+        yield line
+
+
+def _fitting(text: str, font: Font, width: int) -> int:
+    """How many characters of `text` fit, at least one."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if font.getlength(text[:middle]) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _font(text: str, size: int) -> Font:
+    """Pillow's own font, or for letters that it does not have one of the system's."""
+    if all(ord(letter) < 0x250 or unicodedata.category(letter)[0] == "P" for letter in text):
+        return ImageFont.load_default(size)
+    for name in WIDE_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)

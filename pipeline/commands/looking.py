@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ..options import shared_options
+from ..options import device_option, dry_run_option, shared_options
 from ..reporting import reporting
-from .running import configuration_of
+from .running import configuration_of, run_named
 
 
 @click.command()
@@ -43,3 +43,41 @@ def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> No
                 "where": str(export) if export else "",
             }
         )
+
+
+@click.command()
+@shared_options
+@dry_run_option
+@device_option
+@click.option("--step", type=click.IntRange(min=0), help="The pictures of this step alone.")
+def preview(device: str, step: int | None, **shared: Any) -> None:
+    """Make pictures, sheets and the run's page of the previews that training has stored."""
+    options: dict[str, dict[str, object]] = {"preview": {"device": device, "step": step}}
+    run_named(("preview",), command="preview", options=options, **shared)
+
+
+@click.command()
+@shared_options
+@click.option(
+    "--vram",
+    "vram_gb",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="Choose the settings for a device with so much memory.",
+)
+def plan(vram_gb: float | None, **shared: Any) -> None:
+    """What a run will take in disk, device memory and time, before anything is started.
+
+    Reads pairs tables, or before `qedit pair` the names and headers in the folders, and of the
+    model its config.json. Opens no weights.
+    """
+    with reporting(**shared) as (progress, finish):
+        from ..plan_words import plan_lines, plan_object
+        from ..planning import make_plan
+
+        made = make_plan(configuration_of(progress, **shared), vram_gb=vram_gb)
+        for line in plan_lines(made):
+            progress.say(line)
+        for folder in made.disk.full:
+            progress.warn(f"the disk of {folder} has no room for what is to come.")
+        finish(plan_object(made))

@@ -126,7 +126,9 @@ class Previews:
         if step == 0 or settings.model_type == "lora":
             parts.append((0, "base"))  # a full model is its own base at the start alone
         if step and (step % settings.validation_step_interval == 0 or step == self._plan.steps):
-            parts += [(step, "now"), *([(step, "ema")] if settings.use_ema else [])]
+            parts.append((step, "now"))
+            if settings.use_ema:
+                parts.append((step, "ema"))
         wanted = [
             (at, part, place, path)
             for at, part in parts

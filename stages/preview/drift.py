@@ -1,0 +1,79 @@
+"""How far each preview lies from its reference, measured once and kept beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...cache.atomic import write_json
+from ..alignment import Drift, drift_of, edited_region
+from ..preview_files import Stored, step_folder
+from .pictures import Sources, opened, picture_path
+
+DRIFT_FILE = "alignment.json"
+MEASURED_PIXELS = 512  # the longer edge at which it is measured
+LARGEST_STRETCH = 1.04  # between reference and target
+ROUNDED_PIXELS = 16  # by which the rule of size may move a side
+
+
+def bring_drift_up_to_date(output_dir: Path, stored: Iterable[Stored], sources: Sources) -> None:
+    """Measure every preview that was not measured yet, and write what was found by step."""
+    by_step: dict[int, list[Stored]] = {}
+    for one in stored:
+        by_step.setdefault(one.step, []).append(one)
+    for step, previews in by_step.items():
+        path = step_folder(output_dir, step) / DRIFT_FILE
+        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        found = {one.path.name: _found(one, before, sources) for one in previews}
+        if found != before:
+            write_json(path, found)
+
+
+def _found(one: Stored, before: dict[str, Any], sources: Sources) -> dict[str, Any]:
+    known: dict[str, Any] = before.get(one.path.name, {})
+    if known.get("recipe") == one.recipe:
+        return known
+    drift = measured(one, sources)
+    facts = {} if drift is None else {name: round(v, 4) for name, v in asdict(drift).items()}
+    return {"recipe": one.recipe, "sample": one.sample, "part": one.part, **facts}
+
+
+def measured(one: Stored, sources: Sources) -> Drift | None:
+    """The drift of a preview from its first reference, in the preview's own pixels.
+
+    None where reference or target are gone, are of another ratio, or where the edit is to
+    change nearly all of the picture.
+    """
+    output = opened(picture_path(one))
+    reference = sources.whole(one.about["references"][0])
+    target = sources.whole(one.about["target"])
+    if reference is None or target is None:
+        return None
+    width, height = output.size
+    rounding = (1 + ROUNDED_PIXELS / width) * (1 + ROUNDED_PIXELS / height)
+    if not _alike(reference, target, LARGEST_STRETCH) or not _alike(output, target, rounding):
+        return None
+    reduced = min(1.0, MEASURED_PIXELS / max(output.size))
+    size = (round(output.width * reduced), round(output.height * reduced))
+    seen, was, wanted = (_values(picture, size) for picture in (output, reference, target))
+    drift = drift_of(was, seen, edited_region(was, wanted))
+    if drift is None:
+        return None
+    return Drift(drift.shift_x / reduced, drift.shift_y / reduced, drift.scale, drift.outside)
+
+
+def _alike(one: Image.Image, other: Image.Image, stretch: float) -> bool:
+    """Whether two pictures' ratios differ by no more than a factor of `stretch`."""
+    ratios = sorted(picture.width / picture.height for picture in (one, other))
+    return ratios[1] <= stretch * ratios[0]
+
+
+def _values(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    shown = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(shown, dtype=np.float64) / 255

@@ -1,0 +1,90 @@
+"""preview: pictures of stored latents, sheets and strips of them, and the run's page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ...cache.errors import QeditError
+from ...config.configuration import Configuration
+from ..models.checkpoint import open_checkpoint
+from ..preview_files import Stored, stored_previews
+from ..run_page.page import PAGE_FILE, write_page
+from ..stage import Outcome, Progress
+from ..stores import picture_folders
+
+STAGE = "preview"
+
+
+def run(
+    configuration: Configuration,
+    progress: Progress,
+    *,
+    dry_run: bool = False,
+    device: str = "auto",
+    step: int | None = None,
+) -> Outcome:
+    """Make the picture of every preview that has none, and what shows them together.
+
+    Args:
+        step: make the pictures of this step alone.
+
+    Raises:
+        QeditError: the device has too little memory.
+    """
+    from .drift import bring_drift_up_to_date
+    from .pictures import Sources, is_current
+    from .sheets import bring_sheets_up_to_date
+
+    started = time.monotonic()
+    output_dir = configuration.settings.output_dir
+    wanted = list(stored_previews(output_dir, step=step))
+    missing = [stored for stored in wanted if not is_current(stored)]
+    sheets = []
+    if not dry_run:
+        if missing:
+            _decode(configuration, progress, missing=missing, device=device)
+        sources = Sources(output_dir, picture_folders(configuration), progress.warn)
+        shown = [stored for stored in stored_previews(output_dir) if is_current(stored)]
+        sheets = bring_sheets_up_to_date(output_dir, shown, sources)
+        bring_drift_up_to_date(output_dir, shown, sources)
+        if output_dir.is_dir():
+            write_page(configuration)
+    return Outcome(
+        stage=STAGE,
+        wanted=len(wanted),
+        kept=len(wanted) - len(missing),
+        computed=0 if dry_run else len(missing),
+        failed=0,
+        seconds=time.monotonic() - started,
+        where=str(output_dir / PAGE_FILE),
+        unit="pictures",
+        facts={"sheets": [str(path) for path in sheets]},
+        lines=(f"{sheets[-1]}", f"{output_dir / PAGE_FILE}") if sheets else (),
+    )
+
+
+def _decode(
+    configuration: Configuration, progress: Progress, *, missing: Sequence[Stored], device: str
+) -> None:
+    import torch
+
+    from ..images import picture_of
+    from ..models.device import best_device
+    from ..models.vae import LatentEncoder
+    from .pictures import is_current, save_preview
+
+    vae = LatentEncoder.load(open_checkpoint(configuration.settings), device=best_device(device))
+    with progress.bar(len(missing), STAGE, unit="picture") as advance:
+        for stored in missing:
+            # another process may have made it in the meantime
+            if not is_current(stored):
+                try:
+                    pixels = vae.decode(stored.latents().float())
+                except torch.OutOfMemoryError as error:
+                    raise QeditError(
+                        f"No memory on {best_device(device)} to decode {stored.path}.",
+                        "Use another one: `qedit preview --device cpu`.",
+                    ) from error
+                save_preview(picture_of(pixels[0].numpy()), stored)
+            advance(1)
