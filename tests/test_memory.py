@@ -73,9 +73,7 @@ class Case:
         target, *references = (latents(size).to(self.dtype) for size in self.load.pictures)
         embeds = torch.randn(self.load.batch_size, self.load.text_tokens, 96).to(self.dtype)
         sigma = torch.full((self.load.batch_size,), 0.5)
-        predicted = predict_velocity(
-            self.model, target, references, embeds, mask=None, sigma=sigma
-        )
+        predicted = predict_velocity(self.model, target, references, embeds, mask=None, sigma=sigma)
         return predicted.float().square().mean()
 
     def saved(self) -> int:

@@ -1,0 +1,255 @@
+"""What a run will take in disk, memory and time, before anything is started.
+
+Reads the two files, the pairs tables (or, before `qedit pair`, names and headers in the
+folders) and the model's config.json. Loads no weights and imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..cache.errors import NotComplete
+from ..config.configuration import Configuration
+from ..config.settings import Settings
+from ..stages.footprint import Encoders, text_tokens
+from ..stages.frozen_base import wants_table
+from ..stages.models.checkpoint import flavour_of
+from ..stages.models.dimensions import Dimensions
+from ..stages.models.flavours import Flavour
+from ..stages.models.ladder import Rung, ladder
+from ..stages.models.memory import (
+    OPTIMIZER_BYTES,
+    Load,
+    Memory,
+    Way,
+    memory_of,
+    step_flops,
+)
+from ..stages.models.part_config import part_config
+from ..stages.pair.foresight import look_ahead
+from ..stages.pairs_table import read_pairs
+from ..stages.samples import Sample
+from ..stages.train.batches import Order, Source
+from .disk import Disk, disk_of
+
+METRICS_FILE = "metrics.jsonl"
+RECENT_STEPS = 200
+USUAL_FLOPS = 400e12  # what a large GPU of today gives in training, for a first idea of time
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes that a checkpoint's config files say, and how it is to be trained."""
+
+    flavour: Flavour
+    sizes: Dimensions
+    encoders: Encoders
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way to fit the run, with the memory it needs; `works` says whether it is built."""
+
+    rung: Rung
+    memory: Memory
+    works: bool
+
+    def as_object(self) -> dict[str, Any]:
+        return {
+            "name": self.rung.name,
+            "settings": dict(self.rung.settings),
+            "costs": self.rung.costs,
+            "works": self.works,
+            "bytes": self.memory.total,
+        }
+
+
+@dataclass
+class Plan:
+    """Everything `qedit plan` knows. Sizes in bytes, times in seconds.
+
+    Attributes:
+        pairs: main dataset -> how many samples.
+        found_by: "pairs tables", or "names and headers" before `qedit pair`.
+        load: the forward that needs most; `sample` is one that has it.
+        memory: as the settings stand.
+        fits: every way to fit the run; `chosen` is the first that works within `vram_bytes`.
+        step_seconds: measured in this run's folder; None where nothing was.
+    """
+
+    pairs: dict[str, int]
+    rejected: int
+    found_by: str
+    sample: str
+    load: Load
+    disk: Disk
+    memory: Memory
+    fits: list[Fit]
+    steps: int
+    flops: float
+    step_seconds: float | None
+    vram_bytes: int | None = None
+    chosen: Fit | None = None
+
+
+def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> Plan:
+    """Foresee the run of `configuration`; choose how to fit it into `vram_gb` (10^9 bytes).
+
+    Raises:
+        WrongUse, NotComplete: as `qedit pair` does, or a model whose config cannot be had.
+    """
+    settings = configuration.settings
+    model = _model_of(settings)
+    samples, rejected, found_by = _samples(configuration, model.flavour)
+    every = [sample for found in samples.values() for sample in found]
+    if not every:
+        raise NotComplete("There is no pair to plan for.", "Run `qedit pair`: it says why.")
+    trained = [one for main in configuration.main_datasets() for one in samples[main.id]]
+    way = way_of(settings)
+    sample, load = _largest(trained or every, model, settings, way)
+    vram = None if vram_gb is None else round(vram_gb * 1e9)
+    fits = [
+        Fit(rung, memory_of(model.sizes, load, rung.way), _is_built(rung))
+        for rung in ladder(model.sizes, way)
+    ]
+    plan = Plan(
+        pairs={name: len(found) for name, found in samples.items()},
+        rejected=rejected,
+        found_by=found_by,
+        sample=sample,
+        load=load,
+        disk=disk_of(configuration, every, model.flavour, model.encoders, model.sizes),
+        memory=memory_of(model.sizes, load, way),
+        fits=fits,
+        steps=_steps(configuration, samples),
+        flops=settings.gradient_accumulation_steps
+        * step_flops(model.sizes, load, checkpointing=settings.gradient_checkpointing),
+        step_seconds=_measured_seconds(settings.output_dir),
+        vram_bytes=vram,
+    )
+    if vram is not None:
+        plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= vram), None)
+    return plan
+
+
+def way_of(settings: Settings) -> Way:
+    """How the settings as they stand fit the run into memory."""
+    ema = 4.0 if settings.use_ema and settings.ema_device == "accelerator" else 0.0
+    streamed = settings.blocks_to_stream
+    return Way(
+        precision=settings.base_model_precision,
+        table=wants_table(settings),
+        checkpointing=settings.gradient_checkpointing,
+        streamed=0 if streamed == "auto" else int(streamed),
+        number_bytes=2 if settings.mixed_precision == "bf16" else 4,
+        targets=settings.lora_target_modules,
+        rank=settings.lora_rank,
+        trained_bytes=OPTIMIZER_BYTES[settings.optimizer] + ema,
+        accumulates=settings.gradient_accumulation_steps > 1,
+    )
+
+
+def _model_of(settings: Settings) -> Model:
+    flavour = flavour_of(settings)
+    text = part_config(settings, "text_encoder")
+    text = text.get("text_config", text)
+    vision = part_config(settings, "processor", "preprocessor_config.json")
+    vae = part_config(settings, "vae")
+    halvings = len(vae.get("temperal_downsample", (False, True, True)))
+    return Model(
+        flavour,
+        Dimensions.of_config(part_config(settings, "transformer"), zero_cond_t=flavour.zero_cond_t),
+        Encoders(
+            text_width=text.get("hidden_size", 3584),
+            patch=vision.get("patch_size", 14) * vision.get("merge_size", 2),
+            channels=vae.get("z_dim", 16),
+            factor=2**halvings,
+        ),
+    )
+
+
+def _samples(
+    configuration: Configuration, flavour: Flavour
+) -> tuple[dict[str, list[Sample]], int, str]:
+    """The samples of every main dataset, how many are rejected, and how that is known."""
+    mains = (*configuration.main_datasets(), *configuration.eval_datasets())
+    try:
+        tables = {main.id: read_pairs(configuration, main, flavour) for main in mains}
+    except NotComplete:
+        found = look_ahead(configuration, flavour)
+        rejected = sum(one.rejected for one in found.values())
+        return {name: one.samples for name, one in found.items()}, rejected, "names and headers"
+    rejected = sum(table.facts["rejected_samples"] for table in tables.values())
+    return {name: table.samples for name, table in tables.items()}, rejected, "pairs tables"
+
+
+def _largest(samples: list[Sample], model: Model, settings: Settings, way: Way) -> tuple[str, Load]:
+    """The sample whose forward needs most, and that forward."""
+    loads: dict[tuple[tuple[int, int], ...], tuple[int, str]] = {}
+    for sample in samples:
+        sizes = (sample.target.size, *(picture.size for picture in sample.references))
+        text = text_tokens(sample, model.flavour, encoders=model.encoders)
+        loads[sizes] = max(loads.get(sizes, (0, "")), (text, sample.name))
+    batch = settings.train_batch_size
+    return max(
+        ((name, Load(sizes, text, batch)) for sizes, (text, name) in loads.items()),
+        key=lambda named: memory_of(model.sizes, named[1], way).total,
+    )
+
+
+def _steps(configuration: Configuration, samples: dict[str, list[Sample]]) -> int:
+    settings = configuration.settings
+    if not settings.num_train_epochs:
+        return settings.max_train_steps or 0
+    sources = [
+        Source(
+            name=main.id,
+            samples=samples[main.id],
+            repeats=main.repeats,
+            probability=main.probability,
+            start_step=main.start_step,
+            end_step=main.end_step,
+        )
+        for main in configuration.main_datasets()
+    ]
+    order = Order(
+        sources,
+        settings.seed,
+        batch_size=settings.train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+    return order.steps_for(settings.num_train_epochs)
+
+
+def _measured_seconds(output_dir: Path) -> float | None:
+    """The median of the last steps' times in this run's metrics."""
+    path = output_dir / METRICS_FILE
+    if not path.is_file():
+        return None
+    times = list(_seconds_in(path))[-RECENT_STEPS:]
+    return median(times) if times else None
+
+
+def _seconds_in(path: Path) -> Iterator[float]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            seconds = json.loads(line).get("seconds")
+        except (ValueError, AttributeError):
+            continue  # a line cut off by a crash
+        if isinstance(seconds, (int, float)) and seconds > 0:
+            yield float(seconds)
+
+
+def _is_built(rung: Rung) -> bool:
+    """Whether every setting that the rung hangs on has an effect today."""
+    from ..config.notes import NOT_BUILT_YET
+
+    return not any(
+        key in NOT_BUILT_YET and value not in ("no_change", "auto", *NOT_BUILT_YET[key])
+        for key, value in rung.settings.items()
+    )
