@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import nn
 
 from ...config.settings import Settings
+from ..frozen_base import has_table, wants_table
 from ..models.block_streaming import stream_blocks
-from ..models.fit import GIGABYTE, Fit, Recomputation
-from ..models.memory import CONTEXT_BYTES
+from ..models.dimensions import Dimensions
+from ..models.fit import GIGABYTE, Fit, Recomputation, fit_into
+from ..models.memory import CONTEXT_BYTES, Load
 from ..models.recompute import recompute_blocks
+from ..models.streaming import config_in
+from ..samples import NULL_CAPTION, Sample
+from ..stores import RunStores
+from ..ways import way_of
+from .batches import shape_of, tokens_of
+from .plan import Plan
 
+# Of so many of the largest shapes, and so many samples of each, the texts are measured.
+SHAPES_LOOKED_AT = 4
+SAMPLES_LOOKED_AT = 64
 # What the allocator cannot use between the tensors, as a share of the memory.
 FRAGMENTS = 0.04
+
+
+def fit_of(plan: Plan, device: torch.device) -> Fit:
+    """How the run `plan` is fitted into `device`.
+
+    Raises:
+        WrongUse: it does not fit in any way.
+    """
+    settings, checkpoint = plan.settings, plan.checkpoint
+    budget = memory_budget_bytes(settings, device)
+    if budget is None or settings.model_type == "full":
+        return without_counting(settings)
+    sizes = Dimensions.of_config(
+        config_in(checkpoint.transformer), zero_cond_t=checkpoint.zero_cond_t
+    )
+    table = wants_table(settings) and has_table(checkpoint, settings)
+    streamed = settings.blocks_to_stream
+    return fit_into(
+        budget,
+        sizes,
+        largest_load(plan.feed.order.samples, plan.feed.stores, batch=settings.train_batch_size),
+        way_of(settings, table=table),
+        streamed=streamed if isinstance(streamed, int) else None,
+    )
+
+
+def fit_words(fit: Fit, plan: Plan) -> Iterator[str]:
+    """What a user is to know of how the run is fitted in, a line each."""
+    if fit.needs_bytes or fit.streamed:
+        blocks = config_in(plan.checkpoint.transformer)["num_layers"]
+        takes = f"about {fit.needs_bytes / GIGABYTE:.1f} GB a step: " if fit.needs_bytes else ""
+        yield f"Memory: {takes}{fit.words(blocks=blocks)}."
+
+
+def largest_load(samples: Iterable[Sample], stores: RunStores, *, batch: int) -> Load:
+    """The largest forward of the run: its pictures, and the longest text beside such pictures."""
+    by_shape: dict[tuple[tuple[int, int], ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        same = by_shape[shape_of(sample)]
+        if len(same) < SAMPLES_LOOKED_AT:
+            same.append(sample)
+    largest = sorted(by_shape, key=tokens_of)[-SHAPES_LOOKED_AT:]
+    text = max(_text_tokens(sample, stores) for shape in largest for sample in by_shape[shape])
+    return Load(largest[-1], text, batch)
+
+
+def _text_tokens(sample: Sample, stores: RunStores) -> int:
+    prefix = stores.prefixes.shape(sample.prefix_key, dataset=sample.dataset)
+    tails = [
+        stores.tails.shape(sample.tail_key(caption), dataset=sample.dataset)
+        for caption in {*sample.captions, NULL_CAPTION}
+    ]
+    return prefix[0] + max(shape[0] for shape in tails)
 
 
 def load_device(fit: Fit, device: torch.device) -> torch.device:

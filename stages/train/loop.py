@@ -23,6 +23,7 @@ from .checkpoint import (
     step_of,
     strangers,
 )
+from .fitting import fit_of, fit_words
 from .interrupt import patient_interrupt
 from .looks import Looks, is_owed
 from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes

@@ -1,0 +1,115 @@
+"""How a run is fitted into memory: the least costly way, and the same bits in every way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import lora, made_runs, metrics, train
+
+from qedit.cache.errors import WrongUse
+from qedit.config.loading import Configuration
+from qedit.stages.models.dimensions import Dimensions
+from qedit.stages.models.fit import Fit, Recomputation, fit_into, needed_bytes
+from qedit.stages.models.memory import Load, Way
+from qedit.stages.train import fitting
+
+GB = 1_000_000_000
+FULL = Dimensions(
+    blocks=60, heads=24, head_width=128, text_width=3584, channels_in=64, channels_out=64
+)
+BF16 = Way(table=True)
+INT8, FOUR_BITS = replace(BF16, precision="int8-quanto"), replace(BF16, precision="int4-quanto")
+
+
+def load_of(references: int) -> Load:
+    return Load(((1024, 1024),) * (1 + references), 128 + 196 * references)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "way", "references"),
+    [(48, BF16, 1), (24, INT8, 1), (16, FOUR_BITS, 1), (24, FOUR_BITS, 3)],
+)
+def test_cards_that_train_at_full_speed(gigabytes: int, way: Way, references: int) -> None:
+    fit = fit_into(gigabytes * GB, FULL, load_of(references), way)
+    assert fit.streamed == 0
+    assert fit.recomputation is None or not fit.recomputation.inputs_to_host
+
+
+def test_smaller_cards_wait_for_their_bus() -> None:
+    twelve, eight = (fit_into(size * GB, FULL, load_of(1), FOUR_BITS) for size in (12, 8))
+    assert twelve == replace(twelve, recomputation=Recomputation(inputs_to_host=True), streamed=0)
+    assert eight.recomputation == Recomputation(inputs_to_host=True)
+    assert 0 < eight.streamed < FULL.blocks
+
+
+def test_more_memory_never_costs_more_time() -> None:
+    def cost(fit: Fit) -> tuple[int, bool, bool, int]:
+        how = fit.recomputation or Recomputation(kept=FULL.blocks, attention=True)
+        return (fit.streamed, how.inputs_to_host, not how.attention, -how.kept)
+
+    fits = [fit_into(size * GB, FULL, load_of(1), INT8) for size in range(8, 120, 4)]
+    costs = [cost(fit) for fit in fits]
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) > 10
+    for size, fit in zip(range(8, 120, 4), fits, strict=True):
+        assert fit.needs_bytes == needed_bytes(fit, FULL, load_of(1), INT8) <= size * GB
+    assert fits[-1].recomputation is None
+
+
+def test_what_fits_in_no_way_is_refused() -> None:
+    with pytest.raises(WrongUse, match=r"smallest way, and there are 2\.0 GB"):
+        fit_into(2 * GB, FULL, load_of(1), FOUR_BITS)
+
+
+def test_a_number_of_streamed_blocks_is_taken_as_it_is() -> None:
+    assert fit_into(140 * GB, FULL, load_of(1), BF16, streamed=7).streamed == 7
+    with pytest.raises(WrongUse):
+        fit_into(12 * GB, FULL, load_of(1), BF16, streamed=7)
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    return made_runs(tmp_path, tmp_path_factory)
+
+
+def trained(configuration: Configuration) -> tuple[list[float], dict[str, torch.Tensor]]:
+    train(configuration)
+    return [line["loss"] for line in metrics(configuration) if "loss" in line], lora(configuration)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit"),
+    [
+        ({"gradient_checkpointing": False}, Fit(None)),
+        ({"blocks_to_stream": 1}, Fit(Recomputation(), streamed=1)),
+        ({"blocks_to_stream": 2, "gradient_checkpointing": False}, Fit(None, streamed=2)),
+        ({"memory": 1}, Fit(None)),
+    ],
+    ids=str,
+)
+def test_every_way_trains_the_same_lora(
+    made: Callable[..., Configuration],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    fit: Fit,
+) -> None:
+    applied: list[Fit] = []
+    real = fitting.apply_fit
+
+    def watched(one: Fit, *given: Any, **named: Any) -> None:
+        applied.append(one)
+        real(one, *given, **named)
+
+    common = {"max_train_steps": 2, "lora_dropout": 0.1}
+    expected = trained(made(output="plain", **common))
+    monkeypatch.setattr("qedit.stages.train.trainer.apply_fit", watched)
+    found = trained(made(**common, **settings))
+    assert [replace(one, needs_bytes=0) for one in applied] == [fit]
+    assert found[0] == expected[0]
+    for name, weight in expected[1].items():
+        assert torch.equal(found[1][name], weight), name
