@@ -6,9 +6,12 @@ No torch: `status` and a run with nothing to do read this.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache.errors import NotComplete
+from ..cache.fingerprint import fingerprint
 from ..cache.part import Layout
 from ..cache.store import Store
 from ..config.settings import Settings
@@ -20,6 +23,8 @@ from .stores import digests_file
 MODULATION = Layout("modulation", ("timestep", "layer", "channel"), ragged=False)
 # Raised when the same weights give other rows.
 TABLE_VERSION = 1
+QUANTIZED_VERSION = 1
+QUANTIZED_FILE = "quantized.json"
 
 # How far down noise levels are drawn often enough to be worth a row. Below, a row is computed
 # when it is asked for, which reads a third of the model once.
@@ -44,7 +49,12 @@ def wants_table(settings: Settings) -> bool:
 
 def has_work(settings: Settings) -> bool:
     """Whether training with these settings uses anything that `cache-base` makes."""
-    return wants_table(settings)
+    return wants_table(settings) or wants_quantized(settings)
+
+
+def wants_quantized(settings: Settings) -> bool:
+    """Whether the frozen base is held in few bits."""
+    return settings.base_model_precision != "no_change" and settings.model_type != "full"
 
 
 def lowest_sigma(settings: Settings) -> float:
@@ -80,3 +90,65 @@ def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:
         "stored": "bfloat16",
     }
     return Store(base_folder(settings), recipe, MODULATION)
+
+
+# -- the quantised base ------------------------------------------------------------------
+
+
+def quantized_base(checkpoint: Checkpoint, settings: Settings) -> QuantizedBase:
+    """The base of `checkpoint` in `base_model_precision`; whether it is there, it says itself.
+
+    Without the layers that training reads from the modulation table.
+    """
+    recipe: dict[str, Any] = {
+        "rows": "quantised base",
+        "version": QUANTIZED_VERSION,
+        "model": model_digest(checkpoint.transformer, remember=digests_file(settings)),
+        "precision": settings.base_model_precision,
+        "dtype": settings.mixed_precision,
+        "modulation": not wants_table(settings),
+    }
+    return QuantizedBase(base_folder(settings) / fingerprint(recipe), recipe)
+
+
+@dataclass(frozen=True)
+class QuantizedBase:
+    """A folder of safetensors files with every tensor that training loads.
+
+    It is there whole or not at all. `quantized.json`, which names it, holds the recipe and the
+    digest of every file.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+
+    def is_there(self) -> bool:
+        return (self.folder / QUANTIZED_FILE).is_file()
+
+    def files(self) -> dict[str, str]:
+        """The names of its files with their digests."""
+        said = json.loads((self.folder / QUANTIZED_FILE).read_text(encoding="utf-8"))
+        files: dict[str, str] = said["files"]
+        return files
+
+    def count_bytes(self) -> int:
+        """What it takes on the disk."""
+        return sum((self.folder / name).stat().st_size for name in self.files())
+
+
+def refuse_incomplete_base(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Raise if training needs something of the base that is not there.
+
+    Without a table the modulation would be quantised as well, and a run that goes on with a
+    table would go on with another model.
+
+    Raises:
+        NotComplete: it is `cache-base` that makes it.
+    """
+    needed = wants_quantized(settings) and wants_table(settings)
+    if needed and not has_table(checkpoint, settings):
+        raise NotComplete(
+            f"`base_model_precision` {settings.base_model_precision} needs the modulation table, "
+            "which is not there.",
+            "Run `qedit cache-base`, then `qedit train` again.",
+        )

@@ -6,9 +6,17 @@ Nothing heavy is imported before something is found missing.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from ...config.configuration import Configuration
-from ..frozen_base import wants_table
+from ...config.settings import Settings
+from ..frozen_base import (
+    QuantizedBase,
+    base_folder,
+    quantized_base,
+    wants_quantized,
+    wants_table,
+)
 from ..models.checkpoint import open_checkpoint
 from ..stage import Outcome, Progress
 from .table import TableWork
@@ -32,11 +40,20 @@ def run(
     started = time.monotonic()
     settings = configuration.settings
     checkpoint = open_checkpoint(settings)
-    work = TableWork.of(checkpoint, settings) if wants_table(settings) else None
-    wanted, missing = (len(work.wanted), len(work.missing)) if work else (0, 0)
-    if work and missing and not dry_run:
-        work.make(progress, device=device)
-    lines = () if work else ("No part of the base can be kept ready for these settings.",)
+    table = TableWork.of(checkpoint, settings) if wants_table(settings) else None
+    base = quantized_base(checkpoint, settings) if wants_quantized(settings) else None
+    wanted = (len(table.wanted) if table else 0) + (1 if base else 0)
+    quantizes = base is not None and not base.is_there()
+    missing = (len(table.missing) if table else 0) + quantizes
+    if base is not None:
+        _refuse_device(settings, device=device)
+    if not dry_run:
+        if table and table.missing:
+            table.make(progress, device=device)
+        if base is not None and quantizes:
+            from .quantizing import write_quantized
+
+            write_quantized(base, checkpoint, settings, progress, device=device)
     return Outcome(
         stage=STAGE,
         wanted=wanted,
@@ -44,8 +61,32 @@ def run(
         computed=0 if dry_run else missing,
         failed=0,
         seconds=time.monotonic() - started,
-        where=str(work.table.path) if work else "",
-        unit="timesteps",
-        facts={"missing": missing, "bytes": work.missing_bytes if work else 0} if dry_run else {},
-        lines=lines,
+        where=str(base_folder(settings)),
+        unit="pieces",
+        facts=_facts(table, base, missing, dry_run=dry_run),
+        lines=() if wanted else ("Nothing of the base is kept ready for these settings.",),
     )
+
+
+def _refuse_device(settings: Settings, *, device: str) -> None:
+    from ..models.device import best_device
+    from ..models.quantize import precision_for
+
+    precision_for(
+        settings.base_model_precision,
+        device=best_device(device),
+        quantizes_activations=settings.quantize_activations,
+    )
+
+
+def _facts(
+    table: TableWork | None, base: QuantizedBase | None, missing: int, *, dry_run: bool
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if dry_run:
+        facts |= {"missing": missing, "bytes": table.missing_bytes if table else 0}
+    if table:
+        facts["table"] = str(table.table.path)
+    if base:
+        facts["quantised"] = str(base.folder)
+    return facts

@@ -48,7 +48,7 @@ def fill(
 ) -> nn.Module:
     """Give every parameter and buffer of `transformer` its tensor, on `device`, for good.
 
-    Floating-point tensors come to be of `dtype`; bits of quantised weights stay as they are.
+    Parameters come to be of `dtype`; bits and scales of quantised weights stay as they are.
 
     Raises:
         WrongUse: `source` lacks a tensor, or has one of another shape.
@@ -56,7 +56,7 @@ def fill(
     wanted = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
     for name, tensor in tensors:
         if name in wanted and wanted[name].shape == tensor.shape:
-            kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
+            kind = dtype if wanted[name].dtype.is_floating_point else tensor.dtype
             # a copy in any case: what is mapped from a file must not change with the file
             _put(transformer, name, tensor.to(device, kind, copy=True))
     _refuse_gaps(transformer, source)

@@ -7,10 +7,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..frozen_base import has_table, modulation_table, sizes_of, trains_time, wants_table
+from ...config.settings import Settings
+from ..frozen_base import (
+    has_table,
+    modulation_table,
+    quantized_base,
+    sizes_of,
+    trains_time,
+    wants_quantized,
+    wants_table,
+)
 from ..models.lora import add_lora, start_from, target_modules
 from ..models.lora_file import Lora
 from ..models.modulation import tabulate
+from ..models.quantize import Precision, precision_for
+from ..models.quantized_linear import quantize_layers, quantized_tensors
 from ..models.streaming import empty_transformer, fill, tensors_in
 from ..models.timesteps import spared_bytes
 from ..modulation_rows import ModulationRows
@@ -63,15 +74,43 @@ def remarks(plan: Plan) -> Iterator[str]:
             f"Modulation is a third of the model, {spared} here. Run `qedit cache-base` once, and "
             "training reads its outputs from disk instead, bit for bit the same."
         )
+    if wants_quantized(settings) and not quantized_base(checkpoint, settings).is_there():
+        yield (
+            "The base is quantised as it is loaded. Run `qedit cache-base` once, and each start "
+            "takes seconds."
+        )
 
 
 def _load_base(plan: Plan, *, device: torch.device) -> nn.Module:
     """The frozen transformer, read tensor by tensor to where it stays."""
     checkpoint, settings = plan.checkpoint, plan.settings
-    folder = checkpoint.transformer
+    folder, dtype = checkpoint.transformer, training_dtype(plan)
+    precision = _precision(settings, device=device)
     transformer = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
     if wants_table(settings) and has_table(checkpoint, settings):
         tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), folder))
-    places = dict(transformer.named_parameters())
-    tensors = tensors_in(folder, wanted=places.__contains__)
-    return fill(transformer, tensors, dtype=training_dtype(plan), device=device, source=folder)
+    wanted = set(dict(transformer.named_parameters()))
+    if precision is None:
+        tensors = tensors_in(folder, wanted=wanted.__contains__)
+        return fill(transformer, tensors, dtype=dtype, device=device, source=folder)
+    layers = quantize_layers(
+        transformer, precision, quantizes_activations=settings.quantize_activations
+    )
+    kept = quantized_base(checkpoint, settings)
+    if kept.is_there():
+        tensors, folder = tensors_in(kept.folder), kept.folder
+    else:
+        via = device if settings.quantize_via == "accelerator" else torch.device("cpu")
+        read = tensors_in(folder, wanted=wanted.__contains__)
+        tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
+    return fill(transformer, tensors, dtype=dtype, device=device, source=folder)
+
+
+def _precision(settings: Settings, *, device: torch.device) -> Precision | None:
+    if not wants_quantized(settings):
+        return None
+    return precision_for(
+        settings.base_model_precision,
+        device=device,
+        quantizes_activations=settings.quantize_activations,
+    )

@@ -1,0 +1,99 @@
+"""The quantised base, written tensor by tensor as the checkpoint is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ...cache.atomic import new_folder, sweep, write_bytes, write_json
+from ...cache.fingerprint import digest_bytes
+from ...cache.lock import writer_lock
+from ...config.settings import Settings
+from ..frozen_base import QUANTIZED_FILE, QuantizedBase, wants_table
+from ..models.checkpoint import Checkpoint
+from ..models.device import best_device
+from ..models.layers import sees_only_time
+from ..models.quantize import PRECISIONS
+from ..models.quantized_linear import quantize_layers, quantized_tensors
+from ..models.streaming import empty_transformer, tensors_in
+from ..room import refuse_full_disk
+from ..stage import Progress
+
+# So much is held in memory at a time beside the tensor in work.
+FILE_BYTES = 1 << 28
+
+
+def write_quantized(
+    base: QuantizedBase,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    progress: Progress,
+    *,
+    device: str,
+) -> None:
+    """Make `base`: whole, or not at all.
+
+    Raises:
+        WrongUse: the checkpoint lacks a tensor, or a package is missing.
+        QeditError: there is no room.
+        Locked: another process is making it.
+    """
+    transformer = empty_transformer(checkpoint.transformer, zero_cond_t=checkpoint.zero_cond_t)
+    precision = PRECISIONS[settings.base_model_precision]
+    dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    layers = quantize_layers(transformer, precision)
+    tabulated = wants_table(settings)
+    wanted = {
+        name
+        for name in transformer.state_dict()
+        if not (tabulated and sees_only_time(name.rpartition(".")[0]))
+    }
+    via = best_device(device) if settings.quantize_via == "accelerator" else torch.device("cpu")
+    refuse_full_disk({base.folder: _count_bytes(checkpoint)}, what="the quantised base")
+    with (
+        writer_lock(base.folder.parent, doing="quantising the base"),
+        progress.bar(len(wanted), "cache-base", unit="tensor") as advance,
+    ):
+        sweep(base.folder.parent)
+        read = _counted(tensors_in(checkpoint.transformer, wanted=wanted.__contains__), advance)
+        with new_folder(base.folder) as folder:
+            tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
+            files = {name: _write(folder / name, held) for name, held in _files(tensors)}
+            write_json(folder / QUANTIZED_FILE, {**base.recipe, "files": files})
+
+
+def _counted(
+    tensors: Iterable[tuple[str, Tensor]], advance: object
+) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor
+        advance(1)  # type: ignore[operator]
+
+
+def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Tensors as they come, as many as fit into a file."""
+    held: dict[str, Tensor] = {}
+    number = 0
+    for name, tensor in tensors:
+        held[name] = tensor.cpu().contiguous()
+        if sum(one.nbytes for one in held.values()) >= FILE_BYTES:
+            yield f"base-{number:05}.safetensors", held
+            held, number = {}, number + 1
+    if held:
+        yield f"base-{number:05}.safetensors", held
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a file of these tensors; its digest."""
+    data = safetensors.torch.save(dict(tensors))
+    write_bytes(path, data)
+    return digest_bytes(data)
+
+
+def _count_bytes(checkpoint: Checkpoint) -> int:
+    """An upper bound of what is about to be written: every format takes at most half."""
+    return sum(path.stat().st_size for path in checkpoint.transformer.glob("*.safetensors")) // 2
