@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arrays import Broken
 from .atomic import remove, write_json
 from .claims import refuse_claims
+from .errors import Broken
 from .lock import writer_lock
+from .open_files import OpenFiles
 from .part import Part, read_part, rows_in
 from .repacking import Repacking, carry_out
 from .store import RECIPE_FILE, Store
@@ -61,10 +62,10 @@ def _whole_rows(store: Store, path: Path) -> list[str]:
         return []
     if listing is None:
         return []
-    part, whole = Part(path, store.layout, listing.grids[0]), []
+    part, whole = Part(path, store.layout, listing.grids[0], files=OpenFiles(1)), []
     for key, row in rows_in(listing):
         try:
-            part.read(row)
+            part.check(row)
             whole.append(key)
         except Broken:
             continue

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .packing import codec
+
 SHARD_LENGTH = 16384
 CHUNK_LENGTHS = (64, 32, 16, 8)
 MOST_PADDING = 1 / 8
@@ -68,7 +70,7 @@ def _padded(lengths: Sequence[int], chunk: int) -> int:
 
 
 def place(
-    lengths: Sequence[int], row_shape: tuple[int, ...], *, chunk: int
+    lengths: Sequence[int], row_shape: tuple[int, ...], *, chunk: int, compressed: bool = False
 ) -> tuple[Grid, list[int]]:
     """Lay rows of these lengths along the first axis.
 
@@ -85,16 +87,17 @@ def place(
             end += -end % shard
         starts.append(end)
         end += padded
-    grid = Grid((end, *row_shape), (min(end, shard), *row_shape), (chunk, *row_shape))
-    return grid, starts
+    shapes = ((end, *row_shape), (min(end, shard), *row_shape), (chunk, *row_shape))
+    return Grid(*shapes, compressed=compressed), starts
 
 
 def zarr_metadata(grid: Grid) -> dict[str, Any]:
     """What zarr.json says of an array cut like this."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
+    packing = [codec()] if grid.compressed else []
     sharding = {
         "chunk_shape": list(grid.chunk),
-        "codecs": [little, {"name": "crc32c"}],
+        "codecs": [little, *packing, {"name": "crc32c"}],
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }

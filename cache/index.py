@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import crc32c
 from .atomic import remove, write_bytes
+from .checksum import crc32c
 from .grid import grid_in
 from .listing import Listing
 from .tables import table_bytes, table_in

@@ -72,7 +72,7 @@ class _Block:
 
     def __init__(self, listing: Listing, first: int) -> None:
         self.listing, self.first = listing, first
-        self.part_ends = np.cumsum(listing.counts)
+        self.part_ends: list[int] = np.cumsum(listing.counts).tolist()
         table = listing.rows
         self.starts: npt.NDArray[np.int64] = table["start"].to_numpy()
         self.lengths: npt.NDArray[np.int32] = table["length"].to_numpy()
@@ -81,7 +81,7 @@ class _Block:
     def place(self, number: int) -> tuple[int, Row]:
         """Which of the listing's parts row `number` lies in, and where in it."""
         at = number - self.first
-        part = int(np.searchsorted(self.part_ends, at, side="right"))
+        part = bisect.bisect_right(self.part_ends, at)
         row = Row(int(self.starts[at]), int(self.lengths[at]), int(self.checksums[at]))
         return part, row
 
@@ -137,10 +137,11 @@ class Rows:
 
     def _by_key(self) -> dict[str, int]:
         """Row numbers by key; made at the first question for a single key."""
-        for block in self._blocks[self._numbered :]:
+        while self._numbered < len(self._blocks):
+            block = self._blocks[self._numbered]
             keys = block.listing.rows["key"].to_pylist()
             self._numbers.update(
                 zip(keys, range(block.first, block.first + len(keys)), strict=True)
             )
-        self._numbered = len(self._blocks)
+            self._numbered += 1
         return self._numbers

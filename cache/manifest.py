@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arrays import Broken, crc32c
 from .atomic import readable_json, write_json
+from .checksum import crc32c
+from .errors import Broken
 from .fingerprint import canonical_json
 from .grid import Grid, grid_in
 

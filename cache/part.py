@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from .arrays import ArrayReader, Bits, Broken, crc32c, write_array
+from .arrays import Bits, write_array
 from .atomic import file_in_place, make_folder, readable_json, sync_folder
+from .checksum import crc32c
+from .errors import Broken
 from .grid import Grid, chunk_length, place, zarr_metadata
 from .listing import Listing, Row
 from .manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+from .open_files import OpenFiles
+from .reading import KEPT_OPEN, ArrayReader
 from .tables import table_bytes, table_in
 
 ROWS_FILE = "rows.parquet"
@@ -39,14 +43,20 @@ class Layout:
 class Part:
     """A complete part whose rows can be read."""
 
-    def __init__(self, path: Path, layout: Layout, grid: Grid) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, grid: Grid, *, files: OpenFiles = KEPT_OPEN
+    ) -> None:
         self.path, self.layout = path, layout
-        self._array = ArrayReader(path / layout.array, grid)
+        self._array = ArrayReader(path / layout.array, grid, files=files)
 
     def read(self, row: Row, *, verified: bool = True) -> Bits:
         """The row's bits; raises Broken. Without `verified` its checksums are not looked at."""
         slab = self._array.read(row.start, row.length, checksum=row.checksum if verified else None)
         return slab if self.layout.ragged else slab[0]
+
+    def check(self, row: Row) -> None:
+        """Make sure that the row can be read as it was written; raises Broken."""
+        self._array.check(row.start, row.length, checksum=row.checksum)
 
     def shape(self, row: Row) -> tuple[int, ...]:
         """The row's shape; nothing is read."""
@@ -55,13 +65,23 @@ class Part:
 
 
 def write_part(
-    path: Path, layout: Layout, *, store: str, keys: Sequence[str], rows: Sequence[Bits]
+    path: Path,
+    layout: Layout,
+    *,
+    store: str,
+    keys: Sequence[str],
+    rows: Sequence[Bits],
+    packs: bool = False,
 ) -> None:
-    """Write a new part of these rows at `path`; it exists once its manifest does."""
+    """Write a new part of these rows at `path`; it exists once its manifest does.
+
+    Args:
+        packs: whether to compress it, without a loss.
+    """
     slabs = [row if layout.ragged else row[None] for row in rows]
     lengths = [len(slab) for slab in slabs]
     chunk = chunk_length(lengths) if layout.ragged else 1
-    grid, starts = place(lengths, slabs[0].shape[1:], chunk=chunk)
+    grid, starts = place(lengths, slabs[0].shape[1:], chunk=chunk, compressed=packs)
     described = {"attributes": ATTRIBUTES, "dimension_names": list(layout.dimension_names)}
     zarr_json = readable_json({**zarr_metadata(grid), **described}).encode()
     make_folder(path)

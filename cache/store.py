@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .arrays import Bits, Broken
+from .arrays import Bits
 from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name, write_json
 from .claims import refuse_claims
-from .errors import AnotherRecipe, Damaged, NotComplete, QeditError
+from .errors import AnotherRecipe, Broken, Damaged, NotComplete, QeditError
 from .fingerprint import fingerprint
 from .index import indices_in, read_index, replace_indices
 from .listing import Listing, Row, Rows
@@ -34,6 +34,8 @@ LATENTS = Layout("latents", ("sample", "channel", "height", "width"), ragged=Fal
 EMBEDS = Layout("embeds", ("token", "channel"), ragged=True)
 
 RECIPE_FILE = "recipe.json"
+# a recipe that says so makes a store whose chunks are packed; one that says nothing does not
+COMPRESSION, ZSTD = "compression", "zstd"
 FEW_PARTS = 32  # to read the tables of so many takes a few hundredths of a second
 MANY_PARTS = 256
 
@@ -174,7 +176,14 @@ class Store:
         _check(keys, rows, self.layout)
         path = self.parts_folder / unique_name()
         try:
-            write_part(path, self.layout, store=self.fingerprint, keys=keys, rows=rows)
+            write_part(
+                path,
+                self.layout,
+                store=self.fingerprint,
+                keys=keys,
+                rows=rows,
+                packs=self.recipe.get(COMPRESSION) == ZSTD,
+            )
             added = read_part(path, self.layout, store=self.fingerprint)
         except BaseException:
             with contextlib.suppress(QeditError, OSError):  # the first error is the one to tell

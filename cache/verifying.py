@@ -7,9 +7,11 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from .arrays import Broken, crc32c
 from .atomic import LEFTOVER, owner_of
+from .checksum import crc32c
+from .errors import Broken
 from .manifest import MANIFEST_FILE, is_as_written, read_manifest
+from .open_files import OpenFiles
 from .owner import is_dead
 from .part import Layout, Part, read_part, rows_in
 
@@ -47,11 +49,11 @@ def verify_part(
         return
     if wanted is None:
         yield from (Damage(path, None, what) for what in _broken_files(path))
-    part = Part(path, layout, listing.grids[0])
+    part = Part(path, layout, listing.grids[0], files=OpenFiles(1))  # as they are on the disk now
     for key, row in rows_in(listing):
         if (wanted is None or key in wanted) and (share >= 1.0 or random.random() < share):
             try:
-                part.read(row)
+                part.check(row)
             except Broken as error:
                 yield Damage(path, key, str(error))
 

@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..cache.arrays import Broken
 from ..cache.dropping import drop
-from ..cache.errors import Damaged
+from ..cache.errors import Broken, Damaged
 from ..cache.fingerprint import digest_file
 from ..cache.index import indices_in, read_index
 from ..cache.part import read_part

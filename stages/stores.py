@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ..cache.errors import NotComplete, WrongUse
 from ..cache.part import Layout
-from ..cache.store import EMBEDS, LATENTS, Store
+from ..cache.store import COMPRESSION, EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from ..config.settings import Settings
@@ -177,8 +177,8 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
         for main in mains
         for dataset in (main, *configuration.references_of(main))
     }
-    latents = latent_recipe(checkpoint, settings, remember=remember)
-    embeds = prompt_recipe(checkpoint, settings, remember=remember)
+    latents = latent_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
+    embeds = prompt_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
     prefixes = {main.id: configuration.image_embeds_folder(main) for main in mains}
     tails = {main.id: configuration.text_embeds_folder(main) for main in mains}
     return RunStores(
@@ -187,6 +187,12 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
         tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
         flavour=checkpoint.flavour,
     )
+
+
+def how_stored(settings: Settings) -> dict[str, str]:
+    """What a recipe says of `cache_compression`: nothing of none, so that old stores stay found."""
+    zipped = settings.cache_compression
+    return {} if zipped == "none" else {COMPRESSION: zipped}
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ TABLE = {
     "another VAE": (setting(VAE), Cost(latents=12)),
     "another text encoder": (setting(ENCODER), Cost(prefixes=4, tails=8)),
     "another VAE dtype": (setting("vae_dtype=bf16"), Cost(latents=12)),
+    "compression": (setting("cache_compression=zstd"), Cost(12, 4, 8)),
     "edit-v3 with the same encoders": (setting(*V3), Cost()),
     "a negative prompt": (setting("validation_negative_prompt=ugly"), Cost(tails=4)),
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +23,14 @@ import qedit
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, WrongUse
 from qedit.cache.fingerprint import fingerprint
 from qedit.cache.grid import chunk_length, place
+from qedit.cache.open_files import OpenFiles
 from qedit.cache.owner import this_process
+from qedit.cache.part import Part
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 from qedit.cache.workspace import refuse_source_folder
 
 RECIPE = {"stage": "test", "encoder": "abc"}
+PACKED = {**RECIPE, "compression": "zstd"}
 LAYOUTS = pytest.mark.parametrize("layout", [LATENTS, EMBEDS], ids=["latents", "embeds"])
 
 Rows = dict[str, np.ndarray]
@@ -94,6 +99,80 @@ def test_zarr_python_reads_the_same_bits(tmp_path: Path, layout: Layout) -> None
         slab = array[line["start"] : line["start"] + line["length"]]
         expected = rows[line["key"]]
         assert np.array_equal(slab if layout.ragged else slab[0], expected)
+
+
+def _packed(folder: Path, layout: Layout, rows: Rows) -> Store:
+    store = Store(folder, PACKED, layout)
+    with store.adding():
+        store.add(list(rows), list(rows.values()))
+    return store
+
+
+def _like_encoded(layout: Layout) -> Rows:
+    """Bits of bfloat16 as an encoder gives them: of a bell curve, with a few that are special."""
+    random = np.random.default_rng(5)
+    rows = {}
+    for name, length in (("a", 70), ("b", 64), ("c", 3)):
+        shape = (length, 96) if layout.ragged else (16, 24, 24)
+        bits = random.standard_normal(shape, np.float32).view(np.uint32) >> 16
+        row = bits.astype(np.uint16)
+        row.flat[:6] = [0, 0x8000, 0x7FC1, 0x7F80, 0xFF80, 0xFFFF]
+        rows[name] = row
+    return rows
+
+
+@LAYOUTS
+def test_packed_rows_come_back_bit_by_bit_and_any_zarr_reader_opens_them(
+    tmp_path: Path, layout: Layout
+) -> None:
+    rows = _like_encoded(layout)
+    store = _packed(tmp_path / "packed", layout, rows)
+    for opened in (store, Store(tmp_path / "packed", PACKED, layout)):
+        _assert_holds(opened, rows)
+        for key, row in rows.items():
+            assert np.array_equal(opened.read(key, verified=False), row)
+    assert store.verify() == []
+    assert store.nbytes() < 0.9 * _filled(tmp_path / "plain", layout, rows).nbytes()
+    (part,) = _parts(store)
+    array = zarr.open_array(part / layout.array, mode="r")
+    for line in pq.read_table(part / "rows.parquet").to_pylist():
+        slab = array[line["start"] : line["start"] + line["length"]]
+        assert np.array_equal(slab if layout.ragged else slab[0], rows[line["key"]])
+
+
+@LAYOUTS
+def test_any_damage_to_packed_rows_is_found(tmp_path: Path, layout: Layout) -> None:
+    rows = _like_encoded(layout)
+    shard = _only_shard(_packed(tmp_path, layout, rows))
+    random, whole = np.random.default_rng(0), shard.read_bytes()
+    for bit in random.integers(0, len(whole) * 8, 40).tolist():
+        _flip(shard, bit)
+        _assert_not_believed(tmp_path, layout, rows, PACKED)
+        shard.write_bytes(whole)
+    for size in (0, 100, len(whole) // 2, len(whole) - 1):
+        shard.write_bytes(whole[:size])
+        _assert_not_believed(tmp_path, layout, rows, PACKED)
+
+
+def test_files_that_are_given_up_are_closed_and_opened_again(tmp_path: Path) -> None:
+    """More shards than may be open, read by several threads at once."""
+    rows = {f"{number}": np.full((1, 2, 2), number, np.uint16) for number in range(12)}
+    store = _filled(tmp_path, LATENTS, *({key: row} for key, row in rows.items()))
+    files = OpenFiles(3)
+    parts = {key: store._find(key) for key in rows}
+    few = {
+        key: (Part(part.path, LATENTS, part._array.grid, files=files), row)
+        for key, (part, row) in parts.items()
+    }
+    before = len(os.listdir("/proc/self/fd"))
+
+    def read(key: str) -> bool:
+        part, row = few[key]
+        return all(np.array_equal(part.read(row), rows[key]) for _ in range(30))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(read, [*rows] * 4))
+    assert len(os.listdir("/proc/self/fd")) == before + 3
 
 
 @LAYOUTS
@@ -311,12 +390,14 @@ def _flip(path: Path, bit: int) -> None:
     path.write_bytes(data)
 
 
-def _assert_not_believed(folder: Path, layout: Layout, rows: Rows) -> None:
+def _assert_not_believed(
+    folder: Path, layout: Layout, rows: Rows, recipe: dict[str, str] = RECIPE
+) -> None:
     """No read gives another row than the one that was written; `verify` finds the damage."""
-    assert Store(folder, RECIPE, layout).verify() != []
+    assert Store(folder, recipe, layout).verify() != []
     for key, row in rows.items():
         try:
-            read = Store(folder, RECIPE, layout).read(key)
+            read = Store(folder, recipe, layout).read(key)
         except (Damaged, NotComplete):
             continue
         assert np.array_equal(read, row)
@@ -372,10 +453,13 @@ def test_every_row_of_a_missing_or_torn_shard_is_damaged(tmp_path: Path, layout:
             with pytest.raises(Damaged, match=key) as told:
                 Store(tmp_path, RECIPE, layout).read(key)
             assert str(shard.parents[1]) in told.value.what
-    shard.unlink()
+    (part,) = _parts(store)
+    moved = Store(tmp_path / "moved", RECIPE, layout)  # no file of it has been opened before
+    shutil.copytree(part, moved.parts_folder / part.name)
+    _only_shard(moved).unlink()
     for key in rows:
-        with pytest.raises(Damaged, match="missing"):
-            store.read(key)
+        with pytest.raises(Damaged, match=r"the file c\..* is missing"):
+            moved.read(key)
 
 
 def test_swapped_chunks_are_found_though_each_is_whole(tmp_path: Path) -> None:

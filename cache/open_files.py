@@ -1,0 +1,89 @@
+"""Files kept open between reads: to open, close and find a file again costs as much as it holds.
+
+Safe for threads: a file that is given up is closed when the last one who reads from it is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+from .errors import Broken
+
+MOST_OPEN = 128  # of the 256 (macOS) or 1024 files that a process may have open
+
+
+class OpenFile:
+    """A file that is read from at given places; closed when nobody holds it any more."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+    def size(self) -> int:
+        """Its length in bytes, as it is now."""
+        return os.fstat(self.number).st_size
+
+
+class OpenFiles:
+    """The files that were opened last, at most so many; the oldest is given up first."""
+
+    def __init__(self, most: int = MOST_OPEN) -> None:
+        self._most = most
+        self._files: dict[str, OpenFile] = {}
+        self._changing = threading.Lock()
+
+    def get(self, path: str) -> OpenFile:
+        """The file at `path`, opened if it is not open; raises Broken if there is none."""
+        file = self._files.get(path)
+        return self._opened(path) if file is None else file
+
+    def _opened(self, path: str) -> OpenFile:
+        try:
+            file = OpenFile(path)
+        except FileNotFoundError as error:
+            raise Broken(f"the file {os.path.basename(path)} is missing") from error
+        with self._changing:
+            self._files[path] = file
+            while len(self._files) > self._most:
+                del self._files[next(iter(self._files))]
+        return file
+
+
+def read_into(file: OpenFile, offset: int, views: list[memoryview]) -> None:
+    """Fill `views` with the bytes at `offset`, however many the system gives at a time.
+
+    Raises:
+        Broken: the file is too short, cannot be read, or has gone (on a network's disk).
+    """
+    wanted = sum(map(len, views)) if len(views) > 1 else len(views[0])
+    try:
+        got = os.preadv(file.number, views[:BUFFERS_A_CALL], offset)
+        while got < wanted:
+            if got == 0:
+                raise Broken("the shard's file is too short")
+            views, offset, wanted = _after(views, got), offset + got, wanted - got
+            got = os.preadv(file.number, views[:BUFFERS_A_CALL], offset)
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ESTALE):
+            raise
+        raise Broken("the disk cannot read it") from error
+
+
+BUFFERS_A_CALL = 512  # systems take at least 1024
+
+
+def _after(views: list[memoryview], got: int) -> list[memoryview]:
+    """What is left to fill of `views` once the first `got` bytes are."""
+    full = 0
+    while got >= len(views[full]):
+        got -= len(views[full])
+        full += 1
+    return [views[full][got:], *views[full + 1 :]]
