@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,20 +53,43 @@ def table_bytes(table: pa.Table, *, repeats: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def table_file(schema: pa.Schema, blocks: Iterable[pa.RecordBatch]) -> memoryview:
-    """The same of a table that is never held as a whole: one row group a block."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd", write_page_checksum=True) as writer:
+def write_blocks(
+    schema: pa.Schema, blocks: Iterable[pa.RecordBatch], *, write: Callable[[bytes], object]
+) -> None:
+    """The same of a table that is never held as a whole: one row group a block.
+
+    Args:
+        write: takes the bytes of the file as they come.
+    """
+    sink = pa.PythonFile(_Written(write), mode="w")
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         for block in blocks:
             writer.write_batch(block)
-    return buffer.getbuffer()
 
 
-def table_blocks(data: bytes) -> Iterator[pa.Table]:
-    """The table whose Parquet file is `data`, one row group after the other."""
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        for number in range(file.num_row_groups):
-            yield file.read_row_group(number, use_threads=False)
+class _Written(io.RawIOBase):
+    """What a Parquet writer asks of a file."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write, self._written_bytes = write, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._write(data)
+        self._written_bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._written_bytes
+
+
+def table_blocks(path: Path) -> Iterator[pa.Table]:
+    """The table in the file at `path`, one row group after the other."""
+    with path.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as table:
+        for number in range(table.num_row_groups):
+            yield table.read_row_group(number, use_threads=False)
 
 
 def table_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

@@ -12,6 +12,7 @@ reader of an older manifest goes on reading what it began with.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,17 +24,25 @@ import pyarrow as pa
 
 from ..cache import atomic
 from ..cache.errors import Damaged, NotComplete
-from ..cache.fingerprint import digest_bytes, fingerprint
-from ..cache.tables import table_blocks, table_bytes, table_file, table_in
+from ..cache.fingerprint import digest_file, fingerprint
+from ..cache.tables import table_blocks, table_in, write_blocks
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from .beside import made_for_others
 from .models.flavours import Flavour
-from .pair_rows import PAIRS_SCHEMA, REJECTED_SCHEMA, Rejection, blocks_of, samples_in
+from .pair_rows import (
+    BLOCK_ROWS,
+    PAIRS_SCHEMA,
+    REJECTED_SCHEMA,
+    Rejection,
+    blocks_of,
+    samples_in,
+)
 from .pairs_recipe import pairs_recipe as pairs_recipe
 from .samples import Sample
 
 FORMAT = 1
+DIGEST_BYTES = 16
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
 
@@ -95,8 +104,8 @@ def write_pairs(
             warnings.update(row[1])
             yield row
 
-    pairs = _kept_as(folder, "pairs", table_file(PAIRS_SCHEMA, blocks_of(counted())))
-    rejected = table_bytes(_rejected_rows(rejections))
+    pairs = _kept_as(folder, "pairs", PAIRS_SCHEMA, blocks_of(counted()))
+    rejected = _kept_as(folder, "rejected", REJECTED_SCHEMA, _rejected_blocks(rejections))
     manifest = {
         "format": FORMAT,
         "inputs": inputs,
@@ -106,7 +115,7 @@ def write_pairs(
         "rejected_samples": len({row.sample for row in rejections}),
         "warnings": dict(sorted(warnings.items())),
         "pairs": pairs,
-        "rejected_table": _kept_as(folder, "rejected", rejected),
+        "rejected_table": rejected,
     }
     if manifest != before:
         if not (folder / RECIPE).exists():
@@ -125,30 +134,57 @@ def accept_rejections(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _kept_as(folder: Path, what: str, data: bytes | memoryview) -> str:
-    name = f"{what}-{digest_bytes(data)[:16]}.parquet"
-    if not (folder / name).exists():
-        atomic.write_bytes(folder / name, data)
-    return name
+class _Same(Exception):
+    """The table that was written is there already; `name` is its file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _kept_as(folder: Path, what: str, schema: pa.Schema, blocks: Iterable[pa.RecordBatch]) -> str:
+    """Have a table in `folder`, in a file named by its content; the table is never held whole."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def name() -> str:
+        return f"{what}-{digest.hexdigest()[:16]}.parquet"
+
+    try:
+        with atomic.new_file(folder / f"{what}.parquet", named=name) as file:
+
+            def write(data: bytes) -> None:
+                digest.update(data)
+                file.write(data)
+
+            write_blocks(schema, blocks, write=write)
+            if (folder / name()).exists():
+                raise _Same(name())
+    except _Same as same:
+        return same.name
+    return name()
 
 
 def _table_at(path: Path) -> pa.Table:
-    return table_in(_verified(path))
+    return table_in(verified(path).read_bytes())
 
 
-def _verified(path: Path) -> bytes:
-    """Read a table's file, whose name says what it must hold."""
-    data = path.read_bytes()
-    if path.stem.rpartition("-")[2] != digest_bytes(data)[:16]:
+def verified(path: Path) -> Path:
+    """`path`, a table's file, whose name says what it must hold.
+
+    Raises:
+        Damaged: it holds something else.
+    """
+    if path.stem.rpartition("-")[2] != digest_file(path)[:16]:
         raise Damaged(
             f"The table {path} is not what was written.", "Delete it, then run `qedit pair`."
         )
-    return data
+    return path
 
 
-def _rejected_rows(rejections: Sequence[Rejection]) -> pa.Table:
-    columns = {name: [getattr(row, name) for row in rejections] for name in REJECTED_SCHEMA.names}
-    return pa.table(columns, schema=REJECTED_SCHEMA)
+def _rejected_blocks(rejections: Sequence[Rejection]) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(rejections), BLOCK_ROWS):
+        block = rejections[start : start + BLOCK_ROWS]
+        columns = {name: [getattr(row, name) for row in block] for name in REJECTED_SCHEMA.names}
+        yield pa.RecordBatch.from_pydict(columns, schema=REJECTED_SCHEMA)
 
 
 def manifest_in(folder: Path) -> dict[str, Any] | None:
@@ -198,16 +234,16 @@ def samples_before(folder: Path) -> Iterator[Sample]:
     if manifest is None or not is_whole(folder, manifest):
         return
     try:
-        data = _verified(folder / manifest["pairs"])
+        table = verified(folder / manifest["pairs"])
     except Damaged:
         return  # it is made anew in a moment
-    for block in table_blocks(data):
+    for block in table_blocks(table):
         yield from samples_in(block)
 
 
 def blocks_in(table: Path) -> Iterator[tuple[list[Sample], list[list[str]]]]:
     """The samples of the table in this file and their warning codes, block by block."""
-    for block in table_blocks(_verified(table)):
+    for block in table_blocks(verified(table)):
         yield samples_in(block), block["warnings"].to_pylist()
 
 

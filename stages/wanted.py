@@ -18,14 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..cache.errors import Damaged
-from ..cache.fingerprint import digest_bytes
-from ..cache.tables import table_in
+from ..cache.tables import table_blocks, table_in
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from .models.flavours import Flavour
 from .pair_rows import flat, samples_in
-from .pairs_table import is_whole, manifest_in, read_pairs, table_folder
+from .pairs_table import is_whole, manifest_in, read_pairs, table_folder, verified
 from .samples import Sample
 
 Rows = npt.NDArray[np.int64]
@@ -85,20 +83,16 @@ class PairsKeys:
         """The samples in these rows of the table."""
         if not len(rows):
             return []
-        return samples_in(table_in(self._bytes()).take(pa.array(np.unique(rows))))
+        found, first, wanted = list[Sample](), 0, np.unique(rows)
+        for block in table_blocks(verified(self.path)):
+            here = wanted[(wanted >= first) & (wanted < first + len(block))] - first
+            if len(here):
+                found += samples_in(block.take(pa.array(here)))
+            first += len(block)
+        return found
 
     def _columns(self, *names: str) -> pa.Table:
-        return table_in(self._bytes(), names)
-
-    def _bytes(self) -> bytes:
-        """The table's file, whose name says what it must hold."""
-        data = self.path.read_bytes()
-        if self.path.stem.rpartition("-")[2] != digest_bytes(data)[:16]:
-            raise Damaged(
-                f"The table {self.path} is not what was written.",
-                "Delete it, then run `qedit pair`.",
-            )
-        return data
+        return table_in(verified(self.path).read_bytes(), names)
 
 
 def pairs_keys(configuration: Configuration, main: Dataset, flavour: Flavour) -> PairsKeys:

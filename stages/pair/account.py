@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,39 @@ from ..pairs_table import read_rejections
 from ..stage import Outcome
 from .changes import Changes
 from .checks import in_words
+from .pictures import Task
+from .plan import Plan
 
 STAGE = "pair"
 SHOWN_REJECTIONS = 5
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a run would do that may write and decode nothing."""
+
+    plans: Sequence[Plan]
+    tasks: Sequence[Task]
+
+    def outcome(self, where: Path, *, started: float) -> Outcome:
+        """The same in numbers and sentences."""
+        wanted = sum(len(plan.wanted) for plan in self.plans)
+        rejections = [row for plan in self.plans for row in plan.rejections]
+        failed = len({row.sample for row in rejections})
+        counts = Counter(row.reason for row in rejections)
+        lines = [f"{len(self.tasks)} pictures would be decoded"]
+        return Outcome(
+            stage=STAGE,
+            wanted=wanted + failed,
+            kept=wanted if not self.tasks else 0,
+            computed=0,
+            failed=failed,
+            seconds=time.monotonic() - started,
+            where=str(where),
+            unit="samples",
+            facts={"pictures_to_decode": len(self.tasks), "rejected": dict(sorted(counts.items()))},
+            lines=(*lines, *rejected_lines(counts, rejections)),
+        )
 
 
 def outcome_of(

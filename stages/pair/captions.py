@@ -44,6 +44,7 @@ class Captions:
 
     def __init__(self, main: Dataset, targets: Scan, *, length: CaptionLength) -> None:
         self._main, self._targets, self._length = main, targets, length
+        self._texts = frozenset(file.path for file in targets.texts)
         self._only_prompts = main.only_instance_prompt or main.caption_strategy == "instanceprompt"
         if (self._only_prompts or main.prepend_instance_prompt) and not main.instance_prompt:
             raise WrongUse(
@@ -114,7 +115,7 @@ class Captions:
 
     def _text_beside(self, path: str) -> str:
         text_path = f"{path.rpartition('.')[0]}.{TEXT_EXTENSION}"
-        if text_path not in self._targets.texts:
+        if text_path not in self._texts:
             raise NoCaption("missing_caption", f"no {text_path} beside it")
         try:
             return (self._targets.folder / text_path).read_bytes().decode("utf-8-sig")

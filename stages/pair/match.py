@@ -48,8 +48,8 @@ def stem_of(path: str) -> str:
 def by_stem(scan: Scan) -> Candidates:
     """The pictures of `scan` under the names they are matched by."""
     candidates: Candidates = defaultdict(list)
-    for path, file in scan.pictures.items():
-        candidates[stem_of(path)].append(file)
+    for file in scan.pictures:
+        candidates[stem_of(file.path)].append(file)
     return dict(candidates)
 
 
@@ -116,10 +116,8 @@ def refuse_strangers(main: str, targets: Candidates, references: Mapping[str, Ca
             )
 
 
-def subset(targets: Collection[str], most: int | None) -> Collection[str]:
+def subset(targets: Collection[str], most: int) -> set[str]:
     """At most so many paths, drawn by a digest of their names: the same ones every time."""
-    if most is None or len(targets) <= most:
-        return targets
     return set(nsmallest(most, targets, key=lambda path: _lot(stem_of(path))))
 
 

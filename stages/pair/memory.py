@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from ...cache.atomic import write_bytes
-from ...cache.errors import Damaged
-from ...cache.tables import read_table, table_bytes
+from ...cache.tables import table_blocks, write_blocks
 from .scan import File
 
 # Its name changes when what is remembered, or how a picture is judged, changes.
@@ -56,6 +57,9 @@ _SCHEMA = pa.schema(
 )
 
 
+_BLOCK_ROWS = 1 << 16
+
+
 class Memory:
     """The facts of a dataset's pictures, kept in one Parquet file.
 
@@ -72,16 +76,14 @@ class Memory:
         self._gone: dict[int, dict[str, Facts]] = {}
         self._changed = False
         try:
-            rows = read_table(self.path).to_pydict()
-        except (FileNotFoundError, Damaged):
-            return  # a memory may be lost: every picture is looked at again
-        files = map(File, rows["path"], rows["size_bytes"], rows["mtime_ns"])
-        flags = (tuple(one.split()) for one in rows["flags"])
-        facts = map(
-            Facts, rows["digest"], rows["width"], rows["height"], flags, rows["reason"],
-            rows["detail"], rows["look"],
-        )  # fmt: skip
-        self._known = dict(zip(files, facts, strict=True))
+            for block in table_blocks(self.path):
+                self._known.update(_remembered(block.to_pydict()))
+        except FileNotFoundError:
+            return
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's own: not allowed, a broken disk
+            self._known = {}  # a damaged one may be lost: every picture is looked at again
 
     def __contains__(self, file: File) -> bool:
         return file in self._known and self._suffices(self._known[file])
@@ -118,22 +120,22 @@ class Memory:
         """Write the memory, in the order of paths; nothing if nothing was learnt."""
         if not self._changed:
             return
-        rows = [
-            (
-                *file, one.digest, one.width, one.height, " ".join(one.flags), one.reason,
-                one.detail, one.look,
-            )
-            for file, one in sorted(self._known.items(), key=lambda item: item[0])
-            if one.reason not in PASSING_REASONS
-        ]  # fmt: skip
-        columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA.names)
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)
-        ]
-        data = table_bytes(pa.Table.from_arrays(arrays, schema=_SCHEMA))
-        if not self.path.is_file() or self.path.read_bytes() != data:
-            write_bytes(self.path, data)
+        file = io.BytesIO()
+        write_blocks(_SCHEMA, self._blocks(), write=file.write)
+        if not self.path.is_file() or self.path.read_bytes() != file.getbuffer():
+            write_bytes(self.path, file.getbuffer())
         self._changed = False
+
+    def _blocks(self) -> Iterator[pa.RecordBatch]:
+        files = sorted(file for file, one in self._known.items() if _is_kept(one))
+        for start in range(0, len(files), _BLOCK_ROWS):
+            block = files[start : start + _BLOCK_ROWS]
+            rows = [_row(file, self._known[file]) for file in block]
+            arrays = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
+            ]
+            yield pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
     def _suffices(self, facts: Facts) -> bool:
         return self.headers_suffice or NOT_DECODED not in facts.flags
@@ -144,3 +146,24 @@ class Memory:
             self._changed = True
             if facts.digest and self._suffices(facts):
                 self._gone.setdefault(file.size_bytes, {})[facts.digest] = facts
+
+
+def _is_kept(facts: Facts) -> bool:
+    return facts.reason not in PASSING_REASONS
+
+
+def _row(file: File, facts: Facts) -> tuple[object, ...]:
+    return (
+        *file, facts.digest, facts.width, facts.height, " ".join(facts.flags), facts.reason,
+        facts.detail, facts.look,
+    )  # fmt: skip
+
+
+def _remembered(rows: Mapping[str, list[Any]]) -> Iterator[tuple[File, Facts]]:
+    files = map(File, rows["path"], rows["size_bytes"], rows["mtime_ns"])
+    flags = (tuple(one.split()) for one in rows["flags"])
+    facts = map(
+        Facts, rows["digest"], rows["width"], rows["height"], flags, rows["reason"],
+        rows["detail"], rows["look"],
+    )  # fmt: skip
+    yield from zip(files, facts, strict=True)

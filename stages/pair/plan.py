@@ -182,12 +182,14 @@ def _wanted(
         rejections |= dict.fromkeys(
             replace(row, sample=_name(row.sample, main, ambiguous)) for row in matched.rejections
         )
-    targets = {one.target.path for _, matched in every for one in matched.matches}
-    drawn = subset(targets, main.max_num_samples)
+    drawn = None
+    if main.max_num_samples is not None:
+        targets = {one.target.path for _, matched in every for one in matched.matches}
+        drawn = subset(targets, main.max_num_samples)
     several = len(every) > 1
     for terms, matched in every:
         for one in matched.matches:
-            if one.target.path not in drawn:
+            if drawn is not None and one.target.path not in drawn:
                 continue
             name = _name(one.target.path, main, ambiguous)
             try:
@@ -224,11 +226,11 @@ def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, se
 
     A held-out dataset never changes the names of the samples that are trained on.
     """
-    mains = configuration.main_datasets()
-    trained = Counter(path for main in mains for path in scans[main.id].pictures)
-    every = Counter(
-        path for main in used_datasets(configuration) for path in scans[main.id].pictures
-    )
+    mains, used = configuration.main_datasets(), used_datasets(configuration)
+    if len(used) == 1:
+        return {used[0].id: set()}
+    trained = Counter(file.path for main in mains for file in scans[main.id].pictures)
+    every = Counter(file.path for main in used for file in scans[main.id].pictures)
     names = {main.id: {path for path, count in trained.items() if count > 1} for main in mains}
     for main in configuration.eval_datasets():
         names[main.id] = {path for path, count in every.items() if count > 1}
@@ -243,14 +245,14 @@ def _partners(configuration: Configuration, main: Dataset) -> tuple[Dataset, ...
 
 def _asked_for(
     configuration: Configuration, partner: Dataset, stems: Mapping[str, Candidates]
-) -> set[str]:
+) -> Collection[str]:
     """The names for which any dataset of targets asks `partner`."""
-    return {
-        stem
+    sides = [
+        stems[main.id].keys()
         for main in used_datasets(configuration)
         if partner in _partners(configuration, main)
-        for stem in stems[main.id]
-    }
+    ]
+    return sides[0] if len(sides) == 1 else set[str]().union(*sides)
 
 
 def _problems(dataset: Dataset, scans: Scans) -> Sequence[Rejection]:

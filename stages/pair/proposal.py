@@ -145,11 +145,11 @@ def _kind(targets: Sequence[Size | None], references: Sequence[Size | None]) -> 
 
 
 def _captions(targets: Scan) -> tuple[str, str]:
-    beside = {path.rpartition(".")[0] for path in targets.texts}
-    with_text = sum(path.rpartition(".")[0] in beside for path in targets.pictures)
+    beside = {path.rpartition(".")[0] for path, *_ in targets.texts}
+    with_text = sum(path.rpartition(".")[0] in beside for path, *_ in targets.pictures)
     if with_text:
         return "textfile", f"{with_text} of {len(targets.pictures)} targets have a .txt beside them"
-    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in targets.pictures]
+    stems = [path.rpartition("/")[2].rpartition(".")[0] for path, *_ in targets.pictures]
     sentences = sum(len(re.findall(r"[^\W\d_]{2,}", stem)) >= _SENTENCE_WORDS for stem in stems)
     if 2 * sentences >= len(stems):
         return "filename", "no .txt files, and the names of the pictures are sentences"

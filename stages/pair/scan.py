@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..images import EXTENSIONS
 
 TEXT_EXTENSION = "txt"
+_LINES_AT_ONCE = 4096
 
 
 class File(NamedTuple):
@@ -35,22 +36,24 @@ class Scan:
     """What lies in a folder.
 
     Attributes:
-        pictures, texts: by path, in the order of their paths.
+        pictures, texts: in the order of their paths.
         problems: what looks like a picture by its name and can never be one.
         skipped_links: linked folders that lead to where another path has led already.
     """
 
     folder: Path
-    pictures: dict[str, File] = field(default_factory=dict)
-    texts: dict[str, File] = field(default_factory=dict)
+    pictures: list[File] = field(default_factory=list)
+    texts: list[File] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     skipped_links: list[str] = field(default_factory=list)
 
     def digest_into(self, digest: hashlib.blake2b) -> None:
         """Add the names, sizes and times of all files, and not where the folder lies."""
         for files in (self.pictures, self.texts):
-            lines = [f"{path}\0{size} {mtime}\n" for path, size, mtime in files.values()]
-            digest.update("".join(lines).encode())
+            for start in range(0, len(files), _LINES_AT_ONCE):
+                block = files[start : start + _LINES_AT_ONCE]
+                lines = [f"{path}\0{size} {mtime}\n" for path, size, mtime in block]
+                digest.update("".join(lines).encode())
         digest.update(repr(self.problems).encode("utf-8", "backslashreplace"))
 
 
@@ -65,8 +68,8 @@ def scan(folder: Path) -> Scan:
     while linked:
         linked.sort(reverse=True)
         linked += _enter(found, linked.pop(), entered)
-    found.pictures = {path: found.pictures[path] for path in sorted(found.pictures)}
-    found.texts = {path: found.texts[path] for path in sorted(found.texts)}
+    found.pictures.sort()
+    found.texts.sort()
     found.problems.sort()
     found.skipped_links.sort()
     return found
@@ -123,7 +126,7 @@ def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
         return
     if not is_picture:
         if _is_utf8(path):
-            found.texts[path] = File(path, facts.st_size, facts.st_mtime_ns)
+            found.texts.append(File(path, facts.st_size, facts.st_mtime_ns))
     elif not stat.S_ISREG(facts.st_mode):
         found.problems.append(Problem(shown(path), "not_a_picture", "not a regular file"))
     elif not _is_utf8(path):
@@ -131,7 +134,7 @@ def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
             Problem(shown(path), "name_not_utf8", "a file or folder name that is not UTF-8")
         )
     else:
-        found.pictures[path] = File(path, facts.st_size, facts.st_mtime_ns)
+        found.pictures.append(File(path, facts.st_size, facts.st_mtime_ns))
 
 
 def _trouble(found: Scan, path: str, error: OSError) -> None:

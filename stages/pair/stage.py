@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..pairs_table import (
 )
 from ..samples import Sample
 from ..stage import Outcome, Progress
-from .account import STAGE, outcome_of, refuse_unaccepted, rejected_lines
+from .account import STAGE, Foreseen, outcome_of, refuse_unaccepted
 from .changes import Changes, Tally
 from .checks import faults, sample_of, warnings_of
 from .memory import NOT_DECODED, PASSING_REASONS, Facts, Memory
@@ -95,30 +94,15 @@ def run(
         Locked: another `qedit pair` is at work here.
     """
     started = time.monotonic()
-    scans = scan_all(configuration)
-    for found in scans.values():
-        for link in found.skipped_links:
-            progress.warn(f"{found.folder}: {link} leads to a folder already read, skipped")
-    inputs = digest_of(configuration, scans)
     accept = _Acceptance(on_reject, max_rejected)
+    effort = _Effort(quick=quick, paranoid=paranoid, retry_rejected=retry_rejected)
+    done = _brought_up_to_date(
+        configuration, progress, accept=accept, effort=effort, dry_run=dry_run
+    )
+    if isinstance(done, Foreseen):
+        return done.outcome(_root(configuration), started=started)
+    manifests, changes = done
     folders = _folders(configuration)
-    again = retry_rejected or paranoid
-    if not again and all(_stands(folder, inputs, quick=quick) for folder in folders):
-        manifests, changes = accept.of_standing(folders, dry_run=dry_run), Changes()
-    else:
-        plans = make_plans(configuration, flavour_of(configuration.settings), scans)
-        memories = _memories(configuration, scans, quick=quick)
-        for memory in memories.values():
-            if paranoid:
-                memory.suspect_all()
-            if retry_rejected:
-                memory.forget_rejected()
-        if dry_run:
-            return _foreseen(configuration, plans, _tasks(plans, memories, scans), started=started)
-        with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
-            sweep(_root(configuration))
-            judged = _judge_all(plans, memories, scans, progress)
-            manifests, changes = _write(judged, inputs=inputs, accept=accept)
     pages = [] if dry_run or no_report else _pages(configuration, folders, report, progress)
     outcome = outcome_of(
         manifests, changes, where=_root(configuration), started=started, pages=pages
@@ -126,6 +110,46 @@ def run(
     if not dry_run:
         refuse_unaccepted(manifests, folders, outcome)
     return outcome
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How hard to look at files that are remembered."""
+
+    quick: bool
+    paranoid: bool
+    retry_rejected: bool
+
+
+def _brought_up_to_date(
+    configuration: Configuration,
+    progress: Progress,
+    *,
+    accept: _Acceptance,
+    effort: _Effort,
+    dry_run: bool,
+) -> tuple[list[dict[str, Any]], Changes] | Foreseen:
+    """The manifests of all tables as they are now, and what changed; or what a run would do.
+
+    What is held of every file and sample is let go on the way out.
+    """
+    scans = scan_all(configuration)
+    for found in scans.values():
+        for link in found.skipped_links:
+            progress.warn(f"{found.folder}: {link} leads to a folder already read, skipped")
+    inputs = digest_of(configuration, scans)
+    folders = _folders(configuration)
+    again = effort.retry_rejected or effort.paranoid
+    if not again and all(_stands(folder, inputs, quick=effort.quick) for folder in folders):
+        return accept.of_standing(folders, dry_run=dry_run), Changes()
+    plans = make_plans(configuration, flavour_of(configuration.settings), scans)
+    memories = _memories(configuration, scans, effort=effort)
+    if dry_run:
+        return Foreseen(plans, _tasks(plans, memories, scans))
+    with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
+        sweep(_root(configuration))
+        judged = _judge_all(plans, memories, scans, progress)
+        return _write(judged, inputs=inputs, accept=accept)
 
 
 def is_current(configuration: Configuration) -> bool:
@@ -190,28 +214,6 @@ def _stands(folder: Path, inputs: str, *, quick: bool) -> bool:
     )
 
 
-def _foreseen(
-    configuration: Configuration, plans: Sequence[Plan], tasks: Sequence[Task], *, started: float
-) -> Outcome:
-    wanted = sum(len(plan.wanted) for plan in plans)
-    rejections = [row for plan in plans for row in plan.rejections]
-    failed = len({row.sample for row in rejections})
-    counts = Counter(row.reason for row in rejections)
-    lines = [f"{len(tasks)} pictures would be decoded"]
-    return Outcome(
-        stage=STAGE,
-        wanted=wanted + failed,
-        kept=wanted if not tasks else 0,
-        computed=0,
-        failed=failed,
-        seconds=time.monotonic() - started,
-        where=str(_root(configuration)),
-        unit="samples",
-        facts={"pictures_to_decode": len(tasks), "rejected": dict(sorted(counts.items()))},
-        lines=(*lines, *rejected_lines(counts, rejections)),
-    )
-
-
 def _judge_all(
     plans: Sequence[Plan], memories: Mapping[str, Memory], scans: Scans, progress: Progress
 ) -> list[Judged]:
@@ -230,13 +232,17 @@ def _judge_all(
     return [_judge(plan, memories) for plan in plans]
 
 
-def _memories(configuration: Configuration, scans: Scans, *, quick: bool) -> dict[str, Memory]:
+def _memories(configuration: Configuration, scans: Scans, *, effort: _Effort) -> dict[str, Memory]:
     folders = {
         dataset.id: configuration.pairs_folder(dataset) for dataset in configuration.datasets
     }
-    memories = {name: Memory(folders[name], headers_suffice=quick) for name in scans}
+    memories = {name: Memory(folders[name], headers_suffice=effort.quick) for name in scans}
     for name, memory in memories.items():
-        memory.keep_only(scans[name].pictures.values())
+        memory.keep_only(scans[name].pictures)
+        if effort.paranoid:
+            memory.suspect_all()
+        if effort.retry_rejected:
+            memory.forget_rejected()
     return memories
 
 
