@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,10 +58,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, named: Callable[[], str] | None = None) -> Iterator[BinaryIO]:
     """Hand out a file that becomes `path`, whole and on the disk, when the block ends well.
 
     When the block raises, `path` is what it was before.
+
+    Args:
+        named: says what the file is called in its folder, once it is written: a file that is
+            named by its content.
     """
     with _in_words(path):
         make_folder(path.parent)
@@ -69,7 +73,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         try:
             with file_in_place(partial) as file:
                 yield file
-            partial.replace(path)
+            partial.replace(path.with_name(named()) if named else path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
