@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from ..cache.errors import QeditError, WrongUse
-from .report import TerminalProgress, print_object
+from ..cache.errors import OfOneProcess, QeditError, WrongUse
+from .report import SILENT, TerminalProgress, print_object
 
 INTERRUPTED = 130
 _ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
@@ -51,10 +51,13 @@ def reporting(
     **given: Any,
 ) -> Iterator[tuple[TerminalProgress, Callable[[dict[str, Any]], None]]]:
     """Go to the folder, and turn whatever goes wrong into words and an exit code."""
-    progress = TerminalProgress(as_json=as_json, verbosity=-1 if quiet else verbose)
+    # of several processes that train one run, the first one speaks
+    silent = rank_of_this_process() > 0
+    verbosity = SILENT if silent else -1 if quiet else verbose
+    progress = TerminalProgress(as_json=as_json, verbosity=verbosity)
 
     def finish(value: dict[str, Any]) -> None:
-        if as_json:
+        if as_json and not silent:
             print_object(value)
 
     try:
@@ -62,12 +65,14 @@ def reporting(
             _go_to(folder)
         yield progress, finish
     except QeditError as error:
+        _leave(error.exit_code, when=silent and not isinstance(error, OfOneProcess))
         if debug:
             traceback.print_exc()
         do = with_options(error.do, folder=folder, **given)
         finish({"error": error.what, "do": do, "exit_code": error.exit_code})
         _fail(f"{error.what}\n{do}" if do else error.what, error.exit_code)
     except KeyboardInterrupt:
+        _leave(INTERRUPTED, when=silent)
         finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
         _fail(
             "Interrupted. What was finished is kept: the same command goes on from there.",
@@ -83,6 +88,18 @@ def reporting(
         _fail(f"{what}\n{mend}", 1)
     except Exception as error:
         _unexpected(error, debug=debug, finish=finish)
+
+
+def _leave(exit_code: int, *, when: bool) -> None:
+    """End without a word, where another process says it."""
+    if when:
+        sys.exit(exit_code)
+
+
+def rank_of_this_process() -> int:
+    """Its number among those that a launcher (torchrun, accelerate) has started; else 0."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return int(os.environ.get("RANK", "0")) if several else 0
 
 
 def with_options(

@@ -1,0 +1,190 @@
+"""Several processes train one run: the same losses, one voice, one end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_held_out import fill_held_out, made_held_out
+from made_run import made_samples_with_edits
+from training import LORA, checkpoint_names, metrics, train
+
+from qedit.cache.atomic import write_json
+from qedit.config.loading import Configuration
+
+# each launch starts two processes that import torch
+pytestmark = pytest.mark.full
+
+SAMPLES = made_samples_with_edits(7, sizes=[(64, 64), (64, 96)])
+RUN: dict[str, Any] = {
+    "max_train_steps": 6,
+    "checkpoint_step_interval": 3,
+    "eval_steps_interval": 3,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "caption_dropout_probability": 0.3,
+    "num_eval_images": 3,
+}
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"),
+)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    fill_held_out(made_held_out(folder, **RUN), SAMPLES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(shared: Path) -> Configuration:
+    configuration = made_held_out(shared, output_dir=str(shared / "alone"), **RUN)
+    train(configuration)
+    return configuration
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def launched(
+    launcher: tuple[str, ...], configuration: Configuration, folder: Path
+) -> subprocess.Popen[str]:
+    """Start `qedit train` under a launcher, in a process group of its own."""
+    settings = configuration.settings.model_dump(mode="json", exclude_defaults=True)
+    write_json(
+        folder / "launched.json", settings | {"output_dir": str(configuration.settings.output_dir)}
+    )
+    command = [sys.executable, *launcher, str(free_port()), "-m", "qedit.pipeline", "train"]
+    command += ["--config", str(folder / "launched.json"), "--data", str(folder / "data.json")]
+    return subprocess.Popen(
+        [*command, "--device", "cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_train_as_one(
+    shared: Path, alone: Configuration, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    together = made_held_out(shared, output_dir=str(tmp_path / "together"), **RUN)
+    child = launched(launcher, together, shared)
+    said, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    # one voice
+    assert said.count("6 steps made") == 1
+    assert said.count("Training on cpu, with 2 processes.") == 1
+    one, two = metrics(alone), metrics(together)
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for expected, line in zip(one, two, strict=True):
+        if "held_out" in line:
+            assert line["held_out"]["loss"] == pytest.approx(expected["held_out"]["loss"], rel=1e-5)
+            continue
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        assert (line["sigma"], line["samples"]) == (expected["sigma"], expected["samples"])
+        assert line["loss_by_sigma"] == pytest.approx(expected["loss_by_sigma"], rel=1e-5)
+    # the same weights, measured with the samples shared out, are the same number
+    assert two[0] == one[0]
+    assert checkpoint_names(together) == checkpoint_names(alone)
+    assert (together.settings.output_dir / "best" / LORA).is_file()
+
+
+def processes_of(launcher: int) -> Iterator[tuple[int, int]]:
+    """Process id and rank of what a launcher has started, from /proc."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())[1])  # type: ignore[index]
+            environment = (folder / "environ").read_bytes()
+        except (OSError, TypeError):
+            continue
+        rank = re.search(rb"\0RANK=(\d+)\0", b"\0" + environment)
+        if parent == launcher and rank:
+            yield int(folder.name), int(rank[1])
+
+
+def wait_for(path: Path, lines: int, child: subprocess.Popen[str]) -> None:
+    """Until the log has so many lines."""
+    give_up = time.monotonic() + 240
+    while not (path.is_file() and len(path.read_text().splitlines()) >= lines):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc (Linux)")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_with_a_message(
+    shared: Path, tmp_path: Path, victim: int
+) -> None:
+    configuration = made_held_out(
+        shared, output_dir=str(tmp_path / "killed"), **{**RUN, "max_train_steps": 100_000}
+    )
+    child = launched(TORCHRUN, configuration, shared)
+    wait_for(configuration.settings.output_dir / "metrics.jsonl", 8, child)
+    (process,) = [pid for pid, rank in processes_of(child.pid) if rank == victim]
+    os.kill(process, signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = child.communicate(timeout=90)
+    assert time.monotonic() - began < 60
+    assert child.returncode != 0
+    assert "Another process of this run has ended" in errors or "SIGKILL" in errors
+    assert not list(processes_of(child.pid))
+
+
+def test_one_ctrl_c_stops_all_after_the_same_step(shared: Path, tmp_path: Path) -> None:
+    """As from a terminal: the launcher and its processes all get it."""
+    settings = {**RUN, "max_train_steps": 100_000, "checkpoint_step_interval": 100_000}
+    configuration = made_held_out(shared, output_dir=str(tmp_path / "stopped"), **settings)
+    child = launched(TORCHRUN, configuration, shared)
+    wait_for(configuration.settings.output_dir / "metrics.jsonl", 5, child)
+    os.killpg(child.pid, signal.SIGINT)
+    said, errors = child.communicate(timeout=90)
+    (name,) = checkpoint_names(configuration)
+    last = [line["step"] for line in metrics(configuration)][-1]
+    assert name == f"checkpoint-{last}"
+    assert said.count(f"Stopped after step {last}. Run `qedit train") == 1, errors
+    assert not (configuration.settings.output_dir / "writer.json").exists()
+
+
+def test_a_step_too_small_to_share_is_refused_once(shared: Path, tmp_path: Path) -> None:
+    settings = {**RUN, "train_batch_size": 1, "gradient_accumulation_steps": 1}
+    configuration = made_held_out(shared, output_dir=str(tmp_path / "small"), **settings)
+    child = launched(TORCHRUN, configuration, shared)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert errors.count("too few for 2 processes") == 1
+    assert "gradient_accumulation_steps=2" in errors
+    assert not configuration.settings.output_dir.exists()
+
+
+def test_only_training_is_shared(shared: Path) -> None:
+    from quiet import Quiet
+
+    from qedit.cache.errors import WrongUse
+    from qedit.pipeline.runner import run_stages
+
+    configuration = made_held_out(shared, **RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(WrongUse, match="run by one"):
+            run_stages(("pair", "train"), configuration, Quiet())
