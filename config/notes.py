@@ -17,14 +17,9 @@ from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
 # Fields of a dataset begin with "data.".
 NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
     "text_encoder_precision": (),
-    "keep_best": (),
     "model_type": (),
     "lora_type": (),
     "lora_init_type": ("gaussian",),
-    "scheduled_sampling_*": (),
-    "eval_steps_interval": (),
-    "report_to": (),
-    "tracker_project_name": (),
     "data.conditioning_type": ("reference_loose",),
 }
 

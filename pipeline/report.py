@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 WIDEST_STAGE_NAME = len("cache-embeds")
+SILENT = -2  # a verbosity at which not even warnings are said
 
 
 class TerminalProgress:
@@ -63,7 +64,8 @@ class TerminalProgress:
             self._write(line, self._lines)
 
     def warn(self, line: str) -> None:
-        self._write(f"Warning: {line}", sys.stderr)
+        if self._verbosity > SILENT:
+            self._write(f"Warning: {line}", sys.stderr)
 
     def _write(self, line: str, to: TextIO) -> None:
         if self._bar is None or self._bar.disable:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..cache.errors import NotComplete
+from ..cache.errors import NotComplete, WrongUse
 from ..cache.workspace import refuse_source_folder
 from ..config.configuration import Configuration
 from ..stages.frozen_base import has_work
 from ..stages.stage import Outcome, Progress
 from .report import summary
 
+SHARING = ("cache-vae", "cache-embeds")
 ORDER = ("pair", "cache-vae", "cache-embeds", "cache-base", "train")
 
 
@@ -55,15 +60,18 @@ def run_stages(
     Args:
         options: stage name -> keyword arguments of that stage alone.
     """
+    refuse_several_processes(names)
     for folder in (configuration.settings.cache_dir, configuration.settings.output_dir):
         refuse_source_folder(Path(folder))
     outcomes: list[Outcome] = []
+    decodes = Decodes(names, configuration, dry_run=dry_run)
     for name in names:
         if name == "cache-base" and len(names) > 1 and not has_work(configuration.settings):
             continue
         extra = (options or {}).get(name, {})
         try:
-            outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)
+            with decodes.shared(name, extra) as extra:
+                outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)
         except NotComplete as missing:
             if not (dry_run and outcomes):
                 raise
@@ -75,3 +83,47 @@ def run_stages(
         progress.say(summary(outcome, dry_run=dry_run))
         outcomes.append(outcome)
     return outcomes
+
+
+class Decodes:
+    """Lets `cache-vae` leave pictures for `cache-embeds` where one command runs both."""
+
+    def __init__(
+        self, names: Sequence[str], configuration: Configuration, *, dry_run: bool
+    ) -> None:
+        self._both = set(SHARING) <= set(names) and not dry_run
+        self._cache_dir = Path(configuration.settings.cache_dir)
+        self._stack = ExitStack()
+        self._folder: Path | None = None
+
+    @contextmanager
+    def shared(self, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The options of stage `name` with the folder they share; gone after the second stage."""
+        if not self._both or name not in SHARING:
+            yield options
+            return
+        from ..stages.encoding.spool import spool_in
+        from ..stages.encoding.ways import Ways
+
+        if self._folder is None:
+            self._folder = self._stack.enter_context(spool_in(self._cache_dir))
+        try:
+            yield options | {"ways": replace(options.get("ways") or Ways(), spool=self._folder)}
+        except BaseException:
+            self._stack.close()
+            raise
+        if name == SHARING[-1]:
+            self._stack.close()
+
+
+def refuse_several_processes(names: Sequence[str]) -> None:
+    """Raise where a launcher (torchrun, accelerate) runs anything but the training.
+
+    Raises:
+        WrongUse: says how the earlier stages are run.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and tuple(names) != ("train",):
+        raise WrongUse(
+            "Several processes train together; the stages before that are run by one.",
+            "Run the earlier stages without a launcher, then `train` alone with it.",
+        )
