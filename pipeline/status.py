@@ -13,6 +13,13 @@ import pyarrow as pa
 from ..cache.errors import AnotherRecipe, NotComplete
 from ..cache.store import RECIPE_FILE
 from ..config.configuration import Configuration
+from ..stages.frozen_base import (
+    modulation_table,
+    quantized_base,
+    rows_wanted,
+    wants_quantized,
+    wants_table,
+)
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
 from ..stages.orphans import find_orphans
 from ..stages.pair.stage import is_current
@@ -123,11 +130,34 @@ def status_of(configuration: Configuration) -> Status:
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
             status.next_command = command
+    for line in _base(configuration, checkpoint):
+        status.found.append(line)
+        if line.there < line.wanted and not status.next_command:
+            status.next_command = "Run `qedit cache-base`."
     training = _training(configuration, countable=not status.next_command)
     status.found.append(training)
     if not status.next_command and training.there < training.wanted:
         status.next_command = "Run `qedit train`."
     return status
+
+
+def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line]:
+    """What is kept ready of the frozen base, where these settings use any of it."""
+    settings = configuration.settings
+    if wants_table(settings):
+        table = modulation_table(checkpoint, settings)
+        wanted, there = rows_wanted(settings), table.keys()
+        yield Line(
+            "modulation",
+            len(wanted),
+            sum(key in there for key in wanted),
+            table.nbytes() if there else 0,
+            say="timesteps",
+        )
+    if wants_quantized(settings):
+        base = quantized_base(checkpoint, settings)
+        there_bytes = base.count_bytes() if base.is_there() else 0
+        yield Line("quantised base", 1, int(base.is_there()), there_bytes)
 
 
 def _pairs(

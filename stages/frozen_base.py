@@ -74,8 +74,12 @@ def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
 def has_table(checkpoint: Checkpoint, settings: Settings) -> bool:
     """Whether every row that these settings ask for often is there."""
     there = modulation_table(checkpoint, settings).keys()
-    wanted = every_timestep(lowest_sigma=lowest_sigma(settings))
-    return all(row_key(bits) in there for bits in wanted)
+    return all(key in there for key in rows_wanted(settings))
+
+
+def rows_wanted(settings: Settings) -> list[str]:
+    """The keys of the rows that these settings ask for often."""
+    return [row_key(bits) for bits in every_timestep(lowest_sigma=lowest_sigma(settings))]
 
 
 def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:

@@ -69,11 +69,12 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     made: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = ELSEWHERE[name]
-    monkeypatch.setitem(sys.modules, kind.module.partition(".")[0], None)
+    for module in {kind.module.partition(".")[0], kind.module}:
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(plan, "open_checkpoint", lambda settings: 1 / 0)
     with pytest.raises(WrongUse, match=kind.package) as refused:
         train(made(optimizer=name))
-    assert f"pip install '{kind.package}'" in refused.value.do
+    assert "pip install 'qedit[optimizers]'" in refused.value.do
 
 
 class Odd(torch.optim.Optimizer):
@@ -120,6 +121,41 @@ def test_packages_get_their_options_and_all_their_numbers_are_kept(
     resumed = fresh()
     resumed.restore(folder)
     assert moved(resumed, 2).files() == moved(fresh(), 4).files()
+
+
+# bitsandbytes takes seconds to import
+REAL = [
+    pytest.param(name, marks=pytest.mark.full) if kind.package == "bitsandbytes" else name
+    for name, kind in ELSEWHERE.items()
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_packages_go_on_after_a_kill_to_the_bit(tmp_path: Path, name: str) -> None:
+    def fresh() -> Trained:
+        torch.manual_seed(1)
+        shapes = {"lora_A": (16, 300), "lora_B": (300, 16)}
+        weights = {one: torch.nn.Parameter(torch.randn(shape)) for one, shape in shapes.items()}
+        return Trained(weights, make_optimizer(weights, learning_rate=1e-2, name=name), None)
+
+    def moved(trained: Trained, steps: int) -> Trained:
+        for _ in range(steps):
+            trained.optimizer.zero_grad()
+            sum((weight - 1).square().sum() for weight in trained.weights.values()).backward()
+            trained.optimizer.step()
+        return trained
+
+    before = fresh().weights["lora_A"].detach()
+    folder = save_checkpoint(tmp_path, moved(fresh(), 2), step=2, of_steps=4, run={}, limit=1)
+    resumed = fresh()
+    resumed.restore(folder)
+    whole = moved(fresh(), 4)
+    assert moved(resumed, 2).files() == whole.files()
+    after = whole.weights["lora_A"].detach()
+    assert (after - 1).abs().sum() < (before - 1).abs().sum()
+    if name == "adamw-8bit":
+        kept = whole.optimizer.state[whole.weights["lora_A"]]["state1"]
+        assert kept.dtype == torch.uint8
 
 
 def test_an_argument_that_an_optimizer_does_not_take_is_refused() -> None:

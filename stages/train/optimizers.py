@@ -21,6 +21,11 @@ class Kind:
     name: str
     package: str
 
+    @property
+    def install(self) -> str:
+        """What to give to pip: the packages of other people are an extra of qedit."""
+        return f"'{self.package}'" if self.module.startswith("torch") else "'qedit[optimizers]'"
+
 
 KINDS = {
     "adamw": Kind("torch.optim", "AdamW", "torch"),
@@ -50,7 +55,7 @@ def optimizer_class(name: str) -> Any:
         raise WrongUse(
             f"`optimizer` {name} needs the package {kind.package}, which is not installed "
             f"({error}).",
-            f"Type `pip install '{kind.package}'`, or choose another `optimizer`.",
+            f"Type `pip install {kind.install}`, or choose another `optimizer`.",
         ) from error
 
 
@@ -108,7 +113,8 @@ def optimizer_tensors(
 
 def _entry(what: str, name: str, value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
-        return {f"{what}:{name}": value.detach().cpu()}
+        # what weights share (8-bit optimizers: a table of levels) is kept for each of them
+        return {f"{what}:{name}": value.detach().to("cpu", copy=True)}
     if value is None:
         return {}
     kind = torch.int64 if isinstance(value, int) else torch.float64
