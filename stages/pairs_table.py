@@ -241,12 +241,6 @@ def samples_before(folder: Path) -> Iterator[Sample]:
         yield from samples_in(block)
 
 
-def blocks_in(table: Path) -> Iterator[tuple[list[Sample], list[list[str]]]]:
-    """The samples of the table in this file and their warning codes, block by block."""
-    for block in table_blocks(verified(table)):
-        yield samples_in(block), block["warnings"].to_pylist()
-
-
 def read_rejections(folder: Path) -> list[Rejection]:
     """What the table in `folder` turned away, and why."""
     manifest = manifest_in(folder)

@@ -196,10 +196,14 @@ def test_looks_survive_saving_and_scaling_and_tell_pictures_apart(tmp_path: Path
         with Image.open(tmp_path / "a.jpg") as again:
             assert are_alike(look_of(again), looks[seed])
         assert are_alike(look_of(smooth(seed, (240, 180))), looks[seed])
-    assert alike_groups(looks) == []
-    assert alike_groups([*looks, looks[3] ^ 0b111, looks[3] ^ (1 << 40)]) == [[3, 40, 41]]
-    assert alike_groups([looks[3], looks[3] ^ ((1 << ALIKE_BITS + 1) - 1)]) == []
-    assert alike_groups([0, 0, 0]) == []  # flat pictures say nothing
+
+    def groups(*values: int) -> list[list[int]]:
+        return alike_groups(np.array(values, np.uint64))
+
+    assert groups(*looks) == []
+    assert groups(*looks, looks[3] ^ 0b111, looks[3] ^ (1 << 40)) == [[3, 40, 41]]
+    assert groups(looks[3], looks[3] ^ ((1 << ALIKE_BITS + 1) - 1)) == []
+    assert groups(0, 0, 0) == []  # flat pictures say nothing
 
 
 def test_the_share_that_changed() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..images import on_background
+
+Looks = npt.NDArray[np.uint64]
 
 # Of 64 bits. Pictures saved again, or slightly resized, differ in none to three.
 ALIKE_BITS = 3
@@ -44,41 +47,49 @@ def are_alike(one: int, other: int) -> bool:
     return (one ^ other).bit_count() <= ALIKE_BITS
 
 
-def alike_groups(looks: Sequence[int]) -> list[list[int]]:
+def alike_groups(looks: Looks) -> list[list[int]]:
     """Groups of two or more positions in `looks` that are near-duplicates, each in order.
 
     Pictures without any structure are in no group: their looks say nothing.
     """
-    leader = list(range(len(looks)))
+    values, of_each = np.unique(looks, return_inverse=True)
+    leader = list(range(len(values)))
 
-    def lead(position: int) -> int:
-        while leader[position] != position:
-            leader[position] = leader[leader[position]]
-            position = leader[position]
-        return position
+    def lead(place: int) -> int:
+        while leader[place] != place:
+            leader[place] = leader[leader[place]]
+            place = leader[place]
+        return place
 
-    for one, other in _neighbours(looks):
-        if lead(one) != lead(other) and are_alike(looks[one], looks[other]):
-            first, second = sorted((lead(one), lead(other)))
-            leader[second] = first
+    tell = np.bitwise_count(values) > _BANDS
+    for one, other in _alike_among(values, np.flatnonzero(tell)):
+        first, second = sorted((lead(one), lead(other)))
+        leader[second] = first
     groups: dict[int, list[int]] = defaultdict(list)
-    for position in range(len(looks)):
-        groups[lead(position)].append(position)
-    return [group for group in groups.values() if len(group) > 1]
+    of_each = np.array([lead(place) for place in leader], np.int64)[of_each.reshape(-1)]
+    several = (np.bincount(of_each, minlength=len(values)) > 1) & tell
+    for position in np.flatnonzero(several[of_each]).tolist():
+        groups[int(of_each[position])].append(position)
+    return list(groups.values())
+
+
+def _alike_among(values: Looks, places: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Places of alike values: those that agree in a band of 16 bits are compared.
+
+    Of a crowd, each is compared with the few before it.
+    """
+    for band in range(_BANDS):
+        shelf = (values[places] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(shelf, kind="stable")
+        shelf, sorted_places = shelf[order], places[order]
+        for apart in range(1, min(_CROWD, len(places) - 1) + 1):
+            beside = np.flatnonzero(shelf[apart:] == shelf[:-apart])
+            if not len(beside):
+                break  # no shelf is longer
+            one, other = sorted_places[beside], sorted_places[beside + apart]
+            alike = np.bitwise_count(values[one] ^ values[other]) <= ALIKE_BITS
+            yield from zip(one[alike].tolist(), other[alike].tolist(), strict=True)
 
 
 def _is_black(picture: Image.Image) -> bool:
     return on_background(picture).convert("L").getextrema()[1] == 0
-
-
-def _neighbours(looks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Pairs that agree in a band of 16 bits; of a crowd, each with the one before it."""
-    for band in range(_BANDS):
-        shelves: dict[int, list[int]] = defaultdict(list)
-        for position, look in enumerate(looks):
-            if look.bit_count() > _BANDS:
-                shelves[look >> 16 * band & 0xFFFF].append(position)
-        for shelf in shelves.values():
-            for place, one in enumerate(shelf):
-                for other in shelf[max(place - _CROWD, 0) : place]:
-                    yield other, one

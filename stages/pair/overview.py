@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ...cache.errors import Damaged
-from ...cache.tables import read_table
-from ..pairs_table import blocks_in
+from ...cache.tables import read_table, table_blocks, table_in
+from ..pair_rows import flat, samples_in
+from ..pairs_table import verified
 from ..samples import Sample
-from .look import alike_groups, are_alike
+from .look import ALIKE_BITS, Looks, alike_groups
 from .memory import MEMORY_FILE
+
+Flags = npt.NDArray[np.bool_]
 
 SHOWN_SAMPLES = 96
 SHOWN_FLAGGED = 48
 SHOWN_GROUPS = 30
-LOOKED_AT_SAMPLES = 300_000  # beyond that, comparing every target with its like takes too long
+SHOWN_NAMES = 12  # of each group
 _LENGTHS = (3, 5, 10, 20, 40, 80, 160)  # words
 _COMMON = frozenset({"upscaled", "not_decoded"})  # too common to be worth a place on the page
+_COLUMNS = (
+    "sample",
+    "target.path",
+    "target.size",
+    "references.list.element.dataset",
+    "references.list.element.path",
+    "captions",
+    "warnings",
+)
 ALIKE, HARDLY_CHANGED = "near_duplicate", "hardly_changed"
 
 
@@ -48,102 +64,160 @@ class Overview:
 
 
 def overview_of(table: Path, memories: Mapping[str, Path], main: str) -> Overview:
-    """Go through `table` once for the numbers, and once more for the samples to show."""
-    looks = {name: _looks_in(folder / MEMORY_FILE) for name, folder in memories.items()}
-    sizes, words, alternatives = Counter[tuple[int, int]](), Counter[int](), 0
-    names: list[str] = []
-    targets: dict[str, int] = {}  # one entry a file: it may be the target of several samples
-    codes: dict[str, tuple[str, ...]] = {}
-    warned, hardly, longest = 0, set[str](), 0
-    for sample, warnings in _rows(table):
-        names.append(sample.name)
-        sizes[sample.target.size] += 1
-        alternatives += len(sample.captions)
-        for caption in sample.captions:
-            count = len(caption.split())
-            longest = max(longest, count)
-            words[next((most for most in _LENGTHS if count <= most), 0)] += 1
-        warned += bool(warnings)
-        if special := tuple(code for code in warnings if code not in _COMMON):
-            codes[sample.name] = special
-        look = looks[main].get(sample.target.path)
-        if look:
-            targets.setdefault(sample.target.path, look)
-            first = sample.references[0]
-            other = looks[first.dataset].get(first.path)
-            if other and are_alike(look, other):
-                hardly.add(sample.name)
-    groups = _groups(targets)
-    doubles = {path for group in groups for path in group}
+    """Read the columns of `table` for the numbers, and the rows of the samples to show.
+
+    Works on columns, so that a million pairs are counted in seconds.
+
+    Args:
+        memories: dataset id -> the folder of what is remembered of its pictures.
+        main: id of the targets' dataset.
+    """
+    columns = table_in(verified(table).read_bytes(), _COLUMNS)
+    targets = flat(columns["target"])
+    looks = _looks_of(targets.field("path"), memories[main] / MEMORY_FILE)
+    hardly = _alike(looks, _looks_of_references(flat(columns["references"]), memories))
+    names, places = _files(targets.field("path"))
+    groups = alike_groups(looks[_firsts(places, len(names))])
+    doubles = np.isin(places, [place for group in groups for place in group])
+    words = _words_in(flat(columns["captions"]).flatten())
+    samples = columns["sample"].to_pylist()
+    warned, special = _warned(flat(columns["warnings"]))
+    chosen = _choice(samples, np.flatnonzero(special | hardly | doubles).tolist())
     found = Overview(
-        totals={"warned": warned, "captions": alternatives, "alike": len(doubles)},
-        buckets=_buckets(sizes),
+        totals={
+            "warned": int(warned.sum()),
+            "captions": len(words),
+            "alike": sum(len(group) for group in groups),
+        },
+        buckets=_buckets(targets.field("size")),
         lengths=_lengths(words),
-        caption_words=f"Words in each caption; the longest has {longest}. "
-        f"{alternatives / max(len(names), 1):.1f} captions a pair.",
-        alike=groups[:SHOWN_GROUPS],
+        caption_words=f"Words in each caption; the longest has {words.max(initial=0)}. "
+        f"{len(words) / max(len(samples), 1):.1f} captions a pair.",
+        alike=[_shown(group, names) for group in groups[:SHOWN_GROUPS]],
         alike_groups=len(groups),
-        looks={HARDLY_CHANGED: len(hardly), ALIKE: len(doubles)},
+        looks={HARDLY_CHANGED: int(hardly.sum()), ALIKE: sum(len(group) for group in groups)},
+        rule=_rule(len(samples), len(chosen)),
     )
-    chosen = _choice(names, codes.keys() | hardly)
-    found.rule = _rule(len(names), len(chosen))
-    for sample, warnings in _rows(table):
-        if sample.name in chosen:
-            found.chosen.append(sample)
-            own = [(ALIKE, sample.target.path in doubles), (HARDLY_CHANGED, sample.name in hardly)]
-            found.flags[sample.name] = [*warnings, *(flag for flag, holds in own if holds)]
+    for row, sample, warnings in _rows_at(table, chosen):
+        found.chosen.append(sample)
+        own = [(ALIKE, doubles[row]), (HARDLY_CHANGED, hardly[row])]
+        found.flags[sample.name] = [*warnings, *(flag for flag, holds in own if holds)]
     return found
 
 
-def _rows(table: Path) -> Iterator[tuple[Sample, tuple[str, ...]]]:
-    for samples, warnings in blocks_in(table):
-        yield from zip(samples, map(tuple, warnings), strict=True)
+def _rows_at(table: Path, rows: Sequence[int]) -> Iterator[tuple[int, Sample, list[str]]]:
+    """These rows of the table (ascending), each with its number and its warning codes."""
+    first, wanted = 0, np.asarray(rows, np.int64)
+    for block in table_blocks(table):
+        here = wanted[(wanted >= first) & (wanted < first + len(block))]
+        if len(here):
+            part = block.take(pa.array(here - first))
+            yield from zip(
+                here.tolist(), samples_in(part), part["warnings"].to_pylist(), strict=True
+            )
+        first += len(block)
 
 
-def _looks_in(memory: Path) -> dict[str, int]:
-    """Path -> look of the pictures remembered there; nothing where nothing is remembered."""
+def _looks_of(paths: pa.Array, memory: Path) -> Looks:
+    """The look of each picture; 0 where none is remembered."""
     try:
         rows = read_table(memory, ["path", "look"])
     except (FileNotFoundError, Damaged):
-        return {}  # near-duplicates are not found then; the pairs are as they were
-    return dict(zip(rows["path"].to_pylist(), rows["look"].to_pylist(), strict=True))
+        return np.zeros(len(paths), np.uint64)  # near-duplicates are not found then
+    known = np.append(rows["look"].to_numpy(), np.uint64(0))
+    at = pc.fill_null(pc.index_in(paths, value_set=flat(rows["path"])), len(known) - 1)
+    found: Looks = known[at.to_numpy(zero_copy_only=False)]
+    return found
 
 
-def _groups(targets: Mapping[str, int]) -> list[list[str]]:
-    if len(targets) > LOOKED_AT_SAMPLES:
-        return []
-    paths = list(targets)
-    return [[paths[place] for place in group] for group in alike_groups(list(targets.values()))]
+def _looks_of_references(lists: pa.Array, memories: Mapping[str, Path]) -> Looks:
+    """The look of each sample's first reference."""
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    firsts = lists.flatten().take(pa.array(np.cumsum(lengths) - lengths))
+    datasets, looks = firsts.field("dataset"), np.zeros(len(lists), np.uint64)
+    for dataset in pc.unique(datasets).to_pylist():
+        here = pc.equal(datasets, dataset)
+        paths = firsts.field("path").filter(here)
+        looks[here.to_numpy(zero_copy_only=False)] = _looks_of(
+            paths, memories[dataset] / MEMORY_FILE
+        )
+    return looks
 
 
-def _buckets(sizes: Counter[tuple[int, int]]) -> list[dict[str, Any]]:
+def _alike(targets: Looks, references: Looks) -> Flags:
+    both = (targets != 0) & (references != 0)
+    return both & (np.bitwise_count(targets ^ references) <= ALIKE_BITS)
+
+
+def _files(paths: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Each file once, and its place for every row: one may be the target of several samples."""
+    coded = paths.dictionary_encode()
+    return coded.dictionary, coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _firsts(places: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The first row of each place."""
+    firsts = np.zeros(count, np.int64)
+    firsts[places[::-1]] = np.arange(len(places))[::-1]
+    return firsts
+
+
+def _shown(group: Sequence[int], names: pa.Array) -> list[str]:
+    shown = [str(names[place]) for place in group[:SHOWN_NAMES]]
+    rest = len(group) - len(shown)
+    return [*shown, f"and {rest:,} more"] if rest else shown
+
+
+def _words_in(captions: pa.Array) -> npt.NDArray[np.int64]:
+    pieces = pc.list_value_length(pc.utf8_split_whitespace(captions))
+    counts = pc.if_else(pc.equal(captions, ""), 0, pieces)
+    return counts.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _warned(lists: pa.Array) -> tuple[Flags, Flags]:
+    """Which samples carry a warning, and which one that is worth a place on the page."""
+    every, special = np.zeros(len(lists), bool), np.zeros(len(lists), bool)
+    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    common = pc.is_in(lists.flatten(), value_set=pa.array(sorted(_COMMON)))
+    every[parents] = True
+    special[parents[~common.to_numpy(zero_copy_only=False)]] = True
+    return every, special
+
+
+def _buckets(sizes: pa.Array) -> list[dict[str, Any]]:
+    """How many targets have which size, the most frequent first."""
+    pairs = sizes.flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
     return [
         {"label": f"{width} \u00d7 {height}", "width": width, "height": height, "count": count}
-        for (width, height), count in sizes.most_common()
+        for (width, height), count in sorted(
+            zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: -one[1]
+        )
     ]
 
 
-def _lengths(words: Counter[int]) -> list[dict[str, Any]]:
+def _lengths(words: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    counts = np.bincount(np.searchsorted(_LENGTHS, words), minlength=len(_LENGTHS) + 1).tolist()
     least = (0, *(most + 1 for most in _LENGTHS))
     labels = [f"{low} to {most}" for low, most in zip(least[:-1], _LENGTHS, strict=True)]
-    rows = [*zip(labels, (words[most] for most in _LENGTHS), strict=True)]
-    rows.append((f"over {_LENGTHS[-1]}", words[0]))
+    labels.append(f"over {_LENGTHS[-1]}")
+    rows = list(zip(labels, counts, strict=True))
     while len(rows) > 1 and not rows[-1][1]:
         rows.pop()
     return [{"label": label, "count": count} for label, count in rows]
 
 
-def _choice(names: Sequence[str], flagged: frozenset[str] | set[str]) -> set[str]:
-    """All names where they are few; else some with a flag and some drawn from all."""
+def _choice(names: Sequence[str], flagged: Sequence[int]) -> list[int]:
+    """All rows where they are few; else some with a flag and some drawn from all."""
     if len(names) <= SHOWN_SAMPLES:
-        return set(names)
-    chosen = set(nsmallest(SHOWN_FLAGGED, flagged, key=_lot))
-    rest = (name for name in names if name not in chosen)
-    return chosen | set(nsmallest(SHOWN_SAMPLES - len(chosen), rest, key=_lot))
+        return list(range(len(names)))
 
+    def lot(row: int) -> bytes:
+        return hashlib.blake2b(names[row].encode(), digest_size=16).digest()
 
-def _lot(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+    chosen = set(nsmallest(SHOWN_FLAGGED, flagged, key=lot))
+    rest = (row for row in range(len(names)) if row not in chosen)
+    return sorted(chosen | set(nsmallest(SHOWN_SAMPLES - len(chosen), rest, key=lot)))
 
 
 def _rule(total: int, shown: int) -> str:
