@@ -14,7 +14,7 @@ from torch import Tensor
 from ..cache.atomic import write_bytes
 from ..cache.errors import WrongUse
 from ..config.configuration import Configuration
-from .models.checkpoint import open_checkpoint
+from .models.checkpoint import ENCODERS, open_checkpoint
 from .samples import NULL_CAPTION, Picture, Sample
 from .stores import open_stores, samples_of
 from .tensors import tensor_of
@@ -46,7 +46,7 @@ def inspect_sample(configuration: Configuration, name: str, *, caption: int = 0)
         WrongUse: there is no such sample or no such caption.
         NotComplete: its rows are not cached yet.
     """
-    checkpoint = open_checkpoint(configuration.settings)
+    checkpoint = open_checkpoint(configuration.settings, spared=ENCODERS)
     sample = find_sample(list(samples_of(configuration, checkpoint)), name)
     if not 0 <= caption < len(sample.captions):
         raise WrongUse(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,8 +16,17 @@ from ...cache.errors import NotComplete, WrongUse
 from .digests import files_digest, model_digest
 from .flavours import FLAVOURS, Flavour
 
-__all__ = ["Checkpoint", "files_digest", "flavour_of", "model_digest", "open_checkpoint"]
+__all__ = [
+    "ENCODERS",
+    "Checkpoint",
+    "files_digest",
+    "flavour_of",
+    "model_digest",
+    "open_checkpoint",
+]
 
+# Parts that only make rows: whoever reads the rows does without them.
+ENCODERS = ("vae", "text_encoder")
 AREAS_FILE = "qedit.json"
 INDEX_FILE = "model_index.json"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler")
@@ -110,8 +119,11 @@ def flavour_of(settings: ModelSettings) -> Flavour:
     return replace(flavour, **areas)
 
 
-def open_checkpoint(settings: ModelSettings) -> Checkpoint:
+def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) -> Checkpoint:
     """Find every part of the checkpoint that `settings` name; fetch it from the hub if need be.
+
+    Args:
+        spared: parts that may be gone: what was made with them lies in the caches.
 
     Raises:
         WrongUse: a folder or repository that cannot be had, or a checkpoint that contradicts
@@ -127,12 +139,13 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     }
     root = _local_folder(source, "pretrained_model_name_or_path")
     if root is None:
-        wanted = [part for part in PARTS if part not in overrides]
+        wanted = [part for part in PARTS if part not in overrides and part not in spared]
         root = _download(source, settings.revision, patterns=_patterns(wanted))
     parts = {part: root / part for part in PARTS}
     for part, name in overrides.items():
         parts[part] = _override(part, name)
-    _refuse_gaps(root, parts)
+    there = {part: path for part, path in parts.items() if part not in spared or path.is_dir()}
+    _refuse_gaps(root, there)
     _refuse_contradiction(flavour, root, transformer=parts["transformer"], source=source)
     return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
 

@@ -34,13 +34,16 @@ def model_digest(folder: Path, *, remember: Path) -> str:
     """Digest config.json and every tensor of the safetensors files in `folder`.
 
     Reading the weights is remembered in the JSON file `remember` by path, size and time of
-    change, so the second call costs nothing.
+    change, so the second call costs nothing. Of a folder that is gone the digest it had last is
+    remembered: rows that were made with it can be used without it.
 
     Raises:
-        NotComplete: there is no config.json or no safetensors file.
+        NotComplete: there is no config.json or no safetensors file, or no folder and no memory.
         Damaged: a safetensors file whose header cannot be read or promises more bytes than
             there are.
     """
+    if not folder.is_dir():
+        return _digest_before(folder, remember)
     config = folder / "config.json"
     files = sorted(folder.glob("*.safetensors"))
     if not config.is_file() or not files:
@@ -49,11 +52,23 @@ def model_digest(folder: Path, *, remember: Path) -> str:
             f"{folder} holds no model: {missing} is missing.", "Finish the download of the model."
         )
     meaning = _without_bookkeeping(json.loads(config.read_text(encoding="utf-8")))
-    return digest_bytes(
-        canonical_json(
-            {"config": meaning, "tensors": _hex(sum(_remembered(files, remember)))}
-        ).encode()
-    )
+    tensors = _hex(sum(_remembered(files, remember)))
+    digest = digest_bytes(canonical_json({"config": meaning, "tensors": tensors}).encode())
+    known, name = _recall(remember), str(folder.resolve())
+    if known.get(name) != {"model": digest}:
+        write_json(remember, {**known, name: {"model": digest}})
+    return digest
+
+
+def _digest_before(folder: Path, remember: Path) -> str:
+    """What the model in `folder` was when it was there."""
+    entry = _recall(remember).get(str(folder.resolve()))
+    if not isinstance(entry, dict) or "model" not in entry:
+        raise NotComplete(
+            f"There is no folder {folder}, and {remember} does not know what was in it.",
+            "Put the model back, or have `qedit cache-vae` and `qedit cache-embeds` fetch it.",
+        )
+    return str(entry["model"])
 
 
 def files_digest(folder: Path, names: Iterable[str]) -> str:
