@@ -42,6 +42,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield _fit_line(fit, plan)
     if plan.vram_bytes is not None:
         yield _choice(plan, plan.vram_bytes)
+    if plan.training:
+        yield f"{'':18} there, {plan.training}"
     yield from _time_lines(plan)
 
 
@@ -122,6 +124,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         "ways": [fit.as_object() for fit in plan.fits],
         "vram_bytes": plan.vram_bytes,
         "chosen": plan.chosen.as_object() if plan.chosen else None,
+        "training": plan.training,
         "steps": plan.steps,
         "flops_a_step": plan.flops,
         "seconds_a_step": plan.step_seconds,

@@ -17,24 +17,18 @@ from ..cache.errors import NotComplete
 from ..config.configuration import Configuration
 from ..config.settings import Settings
 from ..stages.footprint import Encoders, text_tokens
-from ..stages.frozen_base import wants_table
 from ..stages.models.checkpoint import flavour_of
 from ..stages.models.dimensions import Dimensions
+from ..stages.models.fit import fit_into
 from ..stages.models.flavours import Flavour
 from ..stages.models.ladder import Rung, ladder
-from ..stages.models.memory import (
-    OPTIMIZER_BYTES,
-    Load,
-    Memory,
-    Way,
-    memory_of,
-    step_flops,
-)
+from ..stages.models.memory import Load, Memory, Way, memory_of, step_flops
 from ..stages.models.part_config import part_config
 from ..stages.pair.foresight import look_ahead
 from ..stages.pairs_table import read_pairs
 from ..stages.samples import Sample
 from ..stages.train.batches import Order, Source
+from ..stages.ways import way_of
 from .disk import Disk, disk_of
 
 METRICS_FILE = "metrics.jsonl"
@@ -79,6 +73,7 @@ class Plan:
         load: the forward that needs most; `sample` is one that has it.
         memory: as the settings stand.
         fits: every way to fit the run; `chosen` is the first that works within `vram_bytes`.
+        training: what `train` then does with what is left of them.
         step_seconds: measured in this run's folder; None where nothing was.
     """
 
@@ -95,6 +90,7 @@ class Plan:
     step_seconds: float | None
     vram_bytes: int | None = None
     chosen: Fit | None = None
+    training: str = ""
 
 
 def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> Plan:
@@ -134,24 +130,10 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     )
     if vram is not None:
         plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= vram), None)
+    if vram is not None and plan.chosen is not None:
+        fitted = fit_into(vram, model.sizes, load, plan.chosen.rung.way)
+        plan.training = fitted.words(blocks=model.sizes.blocks)
     return plan
-
-
-def way_of(settings: Settings) -> Way:
-    """How the settings as they stand fit the run into memory."""
-    ema = 4.0 if settings.use_ema and settings.ema_device == "accelerator" else 0.0
-    streamed = settings.blocks_to_stream
-    return Way(
-        precision=settings.base_model_precision,
-        table=wants_table(settings),
-        checkpointing=settings.gradient_checkpointing,
-        streamed=0 if streamed == "auto" else int(streamed),
-        number_bytes=2 if settings.mixed_precision == "bf16" else 4,
-        targets=settings.lora_target_modules,
-        rank=settings.lora_rank,
-        trained_bytes=OPTIMIZER_BYTES[settings.optimizer] + ema,
-        accumulates=settings.gradient_accumulation_steps > 1,
-    )
 
 
 def _model_of(settings: Settings) -> Model:

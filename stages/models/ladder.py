@@ -12,20 +12,12 @@ from .memory import Way
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to fit a run, the settings that choose it, and what it costs in words.
-
-    Attributes:
-        needs_settings: the keys of config.json it hangs on, for who must know whether they work.
-    """
+    """One way to fit a run, the settings that choose it, and what it costs in words."""
 
     name: str
     way: Way
     settings: Mapping[str, object]
     costs: str
-
-    @property
-    def needs_settings(self) -> tuple[str, ...]:
-        return tuple(self.settings)
 
 
 def ladder(sizes: Dimensions, way: Way) -> list[Rung]:
@@ -41,17 +33,16 @@ def ladder(sizes: Dimensions, way: Way) -> list[Rung]:
         smaller = replace(plain, table=True)
         costs = "5.7 GB of disk at full scale, made once; the losses are equal to the bit"
         rungs.append(Rung("modulation table", smaller, {}, costs))
-    for name, precision, error in (("int8", "int8-quanto", "0.3"), ("4 bit", "nf4-bnb", "0.8")):
+    for name, precision, error in (("int8", "int8-quanto", "0.3"), ("4 bit", "int4-quanto", "0.6")):
         smaller = replace(smaller, precision=precision)
-        costs = f"the base's outputs are about {error} % off; a slower step"
+        costs = f"the base's outputs are about {error} % off, and a step is slower"
         rungs.append(Rung(name, smaller, {"base_model_precision": precision}, costs))
-    settings: dict[str, object] = {"base_model_precision": smaller.precision, "memory": "auto"}
+    settings = {"base_model_precision": smaller.precision}
     smaller = replace(smaller, checkpointing=True, offload=True)
-    costs = "the inputs of all blocks cross the bus twice a step"
+    costs = "the inputs of all blocks cross the bus twice a step; train does it where it must"
     rungs.append(Rung("offloaded checkpoints", smaller, settings, costs))
-    settings = settings | {"blocks_to_stream": sizes.blocks}
     smaller = replace(smaller, streamed=sizes.blocks)
-    costs = "all weights cross the bus twice a step; needs them in the computer's memory"
+    costs = "weights cross the bus twice a step, as few as must; train does it where it must"
     rungs.append(Rung("streamed blocks", smaller, settings, costs))
     return rungs
 
