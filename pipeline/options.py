@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -56,6 +56,41 @@ dry_run_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
 )
+
+
+def _whole_or_auto(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A whole number from 1, or None for "auto"."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a whole number from 1 nor auto.")
+    return int(value)
+
+
+def _batch_size(what: str, things: str) -> Callable[[Command], Command]:
+    return click.option(
+        f"--{what}-batch-size",
+        callback=_whole_or_auto,
+        metavar="N|auto",
+        default="auto",
+        show_default=True,
+        help=f"How many {things} are encoded together; auto: as many as fit.",
+    )
+
+
+ways_options = stacked(
+    device_option,
+    click.option(
+        "--devices", metavar="A,B,...", help="Encode on these devices at once: cuda:0,cuda:1."
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads that read pictures.  [default: by the number of cores]",
+    ),
+)
+vae_batch_option = _batch_size("vae", "pictures")
+text_batch_option = _batch_size("text", "reference sets")
 shard_option = click.option(
     "--shard", metavar="I/N", help="Do the I-th of N equal shares of what is missing."
 )
@@ -77,8 +112,11 @@ pair_options = stacked(
 )
 
 
+retry_option = click.option(
+    "--retry-rejected", is_flag=True, help="Look again at what was rejected before."
+)
 look_options = stacked(
-    click.option("--retry-rejected", is_flag=True, help="Look again at what was rejected before."),
+    retry_option,
     click.option("--quick", is_flag=True, help="Read headers only; the next run decodes in full."),
     click.option("--paranoid", is_flag=True, help="Read every file again, changed or not."),
     click.option(
@@ -102,13 +140,31 @@ def parted(
     return own, {name: value for name, value in given.items() if name not in own}
 
 
-def options_of_stages(
-    device: str, on_reject: str, max_rejected: int
-) -> dict[str, dict[str, object]]:
-    return {
-        "pair": {"on_reject": on_reject, "max_rejected": max_rejected},
-        "cache-vae": {"device": device},
-        "cache-embeds": {"device": device},
-        "cache-base": {"device": device},
-        "train": {"device": device},
+WAYS = ("device", "devices", "workers", "vae_batch_size", "text_batch_size")
+ACCEPTANCE = ("on_reject", "max_rejected")
+
+
+def encoding_options(given: dict[str, Any]) -> tuple[dict[str, object], dict[str, Any]]:
+    """What a caching stage is given of a command's options, and the others."""
+    from ..stages.encoding.ways import Ways, devices_named
+
+    ways, rest = parted(given, tuple(name for name in WAYS if name in given))
+    names = ways.pop("devices", None)
+    devices = devices_named(str(names)) if names else ()
+    also = tuple(name for name in (*ACCEPTANCE, "shard", "retry_rejected") if name in given)
+    options, rest = parted(rest, also)
+    return {**options, "ways": Ways(**cast(Any, ways), devices=devices)}, rest
+
+
+def options_of_stages(given: dict[str, Any]) -> tuple[dict[str, dict[str, object]], dict[str, Any]]:
+    """What each stage is given of a command that runs them all, and the other options."""
+    device = {"device": given["device"]}
+    encoding, rest = encoding_options(given)
+    options = {
+        "pair": {name: given[name] for name in ACCEPTANCE},
+        "cache-vae": encoding,
+        "cache-embeds": encoding,
+        "cache-base": device,
+        "train": device,
     }
+    return options, rest

@@ -25,12 +25,14 @@ from ..config.settings import Settings
 from .beside import made_for_others
 from .models.checkpoint import Checkpoint
 from .models.flavours import Flavour
-from .models.recipes import latent_recipe, prompt_recipe
+from .models.recipes import latent_recipe, mask_recipe, prompt_recipe
 from .models.templates import prefix_text
 from .pairs_table import read_pairs
-from .samples import NULL_CAPTION, Picture, Sample
+from .rejected_rows import RejectedRows
+from .samples import NULL_CAPTION, Sample
 
 REMEMBERED_DIGESTS = "model-digests.json"
+WEIGHTS = Layout("weights", ("sample", "channel", "height", "width"), ragged=False)
 
 
 class Shelf:
@@ -43,6 +45,7 @@ class Shelf:
     def __init__(
         self, folders: Mapping[str, Path], recipe: Mapping[str, Any], layout: Layout
     ) -> None:
+        self._folders, self._recipe, self._layout = dict(folders), recipe, layout
         by_folder: dict[Path, Store] = {}
         for folder in folders.values():
             place = folder.resolve()
@@ -51,7 +54,7 @@ class Shelf:
         self._stores = {name: by_folder[folder.resolve()] for name, folder in folders.items()}
         self._distinct = tuple(by_folder.values())
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return any(key in store for store in self._distinct)
 
     def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -76,6 +79,15 @@ class Shelf:
     def stores(self) -> tuple[Store, ...]:
         """Every distinct store."""
         return self._distinct
+
+    def another(self) -> Shelf:
+        """The same stores once more, for another thread."""
+        return Shelf(self._folders, self._recipe, self._layout)
+
+    def rejected(self) -> dict[str, RejectedRows]:
+        """Every key that was rejected and has no row after all, and where that is remembered."""
+        places = (RejectedRows(store.path) for store in self._distinct)
+        return {key: place for place in places for key in place.all_keys() if key not in self}
 
     def where(self) -> str:
         """The folders of the stores, for people."""
@@ -104,12 +116,40 @@ class Shelf:
 
 @dataclass(frozen=True)
 class RunStores:
-    """Every row a run reads: latents of pictures, image prefixes and text tails."""
+    """Every row a run reads: latents of pictures, weights of masks, image prefixes, text tails."""
 
     latents: Shelf
     prefixes: Shelf
     tails: Shelf
+    weights: Shelf
     flavour: Flavour
+
+    def shelves(self) -> tuple[Shelf, ...]:
+        """All of them."""
+        return (self.latents, self.prefixes, self.tails, self.weights)
+
+    def without_rejected(
+        self, samples: Iterable[Sample], captions_too: Iterable[str]
+    ) -> list[Sample]:
+        """Those of `samples` of which no row was rejected.
+
+        Raises:
+            NotComplete: rows were rejected and nobody has accepted that.
+        """
+        rejected: dict[str, RejectedRows] = {}
+        for shelf in self.shelves():
+            rejected |= shelf.rejected()
+        if not rejected:
+            return list(samples)
+        kept: list[Sample] = []
+        extra = tuple(captions_too)
+        for sample in samples:
+            keys = [key for key in _keys_of(sample, extra) if key in rejected]
+            for key in keys:
+                _refuse_unaccepted(sample, rejected[key], key)
+            if not keys:
+                kept.append(sample)
+        return kept
 
     def missing(self, samples: Iterable[Sample], captions_too: Iterable[str]) -> Missing:
         """Which of `samples` cannot be trained on yet; `captions_too` are wanted of each."""
@@ -118,7 +158,9 @@ class RunStores:
         no_embeds: list[str] = []
         for sample in samples:
             pictures = (sample.target, *sample.references)
-            if any(picture.latent_key not in self.latents for picture in pictures):
+            if any(picture.latent_key not in self.latents for picture in pictures) or (
+                sample.mask and sample.mask.weight_key not in self.weights
+            ):
                 no_latents.append(sample.name)
             tails = (sample.tail_key(caption) for caption in (*sample.captions, *extra))
             if sample.prefix_key not in self.prefixes or any(
@@ -167,6 +209,28 @@ class Missing:
                 )
 
 
+def _keys_of(sample: Sample, extra: Iterable[str]) -> Iterator[str]:
+    """Of every row that `sample` needs, with these captions besides its own."""
+    for picture in (sample.target, *sample.references):
+        yield picture.latent_key
+    if sample.mask:
+        yield sample.mask.weight_key
+    yield sample.prefix_key
+    for caption in (*sample.captions, *extra):
+        yield sample.tail_key(caption)
+
+
+def _refuse_unaccepted(sample: Sample, place: RejectedRows, key: str) -> None:
+    row = place.read(key)
+    if not row.accepted:
+        raise NotComplete(
+            f"`qedit {row.stage}` rejected sample {sample.name}, and nobody has accepted that "
+            f"yet. {row}.",
+            f"Mend it and run `qedit {row.stage} --retry-rejected`, or go on without it: "
+            f"`qedit {row.stage} --on-reject skip`.",
+        )
+
+
 def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStores:
     """Open every store of the run for reading; nothing is made on disk."""
     settings = configuration.settings
@@ -179,12 +243,18 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
     }
     latents = latent_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
     embeds = prompt_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
+    masks = {mask.id: mask for main in mains if (mask := configuration.mask_of(main))}
     prefixes = {main.id: configuration.image_embeds_folder(main) for main in mains}
     tails = {main.id: configuration.text_embeds_folder(main) for main in mains}
     return RunStores(
         latents=Shelf(pictures, latents, LATENTS),
         prefixes=Shelf(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
         tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
+        weights=Shelf(
+            {name: configuration.vae_folder(mask) for name, mask in masks.items()},
+            mask_recipe(),
+            WEIGHTS,
+        ),
         flavour=checkpoint.flavour,
     )
 
@@ -245,15 +315,6 @@ def samples_of(configuration: Configuration, checkpoint: Checkpoint) -> Iterator
     """Every sample that is cached, dataset by dataset, as `pair` left them."""
     for main in used_main_datasets(configuration):
         yield from read_pairs(configuration, main, checkpoint.flavour).samples
-
-
-def wanted_latents(samples: Iterable[Sample]) -> dict[str, Picture]:
-    """Every distinct latent row: key -> the first picture that wants it."""
-    wanted: dict[str, Picture] = {}
-    for sample in samples:
-        for picture in (sample.target, *sample.references):
-            wanted.setdefault(picture.latent_key, picture)
-    return wanted
 
 
 def captions_beside(settings: Settings) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ class ModelSettings:
     pretrained_text_encoder_model_name_or_path: None = None
     vae_dtype: str = "fp32"
     text_encoder_dtype: str = "bf16"
+    text_encoder_precision: str = "no_change"
 
 
 def opened(folder: Path, flavour: str = "edit-v2") -> Checkpoint:

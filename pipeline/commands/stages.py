@@ -10,12 +10,17 @@ from ..options import (
     PAIR_OPTIONS,
     device_option,
     dry_run_option,
+    encoding_options,
     look_options,
     options_of_stages,
     pair_options,
     parted,
+    retry_option,
     shard_option,
     shared_options,
+    text_batch_option,
+    vae_batch_option,
+    ways_options,
 )
 from .running import run_named
 
@@ -34,31 +39,33 @@ def pair(**given: Any) -> None:
 @click.command("cache-vae")
 @shared_options
 @dry_run_option
-@device_option
+@ways_options
+@vae_batch_option
 @shard_option
-def cache_vae(device: str, shard: str | None, **shared: Any) -> None:
+@pair_options
+@retry_option
+def cache_vae(**given: Any) -> None:
     """Encode targets and references with the VAE; only what is missing."""
-    run_named(
-        ("cache-vae",),
-        command="cache-vae",
-        options={"cache-vae": {"device": device, "shard": shard}},
-        **shared,
-    )
+    encode("cache-vae", given)
 
 
 @click.command("cache-embeds")
 @shared_options
 @dry_run_option
-@device_option
+@ways_options
+@text_batch_option
 @shard_option
-def cache_embeds(device: str, shard: str | None, **shared: Any) -> None:
+@pair_options
+@retry_option
+def cache_embeds(**given: Any) -> None:
     """Encode references and captions with Qwen2.5-VL; only what is missing."""
-    run_named(
-        ("cache-embeds",),
-        command="cache-embeds",
-        options={"cache-embeds": {"device": device, "shard": shard}},
-        **shared,
-    )
+    encode("cache-embeds", given)
+
+
+def encode(stage: str, given: dict[str, Any]) -> None:
+    """Run one of the two caching stages."""
+    options, shared = encoding_options(given)
+    run_named((stage,), command=stage, options={stage: options}, **shared)
 
 
 @click.command("cache-base")
@@ -78,27 +85,30 @@ def cache_base(device: str, **shared: Any) -> None:
 @click.command()
 @shared_options
 @dry_run_option
-@device_option
+@ways_options
+@vae_batch_option
+@text_batch_option
 @pair_options
 @click.option("--prepare", is_flag=True, help="Run the earlier stages first.")
-def train(device: str, on_reject: str, max_rejected: int, prepare: bool, **shared: Any) -> None:
+def train(prepare: bool, **given: Any) -> None:
     """Train on the caches, and nothing else. Run the same command again to go on."""
     from ..runner import ORDER
 
     names = ORDER if prepare else ("train",)
-    options = options_of_stages(device, on_reject, max_rejected)
+    options, shared = options_of_stages(given)
     run_named(names, command="train", options=options, **shared)
 
 
 @click.command()
 @shared_options
 @dry_run_option
-@device_option
+@ways_options
+@vae_batch_option
+@text_batch_option
 @pair_options
-def run(device: str, on_reject: str, max_rejected: int, **shared: Any) -> None:
+def run(**given: Any) -> None:
     """All stages in order, each doing only what is missing."""
     from ..runner import ORDER
 
-    run_named(
-        ORDER, command="run", options=options_of_stages(device, on_reject, max_rejected), **shared
-    )
+    options, shared = options_of_stages(given)
+    run_named(ORDER, command="run", options=options, **shared)

@@ -2,91 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...cache.errors import QeditError
 from ...config.configuration import Configuration
+from ..encoding.filling import Encoder, Made, Unfit
+from ..encoding.opening import open_to_encode
+from ..encoding.reference_sets import TOKENS_AROUND, ReferenceSet
+from ..encoding.spool import Spool
 from ..images import resized
 from ..models.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named
 from ..models.prompt import PromptEncoder
-from ..read_ahead import open_as_paired, read_ahead
+from ..models.prompt_reader import Prompt, PromptReader
+from ..rejected_rows import RejectedRow
 from ..samples import Picture
 from ..stores import picture_folders
 from ..tensors import bits_of
-from .stage import ReferenceSet
 
-TOKENS_IN_PART = 16384
-SETS_IN_PART = 64
-
-
-@dataclass(slots=True)
-class Part:
-    """Rows by key that are written together: bfloat16 bits, each [token, channel]."""
-
-    prefixes: dict[str, np.ndarray] = field(default_factory=dict)
-    tails: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def full(self) -> bool:
-        tokens = sum(len(row) for row in (*self.prefixes.values(), *self.tails.values()))
-        return tokens >= TOKENS_IN_PART or len(self.prefixes) >= SETS_IN_PART
+STAGE = "cache-embeds"
+PREFIXES, TAILS = "prefixes", "tails"
+MOST_SETS = 32
+TOKENS_WHERE_NOTHING_IS_KNOWN = 2048
+# A batch is padded to its longest prefix: not to more than so many times the shortest.
+MOST_PADDING = 1.25
 
 
 class ReferenceEncoding:
-    """The prompt encoder on its device, fed with pictures that are read a few ahead of it."""
+    """What the engine asks about reference sets."""
 
     def __init__(
-        self, configuration: Configuration, checkpoint: Checkpoint, *, device: str
+        self,
+        configuration: Configuration,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        spool: Spool | None = None,
     ) -> None:
+        self._settings, self._checkpoint = configuration.settings, checkpoint
         self._folders = picture_folders(configuration)
-        self._encoder = PromptEncoder.load(
-            checkpoint,
-            dtype=dtype_named(configuration.settings.text_encoder_dtype),
-            device=best_device(device),
+        self._device, self._spool = device, spool
+        self._reader = PromptReader.load(checkpoint)
+
+    def read(self, item: ReferenceSet) -> Prompt:
+        """Decode its references, unless the spool has them, and cut all into tokens."""
+        pictures = [self._picture(reference) for reference in item.sample.references]
+        return self._reader.read(pictures, list(item.tails.values()))
+
+    def cost(self, item: ReferenceSet) -> int:
+        """In tokens, about."""
+        return item.picture_tokens + item.tail_tokens + TOKENS_AROUND
+
+    def together(self, one: ReferenceSet, other: ReferenceSet) -> bool:
+        """Sets of a part come in the order of their length: padding is what must stay small."""
+        return self.cost(other) <= MOST_PADDING * self.cost(one)
+
+    def rejected(self, item: ReferenceSet, unfit: Unfit) -> Made:
+        """No prefix, and no tail of these captions either."""
+        sample = item.sample
+        return Made(
+            rejected={
+                PREFIXES: [_rejected(item, sample.prefix_key, unfit)],
+                TAILS: [_rejected(item, key, unfit) for key in item.tails],
+            }
         )
 
-    def parts(
-        self, sets: Mapping[str, ReferenceSet], advance: Callable[[int], None]
-    ) -> Iterator[Part]:
-        """Encode `sets` in the order of their keys, a part at a time.
+    def name(self, item: ReferenceSet) -> str:
+        """The sample's."""
+        return f"Sample {item.sample.name}"
 
-        A set's prefix is run even where only a tail is missing: the tail needs its
-        key-value cache, which is nine times as large as the row and not kept.
-        """
-        part = Part()
-        keys = sorted(sets)
-        for key, pictures in read_ahead(lambda key: self._pictures(sets[key]), keys):
-            one = sets[key]
-            prefix, tails = self._encoder.encode(pictures, list(one.tails.values()))
-            part.prefixes[key] = self._checked(prefix, one)
-            for name, tail in zip(one.tails, tails, strict=True):
-                part.tails[name] = self._checked(tail, one)
-            advance(1)
-            if part.full:
-                yield part
-                part = Part()
-        if part.prefixes:
-            yield part
-
-    def _pictures(self, one: ReferenceSet) -> list[Image.Image]:
-        return [self._picture(reference) for reference in one.sample.references]
+    def open(self) -> Encoder:
+        """Load the text encoder."""
+        encoder = PromptEncoder.load(
+            self._checkpoint,
+            dtype=dtype_named(self._settings.text_encoder_dtype),
+            device=best_device(self._device),
+            precision=self._settings.text_encoder_precision,
+            reader=self._reader,
+        )
+        return _OnDevice(encoder)
 
     def _picture(self, reference: Picture) -> Image.Image:
-        opened = open_as_paired(self._folders[reference.dataset], reference)
+        spooled = self._spool.take(reference) if self._spool else None
+        if spooled is not None:
+            return spooled
+        opened = open_to_encode(self._folders[reference.dataset], reference)
         assert reference.vl_size is not None, "references always have one"
         return resized(opened, reference.box, reference.vl_size)
 
-    def _checked(self, row: Tensor, one: ReferenceSet) -> np.ndarray:
-        if not bool(torch.isfinite(row).all()):
-            raise QeditError(
-                f"The text encoder gives NaN or infinite embeds for sample {one.sample.name}.",
-                "Look at its references and captions.",
-            )
-        return bits_of(row)
+
+class _OnDevice:
+    """The prompt encoder as the engine drives it."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder = encoder
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._encoder.model.device)
+
+    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+        """The rows of each set; those that are NaN or infinite are rejected, no others."""
+        encoded = self._encoder.encode_all(read)
+        return [_made(one, *rows) for one, rows in zip(items, encoded, strict=True)]
+
+
+def _made(one: ReferenceSet, prefix: Tensor, tails: Sequence[Tensor]) -> Made:
+    made = Made(
+        rows={PREFIXES: {}, TAILS: {}},
+        rejected={PREFIXES: [], TAILS: []},
+    )
+    named = [(PREFIXES, one.sample.prefix_key, prefix)]
+    named += [(TAILS, key, tail) for key, tail in zip(one.tails, tails, strict=True)]
+    for kind, key, row in named:
+        if bool(torch.isfinite(row).all()):
+            made.rows[kind][key] = bits_of(row)
+        else:
+            text = one.tails.get(key)
+            of = "its references" if text is None else f"the caption {text!r}"
+            unfit = Unfit("nan_embeds", f"the text encoder gives NaN or infinite values for {of}")
+            made.rejected[kind].append(_rejected(one, key, unfit))
+    return made
+
+
+def _rejected(one: ReferenceSet, key: str, unfit: Unfit) -> RejectedRow:
+    sample = one.sample
+    return RejectedRow(key, STAGE, sample.dataset, sample.name, unfit.reason, unfit.detail)

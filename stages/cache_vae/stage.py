@@ -1,4 +1,4 @@
-"""cache-vae: which latent rows are wanted, which are missing, and in which parts they are made.
+"""cache-vae: bring the stores of latents and of mask weights to hold all that is wanted.
 
 Nothing heavy is imported before something is found missing.
 """
@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-
-from ...cache.claims import shared_work
 from ...config.configuration import Configuration
+from ..encoding.acceptance import OnReject
+from ..encoding.devices import on_each_device
+from ..encoding.fill import Filled, Work, fill
+from ..encoding.pace import facts_of
+from ..encoding.reference_sets import find_wanted
+from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..room import refuse_full_disk
 from ..samples import Picture
-from ..sharing import say_who_is_at_work, saying_what_is_kept
 from ..stage import Outcome, Progress
-from ..stores import Shelf, open_stores, shard_named, used_main_datasets, wanted_latents
+from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
 from ..uses import note_use
-from ..wanted import Keys, distinct, pairs_keys
+from .wanted_pictures import WantedPictures, find_pictures
 
 STAGE = "cache-vae"
 ROWS_IN_PART = 64
@@ -35,69 +37,59 @@ def run(
     progress: Progress,
     *,
     dry_run: bool = False,
-    device: str = "auto",
+    ways: Ways | None = None,
     shard: str | None = None,
+    on_reject: OnReject = "fail",
+    max_rejected: int = 0,
+    retry_rejected: bool = False,
 ) -> Outcome:
-    """Bring the latent stores to hold a row for every picture of every sample.
+    """Bring the stores to hold a row for every picture and every mask of every sample.
 
     Args:
+        ways: how, on which devices, with how many workers.
         shard: "i/n": do this share of what is missing and no more.
+        on_reject, max_rejected, retry_rejected: as in `pair`, for rows that are NaN.
 
     Raises:
-        NotComplete: there are no pairs for these settings, or a picture changed since.
+        NotComplete: there are no pairs for these settings, a picture changed since, or rows
+            were rejected and that is not accepted.
         QeditError: there is no room for what is missing.
     """
     started = time.monotonic()
     share = shard_named(shard) if shard else None
+    ways = ways or Ways()
     checkpoint = open_checkpoint(configuration.settings)
-    shelf = open_stores(configuration, checkpoint).latents
-    wanted, missing = wanted_and_missing(configuration, checkpoint, shelf)
-    if share is not None:
-        mine = {key: picture for key, picture in missing.items() if share.has(key)}
-        wanted, missing = wanted - (len(missing) - len(mine)), mine
-    sizes = bytes_of(shelf, missing)
-    computed = 0
-    if missing and not dry_run:
-        refuse_full_disk(sizes, what=f"{len(missing)} latents")
-        computed = _fill(
-            configuration,
-            checkpoint,
-            shelf=shelf,
-            missing=missing,
-            progress=progress,
-            device=device,
-        )
+    stores = open_stores(configuration, checkpoint)
+    wanted = find_pictures(configuration, checkpoint.flavour, stores)
+    if retry_rejected and not dry_run:
+        wanted.rejections(stores).forget()
+        wanted = find_pictures(configuration, checkpoint.flavour, stores)
+    mine = wanted.of_share(share)
+    count = wanted.count() - (wanted.missing - mine.missing)
+    sizes = bytes_of(stores.latents, mine.latents)
+    filled = Filled()
+    if mine.missing and not dry_run:
+        refuse_full_disk(sizes, what=f"{mine.missing} latents")
+        filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
+    rejections = wanted.rejections(stores)
     if not dry_run:
-        note_use(shelf.stores(), configuration)
+        note_use((*stores.latents.stores(), *stores.weights.stores()), configuration)
+        rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
+    computed = filled.rows["latents"] + filled.rows["weights"]
+    failed = len(rejections.places)
     return Outcome(
         stage=STAGE,
-        wanted=wanted,
-        kept=wanted - (len(missing) if dry_run else computed),
+        wanted=count,
+        kept=count - (mine.missing if dry_run else computed) - failed,
         computed=computed,
-        failed=0,
+        failed=failed,
         seconds=time.monotonic() - started,
-        where=shelf.where(),
+        where=stores.latents.where(),
         unit="latents",
-        facts={"missing": len(missing), "bytes": sum(sizes.values())} if dry_run else {},
+        facts=facts_of(filled.seconds)
+        | ({"missing": mine.missing, "bytes": sum(sizes.values())} if dry_run else {}),
+        lines=tuple(rejections.lines()),
     )
-
-
-def wanted_and_missing(
-    configuration: Configuration, checkpoint: Checkpoint, shelf: Shelf
-) -> tuple[int, dict[str, Picture]]:
-    """How many rows are wanted, and those that are missing, each with a picture to make it of."""
-    every: list[Keys] = []
-    missing: dict[str, Picture] = {}
-    for main in used_main_datasets(configuration):
-        table = pairs_keys(configuration, main, checkpoint.flavour)
-        latents = table.latents()
-        every.append(latents)
-        absent = ~shelf.hold(latents.keys)
-        there = set(latents.keys.filter(pa.array(absent)).to_pylist())
-        for key, picture in wanted_latents(table.samples(latents.rows[absent])).items():
-            if key in there:
-                missing.setdefault(key, picture)
-    return distinct(every), missing
 
 
 def bytes_of(shelf: Shelf, pictures: Mapping[str, Picture]) -> dict[Path, int]:
@@ -109,44 +101,105 @@ def bytes_of(shelf: Shelf, pictures: Mapping[str, Picture]) -> dict[Path, int]:
     return sizes
 
 
-def _fill(
+def fill_on(
+    configuration: Configuration, progress: Progress, ways: Ways, *, share: Shard | None
+) -> Filled:
+    """Make what is missing on one device: the weights of masks, then the latents."""
+    checkpoint = open_checkpoint(configuration.settings)
+    stores = open_stores(configuration, checkpoint)
+    wanted = find_pictures(configuration, checkpoint.flavour, stores).of_share(share)
+    filled = Filled()
+    if wanted.weights:
+        filled.add(fill(_masks(configuration, stores, wanted), progress, ways))
+    if wanted.latents:
+        filled.add(fill(_pictures(configuration, checkpoint, stores, wanted, ways), progress, ways))
+    return filled
+
+
+def _pictures(
     configuration: Configuration,
     checkpoint: Checkpoint,
-    *,
-    shelf: Shelf,
-    missing: Mapping[str, Picture],
-    progress: Progress,
-    device: str,
-) -> int:
-    """Encode what is missing, part by part; the number of rows that were computed here."""
-    from .encoding import PictureEncoding
+    stores: RunStores,
+    wanted: WantedPictures,
+    ways: Ways,
+) -> Work:
+    from ..encoding.batch_size import BatchSize
+    from ..encoding.spool import Spool
+    from .encoding import MOST_PICTURES, PIXELS_WHERE_NOTHING_IS_KNOWN, SHOWN, PictureEncoding
 
-    encoding = PictureEncoding(configuration, checkpoint, device=device)
+    shelves, spool, shown = {"latents": stores.latents}, None, {}
+    if ways.spool:
+        names = [dataset.id for dataset in configuration.datasets]
+        spool = Spool(ways.spool, names, processes=max(1, len(ways.devices)))
+        shelves[SHOWN] = spool.shelf
+        shown = shown_next(configuration, checkpoint, stores)
+    return Work(
+        stage=STAGE,
+        unit="picture",
+        rows="latents",
+        items=wanted.latents,
+        parts=parts_of(wanted.latents),
+        claimed_in=stores.latents,
+        shelves=shelves,
+        still=still_missing(stores.latents),
+        encoding=PictureEncoding(
+            configuration, checkpoint, device=ways.device, spool=spool, shown=shown
+        ),
+        batch_size=BatchSize(
+            ways.vae_batch_size, most=MOST_PICTURES, budget=PIXELS_WHERE_NOTHING_IS_KNOWN
+        ),
+    )
+
+
+def _masks(configuration: Configuration, stores: RunStores, wanted: WantedPictures) -> Work:
+    from ..encoding.batch_size import BatchSize
+    from .masks import MaskReading
+
+    return Work(
+        stage=STAGE,
+        unit="mask",
+        rows="rows of weights",
+        items=wanted.weights,
+        parts=parts_of(wanted.weights),
+        claimed_in=stores.weights,
+        shelves={"weights": stores.weights},
+        still=still_missing(stores.weights),
+        encoding=MaskReading(configuration),
+        batch_size=BatchSize(1, most=1, budget=1),
+    )
+
+
+def shown_next(
+    configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
+) -> dict[str, list[Picture]]:
+    """By latent key, the references that `cache-embeds` will want, each picture once."""
+    shown: dict[str, dict[tuple[object, ...], Picture]] = defaultdict(dict)
+    for one in find_wanted(configuration, checkpoint.flavour, stores).work.values():
+        for picture in one.sample.references:
+            shown[picture.latent_key][picture.box, picture.vl_size] = picture
+    return {key: list(pictures.values()) for key, pictures in shown.items()}
+
+
+def still_missing(shelf: Shelf) -> Callable[[Sequence[str]], list[str]]:
+    """Which of some keys have no row on `shelf` and were not rejected, as it is now."""
+
+    def still(keys: Sequence[str]) -> list[str]:
+        rejected = shelf.rejected()
+        return [key for key in shelf.missing(keys) if key not in rejected]
+
+    return still
+
+
+def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
+    """By dataset, keys that are claimed and written together, decided by the keys alone."""
     by_dataset: dict[str, dict[str, Picture]] = defaultdict(dict)
-    for key, picture in missing.items():
+    for key, picture in pictures.items():
         by_dataset[picture.dataset][key] = picture
-    computed = 0
-    with (
-        progress.bar(len(missing), STAGE, unit="picture") as advance,
-        saying_what_is_kept(progress, lambda: f"{computed} latents"),
-    ):
-        for dataset, pictures in by_dataset.items():
-            store = shelf.of(dataset)
-            with store.adding():
-                for keys in shared_work(
-                    store.path,
-                    parts(pictures),
-                    doing=f"qedit {STAGE}",
-                    still=shelf.missing,
-                    waiting=partial(say_who_is_at_work, progress),
-                ):
-                    store.add(keys, encoding.rows([pictures[key] for key in keys], advance))
-                    computed += len(keys)
-    return computed
+    return {dataset: list(_cut(mine)) for dataset, mine in by_dataset.items()}
 
 
-def parts(pictures: Mapping[str, Picture]) -> Iterator[list[str]]:
-    """Keys that are written together: one size each, at most 64, decided by the keys alone."""
+def _cut(pictures: Mapping[str, Picture]) -> Iterator[list[str]]:
+    """Of one size each, at most 64."""
     by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
     for key in sorted(pictures):
         by_size[pictures[key].size].append(key)

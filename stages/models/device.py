@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from ...cache.errors import WrongUse
@@ -33,3 +37,50 @@ def best_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# How the libraries say it where it is no torch.OutOfMemoryError (Apple's GPUs, the CPU).
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a device has no room."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
+
+
+def release_memory() -> None:
+    """Give what nothing refers to any more back to the devices."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Memory of a device: what a piece of work used at its peak, and what was free before."""
+
+    used_bytes: int
+    free_bytes: int
+
+
+def memory_taken(work: Callable[[], object], *, device: torch.device) -> Taken | None:
+    """Do `work` on `device` and say how much memory it took.
+
+    None where that cannot be asked, and then `work` is not done; also where it did not fit.
+    """
+    if device.type != "cuda":
+        return None
+    release_memory()
+    torch.cuda.reset_peak_memory_stats(device)
+    before, free = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)[0]
+    try:
+        work()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return Taken(torch.cuda.max_memory_reserved(device) - before, free)

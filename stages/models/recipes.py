@@ -16,6 +16,7 @@ from .templates import CLOSING, DROPPED_TOKENS, prefix_text
 # Raised when the same inputs give other rows.
 LATENTS_VERSION = 1
 EMBEDS_VERSION = 1
+WEIGHTS_VERSION = 1
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -58,6 +59,8 @@ class EncoderSettings(Protocol):
     def vae_dtype(self) -> str: ...
     @property
     def text_encoder_dtype(self) -> str: ...
+    @property
+    def text_encoder_precision(self) -> str: ...
 
 
 def latent_recipe(
@@ -79,6 +82,7 @@ def prompt_recipe(
     checkpoint: Checkpoint, settings: EncoderSettings, *, remember: Path
 ) -> dict[str, Any]:
     """What decides an image prefix or a text tail besides its key."""
+    quantised = settings.text_encoder_precision != "no_change"
     return {
         "rows": "embeds",
         "version": EMBEDS_VERSION,
@@ -92,6 +96,21 @@ def prompt_recipe(
         "closing": CLOSING,
         "dropped_tokens": DROPPED_TOKENS,
         "pictures": PICTURES,
+        **({"precision": settings.text_encoder_precision} if quantised else {}),
+    }
+
+
+def mask_recipe() -> dict[str, Any]:
+    """What decides a row of loss weights besides its key: no model does."""
+    return {
+        "rows": "weights",
+        "version": WEIGHTS_VERSION,
+        "stored": "bfloat16",
+        "white": 1,
+        "transparent": 0,
+        "resample": "area",
+        "factor": 8,
+        "orientation": PICTURES["orientation"],
     }
 
 

@@ -1,0 +1,113 @@
+"""Masks in, rows of loss weights out: how much each latent pixel of the target counts.
+
+White counts fully, black not at all, grey in proportion: the weight is the value over the
+largest value of its depth, of a coloured mask the luminance. What is transparent does not
+count: alpha multiplies the weight. The picture is brought to latent resolution by averaging
+areas, in one step and in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...config.configuration import Configuration
+from ..encoding.filling import Encoder, Made, Unfit
+from ..encoding.opening import PASSING, bytes_as_paired
+from ..images import BinaryFile, Unreadable, decode, has_sixteen_bits, upright
+from ..rejected_rows import RejectedRow
+from ..samples import Picture
+from ..stores import picture_folders
+from ..tensors import bits_of
+
+STAGE = "cache-vae"
+WEIGHTS = "weights"
+FACTOR = 8
+WHITE, DEEP_WHITE = 255, 65535
+
+
+def weights_of(
+    mask: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> np.ndarray:
+    """The weights of a decoded, upright mask: float32 in [0, 1], [1, height / 8, width / 8].
+
+    Args:
+        box: what of the mask is used, in (fractional) pixels.
+        size: of the target in pixels.
+    """
+    values = Image.fromarray(_values(mask))
+    width, height = size[0] // FACTOR, size[1] // FACTOR
+    small = values.resize((width, height), Image.Resampling.BOX, box=box)
+    return np.clip(np.asarray(small, np.float32), 0.0, 1.0)[None]
+
+
+def _values(mask: Image.Image) -> np.ndarray:
+    if has_sixteen_bits(mask):
+        return np.asarray(mask).astype(np.float32) / np.float32(DEEP_WHITE)
+    if not mask.has_transparency_data:
+        return np.asarray(mask.convert("L"), np.float32) / np.float32(WHITE)
+    seen = mask.convert("RGBA")
+    grey = np.asarray(seen.convert("RGB").convert("L"), np.float32)
+    alpha = np.asarray(seen.getchannel("A"), np.float32)
+    return grey * alpha / np.float32(WHITE * WHITE)
+
+
+def open_mask(file: BinaryFile) -> Image.Image:
+    """Decode a mask and turn it upright; raises Unreadable."""
+    return upright(decode(file))
+
+
+class MaskReading:
+    """What the engine asks about masks: everything is done where pictures are read."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._folders = picture_folders(configuration)
+
+    def read(self, item: Picture) -> np.ndarray:
+        """Its weights; raises Unfit where the file is broken or the mask selects nothing."""
+        try:
+            mask = open_mask(bytes_as_paired(self._folders[item.dataset], item))
+        except Unreadable as error:
+            if error.reason in PASSING:
+                raise
+            raise Unfit(error.reason, error.detail) from error
+        weights = weights_of(mask, item.box, item.size)
+        if not weights.any():
+            raise Unfit("empty_mask", "the mask is black all over: nothing would be learnt")
+        return bits_of(torch.from_numpy(weights))
+
+    def cost(self, item: Picture) -> int:
+        """Nothing is encoded."""
+        return 1
+
+    def together(self, one: Picture, other: Picture) -> bool:
+        """Nothing is encoded."""
+        return True
+
+    def rejected(self, item: Picture, unfit: Unfit) -> Made:
+        """No weights."""
+        row = RejectedRow(
+            item.weight_key, STAGE, item.dataset, item.path, unfit.reason, unfit.detail
+        )
+        return Made(rejected={WEIGHTS: [row]})
+
+    def name(self, item: Picture) -> str:
+        """The file's."""
+        return str(self._folders[item.dataset] / item.path)
+
+    def open(self) -> Encoder:
+        """There is no model."""
+        return self
+
+    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+        """What was read is the row."""
+        return [
+            Made(rows={WEIGHTS: {item.weight_key: row}})
+            for item, row in zip(items, read, strict=True)
+        ]

@@ -1,0 +1,102 @@
+"""Which rows of latents and of mask weights are wanted, and which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from ...config.configuration import Configuration
+from ..encoding.acceptance import Rejections
+from ..models.flavours import Flavour
+from ..samples import Picture, Sample
+from ..stores import RunStores, Shard, Shelf, used_main_datasets
+from ..wanted import Keys, PairsKeys, distinct, pairs_keys
+
+Named = Callable[[Iterable[Sample]], Iterator[tuple[str, Picture]]]
+
+
+@dataclass(frozen=True)
+class WantedPictures:
+    """Everything that the pairs tables want.
+
+    Attributes:
+        every_latent, every_weight: by table.
+        latents, weights: what is missing, by key, each with a picture to make it of.
+    """
+
+    every_latent: list[tuple[PairsKeys, Keys]] = field(default_factory=list)
+    every_weight: list[tuple[PairsKeys, Keys]] = field(default_factory=list)
+    latents: dict[str, Picture] = field(default_factory=dict)
+    weights: dict[str, Picture] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        return len(self.latents) + len(self.weights)
+
+    def count(self) -> int:
+        """How many rows are wanted in all."""
+        kinds = (self.every_latent, self.every_weight)
+        return sum(distinct(keys for _, keys in kind) for kind in kinds if kind)
+
+    def of_share(self, share: Shard | None) -> WantedPictures:
+        """The same with this share of what is missing."""
+        if share is None:
+            return self
+        return replace(
+            self,
+            latents={key: one for key, one in self.latents.items() if share.has(key)},
+            weights={key: one for key, one in self.weights.items() if share.has(key)},
+        )
+
+    def rejections(self, stores: RunStores) -> Rejections:
+        """What was rejected of it, as it is now."""
+        found = Rejections()
+        for shelf, every in (
+            (stores.latents, self.every_latent),
+            (stores.weights, self.every_weight),
+        ):
+            for table, keys in every:
+                found.look(shelf, table, keys)
+        return found
+
+
+def find_pictures(
+    configuration: Configuration, flavour: Flavour, stores: RunStores
+) -> WantedPictures:
+    """Hold the tables against the stores; only what is missing is read as samples."""
+    wanted = WantedPictures()
+    for main in used_main_datasets(configuration):
+        table = pairs_keys(configuration, main, flavour)
+        for every, missing, keys, shelf, named in (
+            (wanted.every_latent, wanted.latents, table.latents(), stores.latents, _latents),
+            (wanted.every_weight, wanted.weights, table.weights(), stores.weights, _weights),
+        ):
+            every.append((table, keys))
+            for key, picture in _missing(table, keys, shelf, named):
+                missing.setdefault(key, picture)
+    return wanted
+
+
+def _missing(
+    table: PairsKeys, keys: Keys, shelf: Shelf, named: Named
+) -> Iterator[tuple[str, Picture]]:
+    absent = ~shelf.hold(keys.keys)
+    there = set(keys.keys.filter(pa.array(absent)).to_pylist()) - shelf.rejected().keys()
+    if there:
+        for key, picture in named(table.samples(keys.rows[absent])):
+            if key in there:
+                yield key, picture
+
+
+def _latents(samples: Iterable[Sample]) -> Iterator[tuple[str, Picture]]:
+    for sample in samples:
+        for picture in (sample.target, *sample.references):
+            yield picture.latent_key, picture
+
+
+def _weights(samples: Iterable[Sample]) -> Iterator[tuple[str, Picture]]:
+    for sample in samples:
+        if sample.mask:
+            yield sample.mask.weight_key, sample.mask

@@ -1,0 +1,1 @@
+"""What the two caching stages have in common: how an encoder is fed, and what becomes of rows."""

@@ -1,0 +1,79 @@
+"""What was rejected of all that is wanted, and whether that is accepted: as in `pair`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...cache.errors import NotComplete
+from ..rejected_rows import RejectedRow, RejectedRows
+from ..stores import Shelf
+from ..wanted import Keys, PairsKeys
+
+SHOWN = 5
+
+OnReject = Literal["fail", "skip"]
+
+
+class Rejections:
+    """Rows that are wanted and were rejected, and how many samples that touches."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, RejectedRows] = {}
+        self._samples: set[tuple[Path, int]] = set()
+
+    def look(self, shelf: Shelf, table: PairsKeys, keys: Keys) -> None:
+        """Take in what of `keys`, wanted by `table`, was rejected."""
+        rejected = shelf.rejected()
+        if not rejected:
+            return
+        wanted = np.asarray(pc.is_in(keys.keys, value_set=pa.array(list(rejected), pa.string())))
+        for key in keys.keys.filter(pa.array(wanted)).to_pylist():
+            self.places[key] = rejected[key]
+        self._samples.update((table.path, int(row)) for row in keys.rows[wanted])
+
+    def forget(self) -> None:
+        """Have all of them tried again."""
+        for key, place in self.places.items():
+            place.forget([key])
+        self.places.clear()
+        self._samples.clear()
+
+    def rows(self) -> list[RejectedRow]:
+        """All of them."""
+        return [place.read(key) for key, place in sorted(self.places.items())]
+
+    def settle(self, *, stage: str, on_reject: OnReject, max_rejected: int) -> None:
+        """Accept them if that was asked for, and stop if nobody has accepted them.
+
+        Raises:
+            NotComplete: reasons, the first pictures, and how to go on without them.
+        """
+        samples = len(self._samples)
+        if on_reject == "skip" or samples <= max_rejected:
+            for key, place in self.places.items():
+                place.accept([key])
+            return
+        rows = self.rows()
+        if all(row.accepted for row in rows):
+            return
+        reasons = Counter(row.reason for row in rows)
+        lines = [f"{samples} samples are rejected: {len(rows)} rows could not be made."]
+        lines += [f"{reason}: {count}" for reason, count in sorted(reasons.items())]
+        lines += [f"  {row}" for row in rows[:SHOWN]]
+        lines += [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+        raise NotComplete(
+            "\n".join(lines),
+            f"Mend them and run `qedit {stage} --retry-rejected`, or go on without them: "
+            f"`qedit {stage} --on-reject skip` or `--max-rejected {samples}`.",
+        )
+
+    def lines(self) -> list[str]:
+        """One line for each reason."""
+        reasons = Counter(row.reason for row in self.rows())
+        return [f"rejected: {count} {reason}" for reason, count in sorted(reasons.items())]

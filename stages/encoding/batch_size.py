@@ -1,0 +1,53 @@
+"""How many items go through an encoder together: as asked, or as many as fit.
+
+What fits is a budget in an encoder's own measure of size (pixels, tokens), so that it holds
+for items of every size. Running out of memory halves it and never ends a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..models.device import memory_taken
+
+SHARE_OF_MEMORY = 0.7  # of what is free: what an allocator loses between its blocks stays
+
+
+class BatchSize:
+    """Decides batches; remembers what did not fit.
+
+    Args:
+        asked: a fixed number, or None for as many as fit.
+        most: what None is at most; more is no faster.
+        budget: what fits where memory cannot be asked (a CPU), in the items' measure.
+    """
+
+    def __init__(self, asked: int | None, *, most: int, budget: int) -> None:
+        self.most = most if asked is None else asked
+        self._measured = asked is not None
+        self._budget: int | None = None if asked is not None else budget
+
+    def measure(self, once: Callable[[], object], *, cost: int, device: torch.device) -> None:
+        """Find out, at the first call, how much fits on `device`: by encoding one item `once`.
+
+        One item's memory is measured, so batches depend on the device and not on what was
+        encoded before. A device that cannot be asked keeps the budget it has.
+        """
+        if self._measured:
+            return
+        self._measured = True
+        taken = memory_taken(once, device=device)
+        if taken is not None:
+            self._budget = int(cost * SHARE_OF_MEMORY * taken.free_bytes / max(1, taken.used_bytes))
+
+    def of(self, cost: int) -> int:
+        """How many items of this size go together; at least one."""
+        if self._budget is None:
+            return self.most
+        return max(1, min(self.most, self._budget // cost))
+
+    def was_too_much(self, count: int, *, cost: int) -> None:
+        """`count` items of this size did not fit: take half as much from now on."""
+        self._budget = min(self._budget or count * cost, count * cost // 2)

@@ -1,0 +1,87 @@
+"""A stage's missing rows, on one device: claimed, encoded, written, and told about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..sharing import saying_what_is_kept
+from ..stage import Progress
+from ..stores import Shelf
+from .batch_size import BatchSize
+from .filling import Encoding, Filling
+from .keeping import Keeping, claimed_jobs
+from .pace import Pace
+from .ways import Ways
+
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be made.
+
+    Attributes:
+        stage, unit, rows: the command, what it encodes, and what becomes of that, for people.
+        items: by key.
+        parts: by dataset, the keys that are claimed and written together.
+        claimed_in: the shelf that claims are made in.
+        shelves: where rows go, by kind.
+        still: which keys are missing, as it is now.
+    """
+
+    stage: str
+    unit: str
+    rows: str
+    items: Mapping[str, object]
+    parts: Mapping[str, Sequence[Sequence[str]]]
+    claimed_in: Shelf
+    shelves: Mapping[str, Shelf]
+    still: Callable[[Sequence[str]], list[str]]
+    encoding: Encoding
+    batch_size: BatchSize
+
+
+@dataclass
+class Filled:
+    """What one process, or several together, did: rows by kind, and where the time went."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Filled) -> None:
+        """Take in what another one did."""
+        self.rows.update(other.rows)
+        for part, seconds in other.seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
+    """Make the rows of `work` that nobody else makes, until none is missing."""
+    keeping, pace = Keeping(work.shelves), Pace(progress)
+    with progress.bar(len(work.items), work.stage, unit=work.unit) as advance, keeping.adding():
+        filling = Filling(
+            work.encoding,
+            keeping.keep,
+            workers=ways.readers,
+            batch_size=work.batch_size,
+            pace=pace,
+            advance=advance,
+        )
+        with saying_what_is_kept(progress, lambda: f"{_made(filling.added)} {work.rows}"):
+            filling.run(
+                claimed_jobs(
+                    work.claimed_in,
+                    work.parts,
+                    work.items,
+                    still=work.still,
+                    stage=work.stage,
+                    progress=progress,
+                )
+            )
+    return Filled(filling.added, pace.seconds)
+
+
+def _made(added: Counter[str]) -> int:
+    return added.total() - added[REJECTED]

@@ -1,0 +1,83 @@
+"""Where rows go: into the stores of their dataset, and what became of none beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import numpy as np
+
+from ...cache.claims import claimed_work
+from ..rejected_rows import RejectedRow, RejectedRows
+from ..sharing import say_who_is_at_work
+from ..stage import Progress
+from ..stores import Shelf, add_missing
+from .filling import Job, Made
+
+
+class Keeping:
+    """Adds what was made to shelves of several kinds; they are nobody else's objects.
+
+    The thread that writes has stores of its own: those that work is claimed by are looked at
+    at the same time.
+    """
+
+    def __init__(self, shelves: Mapping[str, Shelf]) -> None:
+        self._shelves = {kind: shelf.another() for kind, shelf in shelves.items()}
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Let rows be added while the block runs."""
+        with ExitStack() as stack:
+            for shelf in self._shelves.values():
+                for store in shelf.stores():
+                    stack.enter_context(store.adding())
+            yield
+
+    def keep(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
+        """Add all rows of `made`, each kind as one part; how many of each kind were added.
+
+        Rejections are remembered first: a row that was rejected is never thought missing.
+        """
+        added: Counter[str] = Counter()
+        for kind, shelf in self._shelves.items():
+            store = shelf.of(dataset)
+            for row in _rejected(made, kind):
+                RejectedRows(store.path).add(row)
+                added["rejected"] += 1
+            added[kind] += add_missing(store, _rows(made, kind))
+        return added
+
+
+def _rejected(made: Sequence[Made], kind: str) -> list[RejectedRow]:
+    return [row for one in made for row in one.rejected.get(kind, [])]
+
+
+def _rows(made: Sequence[Made], kind: str) -> dict[str, np.ndarray]:
+    return {key: row for one in made for key, row in one.rows.get(kind, {}).items()}
+
+
+def claimed_jobs(
+    shelf: Shelf,
+    parts: Mapping[str, Sequence[Sequence[str]]],
+    items: Mapping[str, object],
+    *,
+    still: Callable[[Sequence[str]], list[str]],
+    stage: str,
+    progress: Progress,
+) -> Iterator[Job | None]:
+    """The items of part after part, claimed in `shelf`, none of them another process's.
+
+    For the arguments see `Work`.
+    """
+    for dataset, keys in parts.items():
+        for task in claimed_work(
+            shelf.of(dataset).path,
+            keys,
+            doing=f"qedit {stage}",
+            still=still,
+            waiting=partial(say_who_is_at_work, progress),
+        ):
+            yield None if task is None else Job(task, dataset, [items[key] for key in task.keys])
