@@ -12,7 +12,7 @@ METRICS_FILE = "metrics.jsonl"
 MOST_POINTS = 800  # of a curve: more than a screen has columns for it
 PLAIN = ("loss", "lr", "grad_norm", "seconds", "data_wait_seconds", "memory_bytes")
 
-Curve = list[tuple[float, float]]
+Curve = list[tuple[int, float | int]]
 """Pairs of (step, value)."""
 
 
@@ -62,7 +62,7 @@ def thinned(curve: Curve, *, most: int = MOST_POINTS) -> Curve:
     return result
 
 
-def _named(found: Any) -> Iterator[tuple[str, float]]:
+def _named(found: Any) -> Iterator[tuple[str, float | int]]:
     if isinstance(found, Mapping):
         for name, value in found.items():
             if _is_number(value):
@@ -73,5 +73,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _short(value: float) -> float:
+def _short(value: float | int) -> float:
     return float(f"{value:.6g}")
