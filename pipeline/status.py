@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datas
 from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
 from .report import TerminalProgress, size
 
+CACHE_VAE = "Run `qedit cache-vae`."
 CACHE_EMBEDS = "Run `qedit cache-embeds`."
 # What the keys of recipes are called where people read them; the others speak for themselves.
 WORDS = {
@@ -112,24 +113,31 @@ def status_of(configuration: Configuration) -> Status:
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)
     orphaned = _orphaned(configuration, checkpoint)
+    masks = [one.weights() for one in tables]
     for what, shelf, wanted, command in (
-        ("latents", stores.latents, [one.latents() for one in tables], "Run `qedit cache-vae`."),
+        *([("mask weights", stores.weights, masks, CACHE_VAE)] if distinct(masks) else []),
+        ("latents", stores.latents, [one.latents() for one in tables], CACHE_VAE),
         ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
         ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
     ):
         there = distinct(_only_held(shelf, keys) for keys in wanted)
+        lost, unaccepted = _rejected(shelf, wanted)
+        said = [f"{lost} rejected"] if lost else []
+        said += [reasons(shelf)] if there + lost < distinct(wanted) else []
         line = Line(
             what,
-            distinct(wanted),
+            distinct(wanted) - lost,
             there,
             shelf_bytes(shelf),
             other_recipes(shelf),
             sum(orphaned.get(store.path.resolve(), 0) for store in shelf.stores()),
-            reasons(shelf) if there < distinct(wanted) else "",
+            ", ".join(filter(None, said)),
         )
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
             status.next_command = command
+        if unaccepted and not status.next_command:
+            status.next_command = command.replace("`.", " --on-reject skip` to go on without them.")
     for line in _base(configuration, checkpoint):
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
@@ -181,6 +189,15 @@ def _pairs(
 def _only_held(shelf: Shelf, keys: Keys) -> Keys:
     held = shelf.hold(keys.keys)
     return Keys(keys.keys.filter(pa.array(held)), keys.rows[held])
+
+
+def _rejected(shelf: Shelf, wanted: Sequence[Keys]) -> tuple[int, bool]:
+    """How many wanted rows could not be made, and whether nobody has accepted that yet."""
+    rejected = shelf.rejected()
+    if not rejected:
+        return 0, False
+    keys = {key for one in wanted for key in one.keys.to_pylist() if key in rejected}
+    return len(keys), any(not rejected[key].read(key).accepted for key in keys)
 
 
 def _orphaned(configuration: Configuration, checkpoint: Checkpoint) -> dict[Path, int]:

@@ -82,8 +82,7 @@ def verify(
     if verified.lines:
         drops = False  # which samples are hurt is known from whole tables alone
     stores = open_stores(configuration, checkpoint)
-    shelves = (stores.latents, stores.prefixes, stores.tails)
-    every = [store for shelf in shelves for store in shelf.stores()]
+    every = [store for shelf in stores.shelves() for store in shelf.stores()]
     verified.parts = sum(len(store.part_paths()) for store in every)
     hurt: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
@@ -131,6 +130,8 @@ def _samples(
         keys = (
             table.latents()
             if kind == "latents"
+            else table.weights()
+            if kind == "weights"
             else table.prefixes
             if kind == "image prefix"
             else table.tails(beside)

@@ -8,9 +8,9 @@ from itertools import chain, islice, zip_longest
 from ..config.configuration import Configuration
 from ..config.kinds import PreviewSize
 from .models.checkpoint import Checkpoint
-from .pairs_table import read_pairs
 from .rule_of_size import size_of_area
 from .samples import Sample
+from .stores import accepted_samples
 
 
 def preview_samples(
@@ -26,7 +26,7 @@ def preview_samples(
     """
     held_out = configuration.eval_datasets()
     tables = [
-        read_pairs(configuration, main, checkpoint.flavour).samples
+        accepted_samples(configuration, main, checkpoint)
         for main in held_out or configuration.main_datasets()
     ]
     chosen = islice(_in_turns(tables), configuration.settings.num_eval_images)

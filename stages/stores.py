@@ -311,6 +311,23 @@ def used_main_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
     return (*configuration.main_datasets(), *configuration.eval_datasets())
 
 
+def accepted_samples(
+    configuration: Configuration,
+    main: Dataset,
+    checkpoint: Checkpoint,
+    *,
+    stores: RunStores | None = None,
+) -> list[Sample]:
+    """The samples of `main` without those of which a row was rejected, as the user accepted.
+
+    Raises:
+        NotComplete: there are no pairs, or nobody has accepted to go on without some rows.
+    """
+    samples = read_pairs(configuration, main, checkpoint.flavour).samples
+    stores = stores or open_stores(configuration, checkpoint)
+    return stores.without_rejected(samples, captions_beside(configuration.settings))
+
+
 def samples_of(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Sample]:
     """Every sample that is cached, dataset by dataset, as `pair` left them."""
     for main in used_main_datasets(configuration):
