@@ -17,8 +17,6 @@ from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
 # Fields of a dataset begin with "data.".
 NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
     "model_type": (),
-    "lora_type": (),
-    "lora_init_type": ("gaussian",),
     "data.conditioning_type": ("reference_loose",),
 }
 

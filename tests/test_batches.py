@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -10,7 +11,7 @@ from made_samples import made_sample, made_samples
 
 from qedit.cache.errors import WrongUse
 from qedit.stages.samples import Sample
-from qedit.stages.train.batches import Order, Source, shape_of
+from qedit.stages.train.batches import MOST_PADDING, Order, Source, shape_of, tokens_of
 
 
 def order(*sources: Source, batch_size: int = 4, accumulation: int = 1, seed: int = 42) -> Order:
@@ -60,7 +61,7 @@ def test_a_batch_holds_one_shape_and_short_ones_are_kept() -> None:
         *(made_sample(f"tall-{place}", size=(32, 96)) for place in range(2)),
         *(made_sample(f"two-{place}", references=2) for place in range(2)),
     ]
-    batches = order(Source("a", samples))
+    batches = order(Source("a", samples))  # their tokens differ by more than a few percent
     step = list(chain.from_iterable(batches.step(step) for step in range(1, 5)))
     assert sorted(len(batch) for batch in step) == [1, 2, 2, 4]
     assert all(len({shape_of(sample) for sample in batch}) == 1 for batch in step)
@@ -116,3 +117,93 @@ def test_steps_without_any_dataset_are_refused() -> None:
     with pytest.raises(WrongUse, match="step 5") as refused:
         batches.step(5)
     assert "end_step" in refused.value.do
+
+
+# -- what is left over of the shapes ---------------------------------------------------------
+
+# of 1024x1024 pixels by the rule of size: between 3960 and 4144 tokens
+RATIOS = [
+    (1024, 1024),
+    (1376, 768),
+    (768, 1376),
+    (1248, 832),
+    (832, 1248),
+    (1184, 896),
+    (1760, 576),
+]
+
+
+def test_what_is_left_over_of_many_shapes_fills_batches() -> None:
+    samples = [
+        made_sample(f"{place}-{width}x{height}", size=(width, height))
+        for width, height in RATIOS
+        for place in range(5)
+    ]
+    batches = order(Source("a", samples), batch_size=4)
+    assert batches.steps_for(1) == 9  # as few as 35 samples can have; 14 if none were joined
+    shown_ones = [batch for step in range(1, 10) for batch in batches.step(step)]
+    assert sorted(len(batch) for batch in shown_ones) == [3, 4, 4, 4, 4, 4, 4, 4, 4]
+    assert Counter(sample.name for batch in shown_ones for sample in batch) == Counter(
+        sample.name for sample in samples
+    )
+
+
+def test_little_padding_comes_of_joining() -> None:
+    sizes = [(32 * (4 + place), 32 * (12 - place)) for place in range(8)]
+    samples = [
+        made_sample(f"{place}", size=sizes[place % 8], references=1 + place % 3)
+        for place in range(101)
+    ]
+    batches = order(Source("a", samples), batch_size=6)
+    joined = 0
+    for step in range(1, 1 + batches.steps_for(1)):
+        (batch,) = batches.step(step)
+        tokens = [tokens_of(shape_of(sample)) for sample in batch]
+        assert 1 - sum(tokens) / (len(tokens) * max(tokens)) <= MOST_PADDING
+        shapes = [shape_of(sample) for sample in batch]
+        # those of one shape are neighbours
+        assert len({*shapes}) == 1 + sum(one != other for one, other in zip(shapes, shapes[1:]))
+        joined += len({*shapes}) > 1
+    assert joined
+
+
+# -- samples that take turns -----------------------------------------------------------------
+
+
+def turns(count: int) -> list[Sample]:
+    """Targets of three references each, one reference a sample."""
+    return [
+        replace(made_sample(f"{target}/{reference}"), group=f"{target}")
+        for target in range(count)
+        for reference in range(3)
+    ]
+
+
+def test_an_epoch_shows_one_sample_of_a_group() -> None:
+    samples = [*turns(8), made_sample("alone")]
+    batches = order(Source("a", samples), batch_size=2)
+    assert batches.steps_for(1) == 5
+    for epoch in range(6):
+        names_of_epoch = shown(batches, range(1 + 5 * epoch, 6 + 5 * epoch))
+        assert sorted(name.split("/")[0] for name in names_of_epoch) == [*"01234567", "alone"]
+
+
+def test_every_sample_of_a_group_gets_its_turns() -> None:
+    batches = order(Source("a", turns(8)), batch_size=1)
+    counts = Counter(shown(batches, range(1, 1 + 8 * 60)))
+    assert len(counts) == 24
+    assert 8 <= min(counts.values()) and max(counts.values()) <= 36  # 20 each, on average
+
+
+def test_turns_depend_on_group_epoch_and_seed_alone() -> None:
+    def of_epoch(seed: int, samples: list[Sample], epoch: int) -> set[str]:
+        batches = order(Source("a", samples), batch_size=3, seed=seed)
+        per_epoch = batches.steps_for(1)
+        return set(shown(batches, range(1 + per_epoch * epoch, 1 + per_epoch * (epoch + 1))))
+
+    eight = of_epoch(42, turns(8), 3)
+    assert of_epoch(42, turns(8), 3) == eight
+    assert of_epoch(43, turns(8), 3) != eight
+    assert of_epoch(42, turns(8), 4) != eight
+    more = of_epoch(42, [made_sample("new"), *turns(9)], 3)
+    assert {name for name in more if name[0] not in "8n"} == eight

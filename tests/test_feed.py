@@ -72,13 +72,11 @@ def test_captions_are_dropped_and_drawn_as_often_as_asked(made: Any) -> None:
     assert shown.count("turn it over") / 200 == pytest.approx(0.375, abs=0.11)
 
 
-def test_texts_of_one_length_need_no_mask() -> None:
-    rows = [torch.ones(3, 2), torch.ones(3, 2)]
-    assert padded(rows)[1] is None
-    embeds, mask = padded([torch.ones(1, 2), torch.ones(3, 2)])
-    assert mask is not None
-    assert mask.tolist() == [[True, False, False], [True, True, True]]
+def test_texts_are_padded_with_zeros_to_the_right() -> None:
+    embeds, lengths = padded([torch.ones(1, 2), torch.ones(3, 2)])
+    assert lengths == (1, 3)
     assert embeds[0, 1:].eq(0).all()
+    assert embeds.sum() == 8
 
 
 def test_the_sigma_settings_reach_the_feed(made: Any) -> None:

@@ -99,7 +99,8 @@ def with_other_captions(batch: Batch) -> Batch:
     ]
     embeds = batch.embeds[others].clone()
     embeds[:, :PREFIX_TOKENS] = batch.embeds[:, :PREFIX_TOKENS]
-    return replace(batch, embeds=embeds, mask=None if batch.mask is None else batch.mask[others])
+    lengths = tuple(batch.text_lengths[other] for other in others)
+    return replace(batch, embeds=embeds, text_lengths=lengths)
 
 
 def test_the_held_out_loss_falls(learned: tuple[float, Trainer, list[Batch]]) -> None:

@@ -111,6 +111,18 @@ class Shown:
         """Whether its texts are of different lengths."""
         return any(length < self.embeds.shape[1] for length in self.text_lengths)
 
+    def row(self, place: int) -> Shown:
+        """One of its samples, without padding."""
+        own = slice(place, place + 1)
+        length = self.text_lengths[place]
+        return Shown(
+            noisy=self.noisy[own],
+            references=tuple(reference[own] for reference in self.references),
+            embeds=self.embeds[own, :length],
+            text_lengths=(length,),
+            sigma=self.sigma[own],
+        )
+
 
 def predict_velocities(
     transformer: nn.Module, shown: Sequence[Shown]

@@ -6,16 +6,21 @@ uninterrupted one would have got.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
 from ...cache.errors import WrongUse
 from ..samples import Sample
-from .draws import stream
+from .draws import seed_of, stream
 
 Shape = tuple[tuple[int, int], ...]
+# How much of a batch's image tokens may be padding where samples of several shapes join in it.
+MOST_PADDING = 0.04
+TOKEN_PIXELS = 16 * 16
 
 
 @dataclass(frozen=True)
@@ -43,21 +48,43 @@ class Source:
 
 @dataclass(frozen=True)
 class _Phase:
-    """A stretch of steps with the same datasets: samples and chances of one epoch in it."""
+    """A stretch of steps with the same datasets: what an epoch in it shows.
+
+    A pass shows one of its candidates, which are neighbours in `samples`: a sample alone, or a
+    group that takes turns.
+
+    Attributes:
+        firsts, counts: of each pass, where its candidates begin and how many there are.
+        hashes: of each pass, that of its group; empty where no group has several candidates.
+        chances: of each pass to happen.
+        shapes: of each sample, the number of its shape.
+        tokens: of each shape, how many image tokens a sample has.
+    """
 
     first_step: int
     samples: list[Sample]
+    firsts: np.ndarray
+    counts: np.ndarray
+    hashes: np.ndarray
     chances: np.ndarray
     shapes: np.ndarray
+    tokens: np.ndarray
 
     @property
     def every_pass_happens(self) -> bool:
         return bool((self.chances >= 1).all())
 
+    def shown(self, key: int) -> np.ndarray:
+        """Which sample each pass shows in the epoch of `key`."""
+        if not len(self.hashes):
+            return self.firsts
+        turn = _mixed(self.hashes ^ np.uint64(key)) % self.counts.astype(np.uint64)
+        return self.firsts + turn.astype(np.int64)
+
 
 @dataclass
 class _Epoch:
-    """One epoch cut into batches of positions in its phase; `first` counts batches in the phase."""
+    """One epoch cut into batches of samples of its phase; `first` counts batches in the phase."""
 
     phase: _Phase
     number: int
@@ -69,9 +96,12 @@ class Order:
     """The order of all samples over all steps.
 
     An epoch is a seeded permutation of every pass over every sample, cut into batches of one
-    shape each; short last batches are kept and no sample is dropped. A step takes the next
-    `accumulation` batches; epochs follow each other without a gap. Where a dataset starts or
-    ends, a new epoch begins with the datasets that are in the mix from there on.
+    shape each. What is left over of the shapes joins in batches of its own, shapes of nearly
+    as many tokens together, as far as little padding comes of it; with many shapes a step
+    would else have one sample instead of a batch. Batches that stay short are kept and no
+    sample is dropped. A step takes the next `accumulation` batches; epochs follow each other
+    without a gap. Where a dataset starts or ends, a new epoch begins with the datasets that
+    are in the mix from there on.
     """
 
     def __init__(
@@ -82,8 +112,14 @@ class Order:
         self._phases: dict[int, _Phase] = {}
         self._epoch: _Epoch | None = None
 
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """Every sample that any step may show."""
+        for source in self._sources:
+            yield from source.samples
+
     def step(self, step: int) -> list[list[Sample]]:
-        """The batches of `step` (from 1), each of one shape."""
+        """The batches of `step` (from 1); samples of one shape are neighbours in theirs."""
         phase = self._phase(step)
         first = (step - phase.first_step) * self._accumulation
         return [self._batch(phase, first + index) for index in range(self._accumulation)]
@@ -109,12 +145,20 @@ class Order:
 
     def _open_phase(self, first_step: int) -> _Phase:
         samples: list[Sample] = []
+        counts: list[int] = []
+        hashes: list[int] = []
         chances: list[float] = []
+        firsts: list[int] = []
         for source in self._sources:
-            if source.takes_part(first_step) and source.probability > 0:
-                passes = [sample for sample in source.samples for _ in range(source.repeats + 1)]
-                samples += passes
-                chances += [source.probability] * len(passes)
+            if not source.takes_part(first_step) or not source.probability > 0:
+                continue
+            passes = source.repeats + 1
+            for candidates in _turns(source.samples):
+                firsts += [len(samples)] * passes
+                counts += [len(candidates)] * passes
+                hashes += [_hash(f"{source.name}/{candidates[0].group}")] * passes
+                chances += [source.probability] * passes
+                samples += candidates
         if not samples:
             raise WrongUse(
                 f"No dataset has samples to train on at step {first_step}.",
@@ -122,7 +166,16 @@ class Order:
             )
         names: dict[Shape, int] = {}
         shapes = [names.setdefault(shape_of(sample), len(names)) for sample in samples]
-        return _Phase(first_step, samples, np.asarray(chances), np.asarray(shapes))
+        return _Phase(
+            first_step=first_step,
+            samples=samples,
+            firsts=np.asarray(firsts),
+            counts=np.asarray(counts),
+            hashes=np.asarray(hashes if max(counts) > 1 else [], dtype=np.uint64),
+            chances=np.asarray(chances),
+            shapes=np.asarray(shapes),
+            tokens=np.asarray([tokens_of(shape) for shape in names]),
+        )
 
     def _batch(self, phase: _Phase, index: int) -> list[Sample]:
         epoch = self._epoch_with(phase, index)
@@ -144,22 +197,71 @@ class Order:
         return epoch
 
     def _cut(self, phase: _Phase, epoch: int) -> list[np.ndarray]:
-        """Shuffle, group by shape, cut into batches, shuffle the batches."""
+        """Shuffle, group by shape, cut into batches, join what is left, shuffle the batches."""
         random = stream(self._seed, "order", phase.first_step, epoch)
-        places = random.permutation(len(phase.samples))
+        places = random.permutation(len(phase.firsts))
         if not phase.every_pass_happens:
             kept = places[random.random(len(places)) < phase.chances[places]]
             places = kept if len(kept) else places[:1]
-        shapes = phase.shapes[places]
-        batches = [
-            group[start : start + self._batch_size]
-            for shape in np.unique(shapes)
-            for group in [places[shapes == shape]]
-            for start in range(0, len(group), self._batch_size)
-        ]
+        key = seed_of(self._seed, "turns", phase.first_step, epoch)
+        shown = phase.shown(key)[places]
+        shapes = phase.shapes[shown]
+        in_shapes = shown[np.lexsort((shapes, phase.tokens[shapes]))]
+        batches: list[np.ndarray] = []
+        left: list[int] = []
+        for _, group in groupby(in_shapes.tolist(), key=lambda place: phase.shapes[place]):
+            alike = np.fromiter(group, np.int64)
+            whole = len(alike) // self._batch_size * self._batch_size
+            batches += list(alike[:whole].reshape(-1, self._batch_size))
+            left += alike[whole:].tolist()
+        batches += self._joined(left, tokens=phase.tokens[phase.shapes[left]])
         return [batches[place] for place in random.permutation(len(batches))]
+
+    def _joined(self, places: list[int], *, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """Batches of neighbours among `places`, which come with ever more `tokens`."""
+        begin = 0
+        for end in range(1, len(places) + 1):
+            full = end - begin == self._batch_size
+            if full or end == len(places) or padded_share(tokens[begin : end + 1]) > MOST_PADDING:
+                yield np.asarray(places[begin:end])
+                begin = end
+
+
+def _turns(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """The samples by group, in their order; one without a group is alone."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.group:
+            groups.setdefault(sample.group, []).append(sample)
+    for sample in samples:
+        if not sample.group:
+            yield [sample]
+        elif sample.group in groups:
+            yield groups.pop(sample.group)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Spread every bit of each number over all of them (the finaliser of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def shape_of(sample: Sample) -> Shape:
     """What a batch has in common: the size of the target and of each reference, in pixels."""
     return (sample.target.size, *(picture.size for picture in sample.references))
+
+
+def tokens_of(shape: Shape) -> int:
+    """The image tokens of a sample: one for each 16x16 pixels of target and references."""
+    return sum(width * height // TOKEN_PIXELS for width, height in shape)
+
+
+def padded_share(tokens: np.ndarray) -> float:
+    """How much of a batch is padding where its samples have so many tokens."""
+    return 1 - float(tokens.mean()) / float(tokens.max())

@@ -6,37 +6,45 @@ so it is the same with any number of processes and after any resume.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ...cache.errors import Damaged
 from ..samples import NULL_CAPTION, Picture, Sample
 from ..stores import RunStores
 from ..tensors import tensor_of
-from .batches import Order
+from .batches import Order, shape_of
 from .draws import stream
 from .flow import Sigmas
+from .rollout import Rollouts
 from .shares import share_of
 
 PATCH_PIXELS = 2  # latent pixels along the edge of one token
+LATENT_PIXELS = 8  # pixels along the edge of one latent pixel
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one shape, ready for one forward.
+    """Samples of one shape.
 
     Attributes:
         first_position: the place of the first sample in its step.
         names, captions: of the samples; a dropped caption is the null caption.
-        mask: which text tokens are real; None where all captions are of one length.
+        embeds: texts, with zeros to the right of the shorter ones.
+        text_lengths: how many tokens of each text are real.
         sigma: exact noise levels; the forward rounds them for the conditioning.
+        weights: where the loss counts, and how much; None counts everything alike.
+        rollouts: by how many steps each sample is rolled out; empty where none is.
+        joins: whether it goes through the model together with the batch before it, which is
+            of another shape.
     """
 
     first_position: int
@@ -45,12 +53,33 @@ class Batch:
     target: Float[Tensor, "batch channel height width"]
     references: tuple[Float[Tensor, "batch channel _ _"], ...]
     embeds: Float[Tensor, "batch token dim"]
-    mask: Bool[Tensor, "batch token"] | None
+    text_lengths: tuple[int, ...]
     noise: Float[Tensor, "batch channel height width"]
     sigma: Float[Tensor, " batch"]
+    weights: Float[Tensor, "batch 1 height width"] | None = None
+    rollouts: tuple[int, ...] = ()
+    joins: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def image_tokens(self) -> int:
+        """Of one sample: target and references."""
+        pictures = (self.target, *self.references)
+        return sum(one.shape[-2] * one.shape[-1] for one in pictures) // PATCH_PIXELS**2
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `change` made to each of its tensors."""
+        return replace(
+            self,
+            target=change(self.target),
+            references=tuple(map(change, self.references)),
+            embeds=change(self.embeds),
+            noise=change(self.noise),
+            sigma=change(self.sigma),
+            weights=None if self.weights is None else change(self.weights),
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +87,7 @@ class Feed:
     """Reads what the model is shown: everything in it is a function of (seed, step).
 
     Attributes:
+        rollouts: which samples are rolled out; None rolls out none.
         rank, world: this process and how many share each step; see `share_of`.
     """
 
@@ -68,6 +98,7 @@ class Feed:
     caption_dropout: float = 0.0
     rank: int = 0
     world: int = 1
+    rollouts: Rollouts | None = None
 
     def samples_in(self, step: int) -> int:
         """How many samples `step` has over all processes."""
@@ -83,20 +114,32 @@ class Feed:
         """
         batches: list[Batch] = []
         for part in share_of(self.order.step(step), self.rank, self.world):
-            with naming(part.items):
-                batches.append(self._batch(part.items, step, first_position=part.first_position))
+            position = part.first_position
+            for _, alike in groupby(part.items, key=shape_of):
+                samples = list(alike)
+                with naming(samples):
+                    batch = self._batch(samples, step, first_position=position)
+                batches.append(replace(batch, joins=position > part.first_position))
+                position += len(samples)
         return batches
 
     def ahead(self, steps: Sequence[int]) -> Iterator[tuple[int, list[Batch]]]:
-        """Every step with its batches; the next one is read while this one is computed."""
+        """Every step with its batches; the next one is read while this one is computed.
+
+        Where there is a GPU they lie in pinned memory, from which copies need no waiting.
+        """
+        read = self._pinned if torch.cuda.is_available() else self.step
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
-            waiting = reader.submit(self.step, steps[0]) if steps else None
+            waiting = reader.submit(read, steps[0]) if steps else None
             for index, step in enumerate(steps):
                 assert waiting is not None
                 batches = waiting.result()
                 if index + 1 < len(steps):
-                    waiting = reader.submit(self.step, steps[index + 1])
+                    waiting = reader.submit(read, steps[index + 1])
                 yield step, batches
+
+    def _pinned(self, step: int) -> list[Batch]:
+        return [batch.changed(Tensor.pin_memory) for batch in self.step(step)]
 
     def _batch(self, samples: Sequence[Sample], step: int, *, first_position: int) -> Batch:
         places = range(first_position, first_position + len(samples))
@@ -108,7 +151,7 @@ class Feed:
         rows = [
             self._embeds(sample, caption) for sample, caption in zip(samples, captions, strict=True)
         ]
-        embeds, mask = padded(rows)
+        embeds, lengths = padded(rows)
         sigmas = [
             self.sigmas.draw(stream(self.seed, "sigma", step, at), target_tokens=tokens)
             for at in places
@@ -127,10 +170,23 @@ class Feed:
                 for index in range(len(samples[0].references))
             ),
             embeds=embeds,
-            mask=mask,
+            text_lengths=lengths,
             noise=torch.from_numpy(np.stack(noises)),
             sigma=torch.tensor(sigmas, dtype=torch.float32),
+            weights=self._weights(samples),
+            rollouts=self._rollouts(step, places, sigmas),
         )
+
+    def _rollouts(
+        self, step: int, places: Sequence[int], sigmas: Sequence[float]
+    ) -> tuple[int, ...]:
+        if self.rollouts is None:
+            return ()
+        steps = [
+            self.rollouts.draw(stream(self.seed, "rollout", step, at), step=step, sigma=sigma)
+            for at, sigma in zip(places, sigmas, strict=True)
+        ]
+        return tuple(steps) if any(steps) else ()
 
     def _caption(self, sample: Sample, step: int, position: int) -> str:
         """One of the sample's captions, or the null caption where it is dropped."""
@@ -143,6 +199,24 @@ class Feed:
         read = self.stores.latents.read
         rows = [read(picture.latent_key, dataset=picture.dataset) for picture in pictures]
         return tensor_of(np.stack(rows))
+
+    def _weights(self, samples: Sequence[Sample]) -> Float[Tensor, "batch 1 height width"] | None:
+        """The masks of the samples; those without one count everywhere alike."""
+        if all(sample.mask is None for sample in samples):
+            return None
+        width, height = (edge // LATENT_PIXELS for edge in samples[0].target.size)
+        return torch.stack(
+            [
+                torch.ones(1, height, width)
+                if sample.mask is None
+                else self._read_weights(sample.mask)
+                for sample in samples
+            ]
+        )
+
+    def _read_weights(self, mask: Picture) -> Float[Tensor, "1 height width"]:
+        row = self.stores.weights.read(mask.weight_key, dataset=mask.dataset)
+        return (tensor_of(row) if row.dtype == np.uint16 else torch.from_numpy(row)).float()
 
     def _embeds(self, sample: Sample, caption: str) -> Float[Tensor, "token dim"]:
         """The image prefix and the caption's tail, as the encoder would give them in one."""
@@ -163,13 +237,30 @@ def naming(samples: Sequence[Sample]) -> Iterator[None]:
 
 def padded(
     rows: Sequence[Float[Tensor, "_ dim"]],
-) -> tuple[Float[Tensor, "batch token dim"], Bool[Tensor, "batch token"] | None]:
-    """Stack texts of different lengths, zeros to the right, with a mask of what is real.
-
-    Texts of one length get no mask: attention without one is faster and bit-equal.
-    """
-    lengths = torch.tensor([len(row) for row in rows])
+) -> tuple[Float[Tensor, "batch token dim"], tuple[int, ...]]:
+    """Stack texts of different lengths, zeros to the right, with the lengths."""
     embeds = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    if bool((lengths == lengths[0]).all()):
-        return embeds, None
-    return embeds, torch.arange(embeds.shape[1])[None] < lengths[:, None]
+    return embeds, tuple(len(row) for row in rows)
+
+
+def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:
+    """The batches that go through the model together."""
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        if batch.joins and groups:
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return groups
+
+
+def padding_of(batches: Sequence[Batch]) -> float:
+    """How much of what the model computes for `batches` is padding, in tokens."""
+    real = every = 0
+    for group in forwards(batches):
+        longest = max(max(batch.text_lengths) for batch in group)
+        largest = max(batch.image_tokens for batch in group)
+        for batch in group:
+            real += sum(batch.text_lengths) + len(batch) * batch.image_tokens
+            every += len(batch) * (longest + largest)
+    return 1 - real / every if every else 0.0

@@ -96,12 +96,18 @@ def sample_losses(
     *,
     loss_type: LossType = "l2",
     huber_c: float = 0.1,
+    weights: Float[Tensor, "batch 1 height width"] | None = None,
+    factors: Float[Tensor, "batch channel height width"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """The mean error of each sample over its target, in float32.
 
     With d = predicted - velocity: `l2` is d²; `huber` is 2c(√(d²+c²) - c), which is d² for
     small d and 2c|d| for large; `smooth_l1` is 2(√(d²+c²) - c). The last two are the
     pseudo-Huber losses of diffusers' training scripts.
+
+    Args:
+        weights: where the error counts, and how much: the mean is sum(w * l) / sum(w).
+        factors: multiply the pointwise errors before that, and nothing else.
     """
     error = predicted.float() - velocity.float()
     if loss_type == "l2":
@@ -110,4 +116,9 @@ def sample_losses(
         pointwise = 2 * (torch.sqrt(error.square() + huber_c**2) - huber_c)
         if loss_type == "huber":
             pointwise = huber_c * pointwise
-    return pointwise.flatten(1).mean(1)
+    if factors is not None:
+        pointwise = factors * pointwise
+    if weights is None:
+        return pointwise.flatten(1).mean(1)
+    weighted = (weights * pointwise).flatten(1).sum(1)
+    return weighted / (weights.flatten(1).sum(1) * pointwise.shape[1])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ...cache.atomic import append_line, write_text
-from .feed import Batch
+from .feed import Batch, padding_of
 from .trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
@@ -69,10 +69,8 @@ def was_measured(output_dir: Path, step: int) -> bool:
 
 
 def padding_in(batches: Sequence[Batch]) -> float:
-    """The share of text tokens that are there only because others in their batch are longer."""
-    every = sum(one.embeds.shape[0] * one.embeds.shape[1] for one in batches)
-    padded = sum(int((~one.mask).sum()) for one in batches if one.mask is not None)
-    return round(padded / every, 4) if every else 0.0
+    """The share of tokens that are there only because others in their forward have more."""
+    return round(padding_of(batches), 4)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -11,15 +11,15 @@ from typing import Any
 from ...config.loading import Configuration
 from ...config.settings import Settings
 from ..frozen_base import refuse_incomplete_base
-from ..models.checkpoint import Checkpoint, model_digest, open_checkpoint
-from ..pairs_table import read_pairs
+from ..models.checkpoint import ENCODERS, Checkpoint, model_digest, open_checkpoint
 from ..samples import NULL_CAPTION
-from ..stores import RunStores, digests_file, open_stores
+from ..stores import RunStores, accepted_samples, digests_file, open_stores
 from .batches import Order, Source
 from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
 from .optimizers import optimizer_class
 from .record import describe_run
+from .rollout import rollouts_of
 from .trackers import refuse_missing_tracker
 
 # How many held-out samples are measured; a larger `num_eval_images` asks for more.
@@ -56,10 +56,10 @@ def make_plan(configuration: Configuration) -> Plan:
     settings = configuration.settings
     optimizer_class(settings.optimizer)  # refuses one whose package is missing
     refuse_missing_tracker(settings)
-    checkpoint = open_checkpoint(settings)
-    sources = _sources(configuration, checkpoint)
-    refuse_incomplete_base(checkpoint, settings)
+    checkpoint = open_checkpoint(settings, spared=ENCODERS)
     stores = open_stores(configuration, checkpoint)
+    sources = _sources(configuration, checkpoint, stores)
+    refuse_incomplete_base(checkpoint, settings)
     samples = [sample for source in sources for sample in source.samples]
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
     stores.missing(samples, beside).refuse(len(samples), then="qedit train")
@@ -75,6 +75,7 @@ def make_plan(configuration: Configuration) -> Plan:
         sigmas=sigmas_of(settings, checkpoint.scheduler),
         seed=settings.seed,
         caption_dropout=settings.caption_dropout_probability,
+        rollouts=rollouts_of(settings),
     )
     run = describe_run(
         settings,
@@ -93,14 +94,14 @@ def _held_out(configuration: Configuration, checkpoint: Checkpoint, feed: Feed) 
     """One sample a step, in an order of its own that does not depend on the training's."""
     settings = configuration.settings
     sources = [
-        Source(main.id, read_pairs(configuration, main, checkpoint.flavour).samples)
+        Source(main.id, accepted_samples(configuration, main, checkpoint, stores=feed.stores))
         for main in configuration.eval_datasets()
     ]
     if not any(source.samples for source in sources):
         return None
     order = Order(sources, settings.validation_seed, batch_size=1, accumulation=1)
     held_out = replace(
-        feed, order=order, seed=settings.validation_seed, caption_dropout=0.0, rank=0, world=1
+        feed, order=order, seed=settings.validation_seed, caption_dropout=0.0, rollouts=None
     )
     count = _held_out_count(settings, held_out)
     measured = [order.step(place + 1)[0][0] for place in range(count)]
@@ -115,11 +116,13 @@ def _held_out_count(settings: Settings, held_out: Feed | None) -> int:
     return min(held_out.order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
 
 
-def _sources(configuration: Configuration, checkpoint: Checkpoint) -> Sequence[Source]:
+def _sources(
+    configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
+) -> Sequence[Source]:
     return [
         Source(
             name=main.id,
-            samples=read_pairs(configuration, main, checkpoint.flavour).samples,
+            samples=accepted_samples(configuration, main, checkpoint, stores=stores),
             repeats=main.repeats,
             probability=main.probability,
             start_step=main.start_step,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...cache.errors import QeditError
-from ..models.transformer import predict_velocity
+from ..models.transformer import Shown, predict_velocities
 from .draws import seed_of
-from .feed import Batch
+from .feed import Batch, forwards
 from .flow import LossType, noised, sample_losses
+from .rolling import Rolled, compensation, drift, roll_out
+from .rollout import Rollouts
 
 SIGMA_BANDS = 4
 
@@ -83,6 +85,7 @@ class Objective:
 
     Attributes:
         seed: decides the LoRA's dropout, the only thing drawn in a forward.
+        rollouts: how the samples are rolled out that the batches say so of.
     """
 
     dtype: torch.dtype
@@ -90,22 +93,71 @@ class Objective:
     loss_type: LossType = "l2"
     huber_c: float = 0.1
     seed: int = 0
+    rollouts: Rollouts | None = None
 
     def losses(self, transformer: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
-        """The loss of each sample of `batch`: one forward, target tokens alone, in float32."""
-        clean, noise = batch.target.to(self.device).float(), batch.noise.to(self.device)
-        sigma = batch.sigma.to(self.device)
-        predicted = predict_velocity(
-            transformer,
-            noised(clean, noise, sigma).to(self.dtype),
-            [reference.to(self.device, self.dtype) for reference in batch.references],
-            batch.embeds.to(self.device, self.dtype),
-            mask=None if batch.mask is None else batch.mask.to(self.device),
-            sigma=sigma,
+        """The loss of each sample of `batch`: one forward, target tokens alone, in float32.
+
+        Nothing is rolled out.
+        """
+        return self._losses(transformer, [batch])
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _shown(self, batch: Batch, state: Float[Tensor, "batch channel height width"]) -> Shown:
+        return Shown(
+            noisy=state.to(self.dtype),
+            references=tuple(reference.to(self.dtype) for reference in batch.references),
+            embeds=batch.embeds.to(self.dtype),
+            text_lengths=batch.text_lengths,
+            sigma=batch.sigma,
         )
-        return sample_losses(
-            predicted, noise - clean, loss_type=self.loss_type, huber_c=self.huber_c
+
+    def _losses(
+        self, transformer: nn.Module, batches: Sequence[Batch], *, step: int | None = None
+    ) -> Float[Tensor, " sample"]:
+        """Of all samples of `batches`, in one forward.
+
+        Args:
+            step: given where they are trained on: samples are rolled out, dropout is drawn.
+        """
+        sigmas = [batch.sigma.tolist() for batch in batches]  # before they are on the device
+        placed = [batch.changed(self._to_device) for batch in batches]
+        states = [noised(batch.target.float(), batch.noise, batch.sigma) for batch in placed]
+        shown = [self._shown(*pair) for pair in zip(placed, states, strict=True)]
+        rolled: list[Rolled | None] = [None] * len(batches)
+        if step is not None:
+            if self.rollouts and any(batch.rollouts for batch in batches):
+                rolled = roll_out(transformer, placed, shown, self.rollouts, sigmas=sigmas)
+                shown = [one.shown if one else own for one, own in zip(rolled, shown, strict=True)]
+            torch.manual_seed(seed_of(self.seed, "forward", step, batches[0].first_position))
+        velocities = predict_velocities(transformer, shown)
+        return torch.cat(
+            [self._compared(*each) for each in zip(placed, velocities, rolled, strict=True)]
         )
+
+    def _compared(
+        self,
+        batch: Batch,
+        predicted: Float[Tensor, "batch channel height width"],
+        rolled: Rolled | None,
+    ) -> Float[Tensor, " batch"]:
+        reflex = self.rollouts.reflex if self.rollouts else None
+        measure = partial(
+            sample_losses,
+            predicted,
+            batch.noise - batch.target.float(),
+            loss_type=self.loss_type,
+            huber_c=self.huber_c,
+            weights=batch.weights,
+        )
+        if rolled is None or reflex is None or rolled.unbiased is None:
+            return measure()
+        factors = compensation(rolled.unbiased, predicted, alpha=reflex.alpha)
+        drifted = drift(predicted, rolled.state, batch.target, batch.weights)
+        corrected = reflex.beta2 * measure(factors=factors) + reflex.beta1 * drifted
+        return torch.where(rolled.which, corrected, measure())
 
     def backward(
         self,
@@ -126,9 +178,8 @@ class Objective:
         """
         samples = of_samples or sum(len(batch) for batch in batches)
         losses = []
-        for batch in batches:
-            torch.manual_seed(seed_of(self.seed, "forward", step, batch.first_position))
-            loss = self.losses(transformer, batch)
+        for group in forwards(batches):
+            loss = self._losses(transformer, group, step=step)
             torch.autograd.backward(loss.sum() / samples)
             losses.append(loss.detach())
         return StepLosses(

@@ -77,6 +77,7 @@ class Trainer:
                 loss_type=settings.loss_type,
                 huber_c=float(settings.huber_c),
                 seed=settings.seed,
+                rollouts=plan.feed.rollouts,
             ),
             learning_rate=rate,
             max_grad_norm=float(settings.max_grad_norm),
