@@ -9,25 +9,26 @@ from typing import Any
 import pytest
 from small_run import make_run, said, with_files
 
-from qedit.stages.cache_vae import encoding, stage
+from qedit.stages.cache_vae import stage
+from qedit.stages.models.vae import LatentEncoder
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_run(tmp_path))
     with_files("pair")
-    really: Callable[..., Any] = encoding.PictureEncoding.rows
-    parts = 0
+    really: Callable[..., Any] = LatentEncoder.encode
+    batches = 0
 
-    def interrupted(self: Any, pictures: Any, advance: Any) -> Any:
-        nonlocal parts
-        parts += 1
-        if parts == 3:
+    def interrupted(self: Any, pixels: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == 3:
             raise KeyboardInterrupt
-        return really(self, pictures, advance)
+        return really(self, pixels)
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "ROWS_IN_PART", 1)
-        patch.setattr(encoding.PictureEncoding, "rows", interrupted)
+        patch.setattr(LatentEncoder, "encode", interrupted)
         told = with_files("cache-vae", expect=130).stderr
     assert "2 latents were made and are kept" in told
     assert list((tmp_path / "caches").rglob("claims/*.json")) == []
