@@ -12,6 +12,7 @@ from chromium import drawn
 from made_pairs import configured, damage, draw, folder, go, in_own_folder, pairs, written
 from PIL import Image
 
+from qedit.config.datasets import Dataset
 from qedit.stages.pair import overview
 from qedit.stages.pair.look import ALIKE_BITS, alike_groups, are_alike, look_of
 from qedit.stages.pair.thumbnails import share_changed
@@ -170,7 +171,7 @@ setTimeout(() => {
 """
 
 
-@pytest.mark.parametrize("width", [1300, 520])
+@pytest.mark.parametrize("width", [1300, 360])
 def test_a_browser_shows_it(width: int) -> None:
     from urllib.parse import unquote
 
@@ -204,6 +205,68 @@ def test_looks_survive_saving_and_scaling_and_tell_pictures_apart(tmp_path: Path
     assert groups(*looks, looks[3] ^ 0b111, looks[3] ^ (1 << 40)) == [[3, 40, 41]]
     assert groups(looks[3], looks[3] ^ ((1 << ALIKE_BITS + 1) - 1)) == []
     assert groups(0, 0, 0) == []  # flat pictures say nothing
+
+
+def test_groups_of_many_are_those_of_comparing_each_with_each() -> None:
+    drawn = np.random.default_rng(5)
+    looks = drawn.integers(1 << 60, 1 << 63, 400, dtype=np.uint64)
+    for place in range(0, 300, 3):  # chains of pictures, each a little off the one before
+        flips = drawn.integers(0, 64, 2).astype(np.uint64)
+        looks[place + 1] = looks[place] ^ (np.uint64(1) << flips[0]) ^ (np.uint64(1) << flips[1])
+        looks[place + 2] = looks[place + 1] if place % 2 else looks[place + 1] ^ np.uint64(7)
+    chains: list[set[int]] = []
+    for one in range(400):
+        near = {two for two in range(400) if are_alike(int(looks[one]), int(looks[two]))}
+        touched = [chain for chain in chains if chain & near]
+        chains = [chain for chain in chains if not chain & near]
+        chains.append(near.union(*touched))
+    expected = sorted(sorted(chain) for chain in chains if len(chain) > 1)
+    assert len(expected) == 100
+    assert sorted(alike_groups(looks)) == expected
+
+
+def test_many_copies_are_named_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "SHOWN_NAMES", 2)
+    for number in range(5):
+        for where in ("targets", "before"):
+            Path(where).mkdir(exist_ok=True)
+            smooth(3 if where == "targets" else number).save(f"{where}/{number}.png")
+    go(configured())
+    data = data_in(page_of(configured()))
+    assert data["alike"] == [["0.png", "1.png", "and 3 more"]]
+    assert data["totals"]["alike"] == 5
+
+
+def test_words_and_sizes_are_counted() -> None:
+    for number, size in enumerate(((40, 40), (40, 40), (80, 40))):
+        draw(f"targets/{number}.png", size, seed=number)
+        draw(f"before/{number}.png", size, seed=9)
+    for number, text in enumerate(("one  two\tthree", "\n", "four\nwords here and more words")):
+        Path(f"targets/{number}.txt").write_text(text)
+    go(configured(caption_strategy="textfile", missing_caption="empty"))
+    data = data_in(page_of(configured(caption_strategy="textfile", missing_caption="empty")))
+    assert data["lengths"] == [{"label": "0 to 3", "count": 3}, {"label": "4 to 5", "count": 1}]
+    assert "longest has 5. 1.3 captions" in data["captions"]
+    assert [(one["label"], one["count"]) for one in data["buckets"]] == [
+        ("64 \u00d7 64", 2),
+        ("96 \u00d7 32", 1),
+    ]
+
+
+def test_a_mask_is_shown_beside_its_target() -> None:
+    pairs(1, size=(60, 40))
+    draw("masks/0.png", (60, 40))
+    masks = Dataset(
+        id="masks",
+        dataset_type="conditioning",
+        conditioning_type="mask",
+        instance_data_dir="masks",
+    )
+    configuration = configured(conditioning_data=["before", "masks"], more=(masks,), crop=True)
+    go(configuration)
+    (sample,) = data_in(page_of(configuration))["samples"]
+    assert sample["mask"]["thumbnail"].startswith("data:image/webp;base64,")
+    assert sample["mask"]["crop"] == sample["target"]["crop"]
 
 
 def test_the_share_that_changed() -> None:

@@ -24,7 +24,7 @@ from .pictures import available_cores
 from .thumbnails import as_link, share_changed, thumbnail_of
 
 PAGE_FILE = "report.html"
-VERSION = 1  # raised whenever the same tables give another page
+VERSION = 2  # raised whenever the same tables give another page
 EXAMPLES = 12  # of each reason
 _HEAD_CHARACTERS = 400  # of the file: its key stands in there
 
@@ -96,7 +96,7 @@ def _data(source: Source, manifest: Mapping[str, Any]) -> dict[str, Any]:
         rejected = [
             {
                 "reason": reason,
-                "meaning": MEANINGS[reason],
+                "meaning": _meaning(reason),
                 "count": count,
                 "examples": list(pool.map(lambda row: _example(row, source), rows)),
             }
@@ -114,10 +114,10 @@ def _data(source: Source, manifest: Mapping[str, Any]) -> dict[str, Any]:
         },
         "rejected": rejected,
         "warnings": [
-            {"code": code, "meaning": MEANINGS[code], "count": count}
+            {"code": code, "meaning": _meaning(code), "count": count}
             for code, count in _most_first({**manifest["warnings"], **overview.looks})
         ],
-        "meanings": {code: MEANINGS[code] for one in samples for code in one["flags"]},
+        "meanings": {code: _meaning(code) for one in samples for code in one["flags"]},
         "buckets": overview.buckets,
         "lengths": overview.lengths,
         "captions": overview.caption_words,
@@ -126,6 +126,10 @@ def _data(source: Source, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "samples": samples,
         "rule": overview.rule,
     }
+
+
+def _meaning(code: str) -> str:
+    return MEANINGS[code].replace("`", "")
 
 
 def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -155,11 +159,11 @@ def _example(row: Rejection, source: Source) -> dict[str, Any]:
 
 
 def _shown(sample: Sample, source: Source, overview: Overview) -> dict[str, Any]:
-    small = [
+    target, first, *others = (
         thumbnail_of(source.pictures[one.dataset] / one.path)
         for one in (sample.target, *sample.references)
-    ]
-    target, first = small[:2]
+    )
+    mask = sample.mask and thumbnail_of(source.pictures[sample.mask.dataset] / sample.mask.path)
     return {
         "name": sample.name,
         "captions": sample.captions,
@@ -168,8 +172,9 @@ def _shown(sample: Sample, source: Source, overview: Overview) -> dict[str, Any]
         "target": _picture(sample.target, as_link(target)),
         "references": [
             _picture(one, as_link(seen))
-            for one, seen in zip(sample.references, small[1:], strict=True)
+            for one, seen in zip(sample.references, (first, *others), strict=True)
         ],
+        "mask": sample.mask and _picture(sample.mask, as_link(mask)),
     }
 
 
