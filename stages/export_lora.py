@@ -22,3 +22,44 @@ def export_lora(source: Path, to: Path, style: Style) -> Lora:
     lora = read_lora(source)
     write_bytes(to, as_file(lora, style))
     return lora
+
+
+def merge_lora(source: Path, base: Path, to: Path) -> Lora:
+    """Write the transformer in `base` with the LoRA `source` baked in to the folder `to`.
+
+    bfloat16, one tensor in memory at a time.
+
+    Args:
+        base: a transformer's folder in diffusers' layout, or a checkpoint that has one.
+
+    Raises:
+        WrongUse: `source` is no plain LoRA of this transformer, `base` holds none or a
+            quantised one, or `to` is there already.
+    """
+    import torch
+
+    from .models.merging import merged
+    from .models.streaming import config_in, tensors_in
+    from .models.transformer_folder import write_transformer
+
+    if to.exists():
+        raise WrongUse(f"{to} is there already.", "Choose another folder, or move it away.")
+    folder = base / "transformer" if (base / "transformer").is_dir() else base
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise WrongUse(
+            f"--base {base} is no transformer in diffusers' layout.",
+            "Name the folder of the checkpoint that the LoRA was trained on.",
+        )
+    config = config_in(folder)
+    if "quantization_config" in config:
+        raise WrongUse(
+            f"--base {base} is quantised: what a LoRA adds would be rounded away.",
+            "Name the checkpoint in bfloat16 that it was made of.",
+        )
+    lora = read_lora(source)
+    tensors = merged(tensors_in(folder), lora, dtype=torch.bfloat16, source=folder)
+    about = {
+        key: lora.metadata[key] for key in ("flavour", "base", "steps") if key in lora.metadata
+    }
+    write_transformer(to, tensors, config=config, about=about)
+    return lora

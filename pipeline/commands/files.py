@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...cache.errors import WrongUse
 from ..options import dry_run_option, workplace_options
 from ..reporting import reporting
 
@@ -20,20 +21,44 @@ if TYPE_CHECKING:
     "--format",
     "style",
     type=click.Choice(["diffusers", "comfyui", "kohya"]),
-    required=True,
     help="Whose names the tensors get.",
 )
-@click.option("--to", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--merge", is_flag=True, help="Bake it into a transformer instead.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="With --merge: the checkpoint it was trained on, or its transformer's folder.",
+)
+@click.option(
+    "--to", type=click.Path(path_type=Path), required=True, help="The file (or folder) to write."
+)
 @workplace_options
-def export(lora: Path, style: Style, to: Path, **shared: Any) -> None:
-    """Write a LoRA as diffusers, ComfyUI or kohya's tools name it.
+def export(
+    lora: Path, style: Style | None, merge: bool, base: Path | None, to: Path, **shared: Any
+) -> None:
+    """Write a LoRA as diffusers, ComfyUI or kohya's tools name it, or bake it into a transformer.
 
     LORA is a file of any of these, or of names without a prefix, or a folder with a
     pytorch_lora_weights.safetensors. Alphas are kept for kohya, folded in for the others.
     """
     with reporting(**shared) as (progress, finish):
-        from ...stages.export_lora import export_lora
+        from ...stages.export_lora import export_lora, merge_lora
 
+        if merge:
+            if base is None or style is not None:
+                raise WrongUse(
+                    "--merge writes a transformer: it takes --base, and no --format.",
+                    "Say `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
+                )
+            layers = len(merge_lora(lora, base, to).layers)
+            progress.say(f"Written: {to} (bfloat16, {layers} layers with the LoRA in them)")
+            finish({"stage": "export", "merged": True, "layers": layers, "where": str(to)})
+            return
+        if style is None or base is not None:
+            raise WrongUse(
+                "Without --merge, export takes --format and no --base.",
+                "Say `--format diffusers`, `comfyui` or `kohya`.",
+            )
         layers = len(export_lora(lora, to, style).layers)
         progress.say(f"Written: {to} ({layers} layers, for {style})")
         finish({"stage": "export", "format": style, "layers": layers, "where": str(to)})

@@ -7,14 +7,22 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...cache.errors import WrongUse
 from .layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS, fits
 from .lora_file import Lora
+from .quantized_linear import QuantizedLinear
 
 _ADAPTER = "default"
-_INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}
+_INITS: dict[str, bool | str] = {
+    "default": True,
+    "gaussian": "gaussian",
+    "pissa": "pissa",
+    "olora": "olora",
+}
+# These take their start out of the base, so that the two together are the base again.
+CHANGES_BASE = ("pissa", "olora")
 
 
 def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[str]:
@@ -63,26 +71,93 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
     init: str = "default",
+    kind: str = "lora",
     seed: int = 0,
 ) -> dict[str, nn.Parameter]:
-    """Freeze `transformer` and put a LoRA of float32 weights on the layers `targets`.
+    """Freeze `transformer` and put an adapter of float32 weights on the layers `targets`.
 
-    The same seed gives the same weights; a fresh LoRA changes no output. Returns the weights
+    The same seed gives the same weights; a fresh adapter changes no output. Returns the weights
     by name, as in `transformer_blocks.0.attn.to_q.lora_A.weight`.
 
     Args:
-        alpha: the LoRA's output is scaled by alpha / rank.
-        init: `default` (Kaiming uniform) or `gaussian`.
-    """
-    from peft import LoraConfig
+        alpha: the adapter's output is scaled by alpha / rank.
+        init: `default` (Kaiming uniform), `gaussian`, or one of `CHANGES_BASE`.
+        kind: `lora`, `dora` (with a trained norm for each output) or `lokr` (a Kronecker
+            product; its inits are PEFT's own).
 
+    Raises:
+        WrongUse: the base's layers are quantised, and the kind or the init needs them as they
+            were; or a LoKr is to have dropout.
+    """
     transformer.requires_grad_(False)
-    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": _INITS[init]}
-    config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=list(targets), **options)
+    _refuse_quantized(transformer, targets, init=init, kind=kind)
+    config = _config(targets, rank=rank, alpha=alpha, dropout=dropout, init=init, kind=kind)
+    whole = {
+        name: transformer.get_parameter(f"{name}.weight").detach().to("cpu", copy=True)
+        for name in targets
+        if init in CHANGES_BASE
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=_ADAPTER)  # type: ignore[operator]
-    return _lora_weights(transformer)
+    weights = _lora_weights(transformer)
+    # PEFT takes out what it has not yet rounded to the base's dtype: take out what is there
+    for name, weight in whole.items():
+        transformer.get_parameter(f"{name}.base_layer.weight").data.copy_(weight)
+    if whole:
+        take_out_of_base(transformer, weights, scale=alpha / rank)
+    return weights
+
+
+def _config(
+    targets: Sequence[str], *, rank: int, alpha: float, dropout: float, init: str, kind: str
+) -> Any:
+    from peft import LoKrConfig, LoraConfig
+
+    modules = list(targets)
+    if kind == "lokr":
+        if dropout:
+            raise WrongUse(
+                "`lora_dropout` drops inputs of a LoRA, which a LoKr does not have.",
+                "Set `lora_dropout` to 0, or `lora_type` to lora.",
+            )
+        return LoKrConfig(r=rank, alpha=alpha, target_modules=modules)
+    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": _INITS[init]}
+    return LoraConfig(
+        r=rank, lora_dropout=dropout, target_modules=modules, use_dora=kind == "dora", **options
+    )
+
+
+def _refuse_quantized(
+    transformer: nn.Module, targets: Sequence[str], *, init: str, kind: str
+) -> None:
+    """DoRA and some inits compute with the base's weights, and LoKr asks for their shape."""
+    layers = (transformer.get_submodule(name) for name in targets)
+    if not any(isinstance(layer, QuantizedLinear) for layer in layers):
+        return
+    for key, value, harmless in (
+        ("lora_type", kind, ("lora",)),
+        ("lora_init_type", init, ("default", "gaussian")),
+    ):
+        if value not in harmless:
+            raise WrongUse(
+                f"`{key}` {value} needs the base's weights themselves, and "
+                "`base_model_precision` quantises them.",
+                f"Set `base_model_precision` to no_change, or `{key}` to {harmless[0]}.",
+            )
+
+
+@torch.no_grad()
+def take_out_of_base(transformer: nn.Module, starts: Mapping[str, Tensor], *, scale: float) -> None:
+    """Take the LoRA `starts`, named as `add_lora` names weights, out of the layers it is on."""
+    for layer in (name.removesuffix(_DOWN) for name in starts if name.endswith(_DOWN)):
+        base = transformer.get_submodule(layer).get_submodule("base_layer")
+        weight = base.get_parameter("weight")
+        down, up = (starts[layer + end].to(weight.device) for end in (_DOWN, _UP))
+        weight.data = (weight.data.float() - scale * (up @ down)).to(weight.dtype)
+
+
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
 def _lora_weights(transformer: nn.Module) -> dict[str, nn.Parameter]:
@@ -91,7 +166,7 @@ def _lora_weights(transformer: nn.Module) -> dict[str, nn.Parameter]:
         if parameter.requires_grad:
             # a bfloat16 weight would lose most updates at usual learning rates
             parameter.data = parameter.data.float()
-            weights[name.replace(f".{_ADAPTER}.", ".")] = parameter
+            weights[name.replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")] = parameter
     return weights
 
 

@@ -124,7 +124,7 @@ def as_file(lora: Lora, style: Style) -> bytes:
         tensors |= _named(layer, pair, style)
     metadata = {key: value for key, value in lora.metadata.items() if key != _HIDDEN_ALPHA}
     metadata |= {"format": "pt", "lora_format": style} | _rank_and_alpha(lora, style)
-    return _in_order(safetensors.torch.save(tensors, metadata))
+    return in_order(safetensors.torch.save(tensors, metadata))
 
 
 def _named(layer: str, pair: LowRank, style: Style) -> dict[str, Tensor]:
@@ -147,7 +147,7 @@ def _rank_and_alpha(lora: Lora, style: Style) -> dict[str, str]:
     return {"rank": json.dumps(rank), "alpha": json.dumps(alpha if style == "kohya" else rank)}
 
 
-def _in_order(data: bytes) -> bytes:
+def in_order(data: bytes) -> bytes:
     """The same safetensors file with its header sorted: equal weights give equal bytes.
 
     The library writes metadata in an order that differs from process to process. The header

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ...cache.errors import WrongUse
 from ...config.settings import Settings
 from ..frozen_base import (
     has_table,
@@ -17,7 +18,13 @@ from ..frozen_base import (
     wants_quantized,
     wants_table,
 )
-from ..models.lora import add_lora, start_from, target_modules
+from ..models.lora import (
+    CHANGES_BASE,
+    add_lora,
+    start_from,
+    take_out_of_base,
+    target_modules,
+)
 from ..models.lora_file import Lora
 from ..models.modulation import tabulate
 from ..models.quantize import Precision, precision_for
@@ -26,6 +33,7 @@ from ..models.streaming import empty_transformer, fill, tensors_in
 from ..models.timesteps import spared_bytes
 from ..modulation_rows import ModulationRows
 from .draws import seed_of
+from .lora_start import keep_start, kept_start
 from .plan import Plan
 
 
@@ -42,16 +50,10 @@ def open_model(
     Where `qedit cache-base` has made the modulation table, a third of the base is not loaded.
     """
     settings = plan.settings
+    if start:
+        _refuse_start(settings)
     transformer = _load_base(plan, device=device)
-    weights = add_lora(
-        transformer,
-        target_modules(transformer, settings.lora_target_modules),
-        rank=settings.lora_rank,
-        alpha=float(settings.lora_alpha),
-        dropout=float(settings.lora_dropout),
-        init="gaussian" if settings.lora_init_type == "gaussian" else "default",
-        seed=seed_of(settings.seed, "lora"),
-    )
+    weights = _add_adapter(plan, transformer)
     if start:
         start_from(
             weights,
@@ -61,6 +63,42 @@ def open_model(
             source=str(settings.init_lora),
         )
     return transformer, weights
+
+
+def _refuse_start(settings: Settings) -> None:
+    for key, value in (
+        ("lora_type", settings.lora_type),
+        ("lora_init_type", settings.lora_init_type),
+    ):
+        if value not in ("lora", "default", "gaussian"):
+            raise WrongUse(
+                f"`init_lora` begins with the LoRA of a file, and `{key}` is {value}.",
+                f"Take `init_lora` or `{key}` out.",
+            )
+
+
+def _add_adapter(plan: Plan, transformer: nn.Module) -> dict[str, nn.Parameter]:
+    settings = plan.settings
+    rank, alpha = settings.lora_rank, float(settings.lora_alpha)
+    init, where = settings.lora_init_type, settings.output_dir
+    began = kept_start(where, run=plan.run) if init in CHANGES_BASE else None
+    weights = add_lora(
+        transformer,
+        target_modules(transformer, settings.lora_target_modules),
+        rank=rank,
+        alpha=alpha,
+        dropout=float(settings.lora_dropout),
+        init="default" if began else init,
+        kind=settings.lora_type,
+        seed=seed_of(settings.seed, "lora"),
+    )
+    if began:
+        take_out_of_base(transformer, began, scale=alpha / rank)
+        for name, weight in weights.items():
+            weight.data.copy_(began[name])
+    elif init in CHANGES_BASE:
+        keep_start(where, weights, run=plan.run)
+    return weights
 
 
 def remarks(plan: Plan) -> Iterator[str]:

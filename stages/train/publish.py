@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...cache.atomic import write_bytes, write_text
+from ..models.adapter_file import adapter_file
 from ..models.lora_file import LORA_FILE, Style, lora_file
 from .card import CARD_FILE, MADE_BY, model_card
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
+from .lora_start import kept_start, less_start
 from .plan import Plan
 
 EMA_FOLDER = "ema"
@@ -29,6 +31,8 @@ class Publisher:
         style: whose names the files' tensors have.
         about: what the files' metadata say of the run.
         card: the model card of so many steps.
+        kind: `lora`, `dora` or `lokr`.
+        start: what the LoRA began as, where that was taken out of the base; else None.
     """
 
     output_dir: Path
@@ -37,6 +41,8 @@ class Publisher:
     style: Style
     about: Mapping[str, Any]
     card: Callable[[int], str]
+    kind: str = "lora"
+    start: Callable[[], Mapping[str, Tensor] | None] = lambda: None
 
     def publish(self, checkpoint: Path) -> None:
         """Have the files hold what `checkpoint` holds, unless they do already."""
@@ -64,13 +70,16 @@ class Publisher:
 
     def file_of(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
         """The LoRA file of `weights`; its metadata say `about` beside what the run says."""
-        return lora_file(
-            weights,
-            rank=self.rank,
-            alpha=self.alpha,
-            about={**self.about, **about},
-            style=self.style,
-        )
+        facts = {**self.about, **about}
+        if self.kind != "lora":
+            return adapter_file(
+                self.kind, weights, rank=self.rank, alpha=self.alpha, about=facts, style=self.style
+            )
+        times = 1
+        if (start := self.start()) is not None:
+            weights, times = less_start(weights, start), 2
+        rank, alpha = times * self.rank, times * self.alpha
+        return lora_file(weights, rank=rank, alpha=alpha, about=facts, style=self.style)
 
 
 def publisher_of(plan: Plan) -> Publisher:
@@ -83,6 +92,8 @@ def publisher_of(plan: Plan) -> Publisher:
         style=settings.lora_format,
         about=about,
         card=partial(model_card, settings, plan.checkpoint.flavour, about),
+        kind=settings.lora_type,
+        start=partial(kept_start, settings.output_dir, run=plan.run),
     )
 
 

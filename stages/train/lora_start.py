@@ -1,0 +1,49 @@
+"""What a LoRA began as, where it began as a part of the base: kept beside the run.
+
+`pissa` and `olora` take their start out of the base. To go on, the same must be taken out again;
+and a published file, which meets a base that is whole, must subtract it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ...cache.atomic import write_bytes
+from ...cache.fingerprint import fingerprint
+
+START_FILE = "lora-start.safetensors"
+
+
+def keep_start(output_dir: Path, weights: Mapping[str, Tensor], *, run: Mapping[str, Any]) -> None:
+    """Write what the LoRA of `run` begins as."""
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    data = safetensors.torch.save(tensors, {"run": fingerprint(run)})
+    write_bytes(output_dir / START_FILE, data)
+
+
+def kept_start(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """What the LoRA of `run` began as; None where that is not there."""
+    path = output_dir / START_FILE
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("run") != fingerprint(run):
+            return None
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def less_start(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA of twice the rank that adds `weights` and takes `start` away."""
+    both = {}
+    for name, weight in weights.items():
+        began = start[name].to(weight)
+        down = name.endswith(".lora_A.weight")
+        both[name] = torch.cat([weight, began]) if down else torch.cat([weight, -began], dim=1)
+    return both

@@ -1,0 +1,209 @@
+"""DoRA, LoKr, PiSSA and OLoRA: exact starts, exact resumes, and files that load as they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_transformer import drawn, made_transformer, one_forward
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from training import LORA, lora, made_runs, train
+
+from qedit.cache.errors import WrongUse
+from qedit.config.loading import Configuration
+from qedit.stages.models.adapter_file import LOADS_IN, adapter_file
+from qedit.stages.models.lora import add_lora, target_modules
+from qedit.stages.models.transformer import load_transformer
+from qedit.stages.train import loop
+from qedit.stages.train.plan import make_plan
+
+CPU = torch.device("cpu")
+KINDS = ("dora", "lokr")
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    return made_runs(tmp_path, tmp_path_factory)
+
+
+def pipeline_with(transformer: nn.Module) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
+
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "processor"))
+    return QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer, **parts
+    )
+
+
+def load_as_it_says(transformer: nn.Module, file: Path) -> None:
+    """Load `file` the way its metadata name for diffusers."""
+    with safe_open(file, "pt") as opened:
+        kind = opened.metadata()["adapter"]
+        assert opened.metadata()["loads_in"] == LOADS_IN[kind]
+    if kind == "dora":
+        pipeline_with(transformer).load_lora_weights(str(file))
+    else:
+        transformer.load_lora_adapter(str(file), prefix="transformer")  # type: ignore[operator]
+
+
+# -- DoRA and LoKr ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [4, 32])
+def test_a_fresh_adapter_changes_nothing_and_its_file_loads_in_diffusers(
+    kind: str, rank: int, tmp_path: Path
+) -> None:
+    transformer = made_transformer()
+    before = one_forward(transformer)
+    targets = target_modules(transformer, "all-linear")
+    weights = add_lora(transformer, targets, rank=rank, alpha=rank / 2, kind=kind)
+    assert torch.equal(one_forward(transformer), before)
+    drawn(weights)
+    for name, weight in weights.items():
+        if "magnitude" in name:  # a norm: what it is, but for a third
+            weight.data = 1.3 + weight.data.abs()
+    trained = one_forward(transformer)
+    file = tmp_path / LORA
+    data = adapter_file(kind, weights, rank=rank, alpha=rank / 2, about={"base": "made"})
+    file.write_bytes(data)
+    assert adapter_file(kind, weights, rank=rank, alpha=rank / 2, about={"base": "made"}) == data
+    stock = made_transformer()
+    load_as_it_says(stock, file)
+    torch.testing.assert_close(one_forward(stock), trained, rtol=1e-4, atol=1e-5)
+    assert (trained - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_another_kind_resumes_and_predicts_what_its_file_does(
+    made: Any, kind: str
+) -> None:
+    settings = {"lora_type": kind, "lora_alpha": 2.0, "learning_rate": 0.05, "use_ema": False}
+    whole = made(output="whole", **settings)
+    train(whole)
+    train(made(output="pieces", max_train_steps=4, **settings))
+    pieces = made(output="pieces", **settings)
+    assert train(pieces).kept == 4
+    one, other = lora(whole), lora(pieces)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    plan = make_plan(whole)
+    trainer = loop.Trainer.load(plan, device=CPU)
+    where = whole.settings.output_dir
+    trainer.trained.restore(where / "checkpoint-6")
+    stock = load_transformer(plan.checkpoint, dtype=torch.float32, device="cpu")
+    (batch,) = plan.feed.step(9)
+    with torch.no_grad():
+        ours = trainer.objective.losses(trainer.transformer, batch)
+        base = trainer.objective.losses(stock, batch)
+        load_as_it_says(stock, where / LORA)
+        loaded = trainer.objective.losses(stock, batch)
+    torch.testing.assert_close(loaded, ours, rtol=1e-4, atol=1e-5)
+    assert (base - ours).abs().max() > 1e-3
+
+
+def test_names_of_a_lokr_are_those_that_comfyui_reads() -> None:
+    """comfy/weight_adapter/lokr.py: <layer>.lokr_w1, lokr_w2, or each as _a and _b."""
+    transformer = made_transformer()
+    weights = add_lora(transformer, ["proj_out"], rank=2, alpha=2.0, kind="lokr")
+    tensors = load_tensors(
+        adapter_file("lokr", weights, rank=2, alpha=2.0, about={}, style="comfyui")
+    )
+    ends = {"lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}
+    for name in tensors:
+        prefix, _, end = name.rpartition(".")
+        assert (prefix, end in ends) == ("diffusion_model.proj_out", True)
+
+
+def load_tensors(data: bytes) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def test_what_does_not_go_together_is_refused(made: Any) -> None:
+    with pytest.raises(WrongUse, match="lora_dropout"):
+        add_lora(made_transformer(), ["proj_out"], rank=2, alpha=2.0, kind="lokr", dropout=0.1)
+    for settings in ({"lora_type": "dora"}, {"lora_type": "lokr"}, {"lora_init_type": "pissa"}):
+        (key,) = settings
+        configuration = made(base_model_precision="int8-quanto", use_ema=False, **settings)
+        with pytest.raises(WrongUse, match=f"`{key}`.*base_model_precision"):
+            loop.Trainer.load(make_plan(configuration), device=CPU)
+
+
+# -- starts that are a part of the base ------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_start_out_of_the_base_is_resumed_exactly_and_subtracted_in_the_file(
+    made: Any, init: str, precision: str
+) -> None:
+    settings = {
+        "lora_init_type": init,
+        "lora_alpha": 2.0,
+        "learning_rate": 0.01,
+        "use_ema": False,
+        "mixed_precision": precision,
+    }
+    whole = made(output="whole", **settings)
+    train(whole)
+    train(made(output="pieces", max_train_steps=4, **settings))
+    pieces = made(output="pieces", **settings)
+    assert train(pieces).kept == 4
+    one, other = lora(whole), lora(pieces)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with safe_open(whole.settings.output_dir / LORA, "pt") as file:
+        assert json.loads(file.metadata()["rank"]) == 2 * whole.settings.lora_rank
+    if precision == "no":
+        assert_file_predicts_what_training_does(whole)
+
+
+def assert_file_predicts_what_training_does(configuration: Configuration) -> None:
+    plan = make_plan(configuration)
+    trainer = loop.Trainer.load(plan, device=CPU)
+    where = configuration.settings.output_dir
+    trainer.trained.restore(where / "checkpoint-6")
+    stock = load_transformer(plan.checkpoint, dtype=torch.float32, device="cpu")
+    (batch,) = plan.feed.step(9)
+    with torch.no_grad():
+        ours = trainer.objective.losses(trainer.transformer, batch)
+        base = trainer.objective.losses(stock, batch)
+        pipeline_with(stock).load_lora_weights(where)
+        loaded = trainer.objective.losses(stock, batch)
+    torch.testing.assert_close(loaded, ours, rtol=1e-3, atol=1e-4)
+    assert (base - ours).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_is_what_it_is_called(init: str) -> None:
+    """Formulas of arXiv 2404.02948 and 2406.01775."""
+    transformer, rank = made_transformer(), 4
+    name = "transformer_blocks.0.attn.to_q"
+    weight = transformer.get_parameter(f"{name}.weight").detach().clone()
+    before = one_forward(transformer)
+    weights = add_lora(transformer, [name], rank=rank, alpha=float(rank), init=init)
+    product = weights[f"{name}.lora_B.weight"] @ weights[f"{name}.lora_A.weight"]
+    if init == "pissa":
+        left, values, right = torch.linalg.svd(weight)
+        expected = (left[:, :rank] * values[:rank]) @ right[:rank]
+    else:
+        orthogonal, triangular = torch.linalg.qr(weight)
+        expected = orthogonal[:, :rank] @ triangular[:rank]
+    torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one_forward(transformer), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_to_begin_with_and_another_start_are_refused(made: Any) -> None:
+    before = made(output="before", use_ema=False, max_train_steps=1)
+    train(before)
+    file = str(before.settings.output_dir / LORA)
+    assert load_file(file)
+    for settings in ({"lora_init_type": "olora"}, {"lora_type": "dora"}):
+        with pytest.raises(WrongUse, match="`init_lora`"):
+            train(made(output="after", init_lora=file, use_ema=False, **settings))
