@@ -249,7 +249,8 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     """Spread every bit of each number over all of them (the finaliser of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def shape_of(sample: Sample) -> Shape:

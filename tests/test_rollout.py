@@ -1,0 +1,249 @@
+"""Scheduled sampling and ReflexFlow: what is drawn, a rollout by hand, and runs that use it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_transformer import TEXT_WIDTH, made_transformer
+from torch import Tensor, nn
+from training import lora, made_runs, metrics, train
+
+from qedit.config.loading import Configuration
+from qedit.config.settings import Settings
+from qedit.stages.models.transformer import predict_velocity
+from qedit.stages.train.draws import stream
+from qedit.stages.train.feed import Batch
+from qedit.stages.train.rollout import Reflex, Rollouts, rollouts_of
+from qedit.stages.train.step import Objective
+
+ON = {
+    "scheduled_sampling_max_step_offset": 3,
+    "scheduled_sampling_probability": 0.6,
+    "scheduled_sampling_reflexflow": True,
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    return made_runs(tmp_path, tmp_path_factory)
+
+
+# -- what is drawn ---------------------------------------------------------------------------
+
+
+def drawn(rollouts: Rollouts, *, sigma: float = 0.5, count: int = 4000) -> Counter[int]:
+    random = stream(0, "test")
+    return Counter(rollouts.draw(random, step=10, sigma=sigma) for _ in range(count))
+
+
+def test_offsets_follow_their_strategies() -> None:
+    uniform = drawn(Rollouts(4, "uniform", probability=1.0))
+    assert all(uniform[offset] / 4000 == pytest.approx(0.2, abs=0.03) for offset in range(5))
+    # round(4u²) <= 1 where u² < 1.5/4, and round(4(1 - u²)) <= 1 where u² > 2.5/4
+    early = drawn(Rollouts(4, "biased_early", probability=1.0))
+    assert (early[0] + early[1]) / 4000 == pytest.approx(math.sqrt(1.5 / 4), abs=0.03)
+    late = drawn(Rollouts(4, "biased_late", probability=1.0))
+    assert (late[0] + late[1]) / 4000 == pytest.approx(1 - math.sqrt(2.5 / 4), abs=0.03)
+
+
+def test_no_rollout_starts_beyond_the_last_step() -> None:
+    near = drawn(Rollouts(8, probability=1.0), sigma=0.9964)  # step 996
+    assert set(near) == {0, 1, 2, 3}
+    assert near[3] / 4000 == pytest.approx(6 / 9, abs=0.03)
+    assert set(drawn(Rollouts(8, probability=1.0), sigma=0.9999)) == {0}
+
+
+def test_the_probability_is_constant_or_a_ramp() -> None:
+    constant = Rollouts(4, probability=0.25, start_step=5)
+    assert [constant.chance(step) for step in (4, 5, 900)] == [0.0, 0.25, 0.25]
+    linear = Rollouts(4, prob_start=0.1, prob_end=0.5, ramp_steps=100, start_step=20)
+    assert linear.chance(19) == 0.0
+    assert linear.chance(20) == pytest.approx(0.1)
+    assert linear.chance(45) == pytest.approx(0.2)
+    assert linear.chance(500) == pytest.approx(0.5)
+    cosine = replace(linear, ramp_shape="cosine")
+    assert cosine.chance(45) == pytest.approx(0.1 + 0.4 * (0.5 - 0.5 * math.cos(math.pi / 4)))
+    share = 1 - drawn(Rollouts(1, "biased_late", probability=0.25))[0] / 4000
+    assert share == pytest.approx(0.25 * math.sqrt(0.5), abs=0.03)
+
+
+def test_every_setting_reaches_the_rollouts() -> None:
+    prefix = "scheduled_sampling_"
+
+    def of(**settings: Any) -> Rollouts | None:
+        on = {"max_step_offset": 7, "probability": 0.5, "reflexflow": True, **settings}
+        named = {prefix + key: value for key, value in on.items()}
+        return rollouts_of(Settings.model_validate({"model_flavour": "edit-v2", **named}))
+
+    plain = of()
+    assert plain == Rollouts(7, probability=0.5, reflex=Reflex(1.0, 10.0, 1.0))
+    assert of(max_step_offset=0) is None
+    assert of(probability=0.0) is None
+    assert of(reflexflow=False) == replace(plain, reflex=None)
+    for key, value in {
+        "strategy": "biased_late",
+        "prob_start": 0.2,
+        "prob_end": 0.9,
+        "ramp_steps": 50,
+        "start_step": 9,
+        "ramp_shape": "cosine",
+        "sampler": "dpm",
+        "order": 3,
+    }.items():
+        assert of(**{key: value}) == replace(plain, **{key: value})
+    assert of(reflexflow_alpha=2, reflexflow_beta1=3, reflexflow_beta2=4) == replace(
+        plain, reflex=Reflex(2.0, 3.0, 4.0)
+    )
+
+
+# -- a rollout by hand -----------------------------------------------------------------------
+
+
+def batches() -> list[Batch]:
+    """Two shapes in one forward; of five samples three are rolled out, by 1, 4 and 2 steps."""
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def batch(
+        first: int, sizes: list[tuple[int, int]], lengths: tuple[int, ...], **more: Any
+    ) -> Batch:
+        count = len(lengths)
+        target, *references = [random(count, 16, *size) for size in sizes]
+        return Batch(
+            first_position=first,
+            names=tuple(f"{first + place}" for place in range(count)),
+            captions=("it",) * count,
+            target=target,
+            references=tuple(references),
+            embeds=random(count, max(lengths), TEXT_WIDTH),
+            text_lengths=lengths,
+            noise=random(*target.shape),
+            sigma=0.2 + 0.6 * torch.rand(count, generator=generator),
+            **more,
+        )
+
+    return [
+        batch(0, [(4, 8), (8, 4)], (5, 9, 7), rollouts=(1, 0, 4)),
+        batch(3, [(8, 4), (4, 4), (4, 4)], (6, 3), rollouts=(0, 2), joins=True),
+    ]
+
+
+def by_hand(
+    transformer: nn.Module, batch: Batch, row: int, *, alpha: float, beta1: float, beta2: float
+) -> Tensor:
+    """One sample's loss, alone, with Euler steps and ReflexFlow."""
+    clean, noise, sigma = batch.target[row], batch.noise[row], float(batch.sigma[row])
+
+    def velocity(state: Tensor, at: float) -> Tensor:
+        return predict_velocity(
+            transformer,
+            state[None],
+            [reference[row : row + 1] for reference in batch.references],
+            batch.embeds[row : row + 1, : batch.text_lengths[row]],
+            mask=None,
+            sigma=torch.tensor([at]),
+        )[0]
+
+    steps = batch.rollouts[row]
+    at = sigma + steps / 1000
+    state = (1 - at) * clean + at * noise
+    with torch.no_grad():
+        for step in range(steps):
+            state = state - velocity(state, at - step / 1000) / 1000
+    predicted = velocity(state, sigma)
+    error = (predicted - (noise - clean)).square()
+    if not steps:
+        return error.mean()
+    with torch.no_grad():
+        lost = velocity((1 - sigma) * clean + sigma * noise, sigma) - predicted
+    weighted = (1 + alpha * lost / lost.abs().sum()) * error
+    way = state - clean
+    distance = (predicted / predicted.norm() - way / way.norm()).square().sum()
+    return beta2 * weighted.mean() + beta1 * distance
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True], ids=["v2", "v3"])
+def test_losses_and_gradients_are_those_of_rollouts_by_hand(zero_cond_t: bool) -> None:
+    transformer = made_transformer(zero_cond_t=zero_cond_t).train()
+    # alpha so large that its part shows beside the sum over a sample
+    reflex = {"alpha": 300.0, "beta1": 3.0, "beta2": 0.5}
+    rollouts = Rollouts(4, probability=1.0, sampler="euler", reflex=Reflex(**reflex))
+    objective = Objective(
+        dtype=torch.float32, device=torch.device("cpu"), seed=1, rollouts=rollouts
+    )
+    weight = transformer.transformer_blocks[0].attn.to_q.weight
+    losses = objective.backward(transformer, batches(), step=1)
+    found, weight.grad = weight.grad, None
+    expected = torch.stack(
+        [
+            by_hand(transformer, batch, row, **reflex)
+            for batch in batches()
+            for row in range(len(batch))
+        ]
+    )
+    expected.mean().backward()
+    torch.testing.assert_close(losses.values, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert (found - weight.grad).norm() < 1e-4 * found.norm()
+    assert transformer.training
+
+
+def test_each_sample_is_computed_only_while_it_moves() -> None:
+    transformer = made_transformer()
+    objective = Objective(
+        dtype=torch.float32, device=torch.device("cpu"), rollouts=Rollouts(4, sampler="unipc")
+    )
+    rows: list[int] = []
+    transformer.register_forward_pre_hook(
+        lambda module, args, named: rows.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    objective.backward(transformer, batches(), step=1)
+    assert rows == [3, 2, 1, 1, 5]
+
+
+def test_what_is_measured_is_never_rolled_out() -> None:
+    transformer = made_transformer()
+    rolling = Objective(
+        dtype=torch.float32, device=torch.device("cpu"), rollouts=Rollouts(4, probability=1.0)
+    )
+    for batch in batches():
+        plain = replace(rolling, rollouts=None).losses(transformer, replace(batch, rollouts=()))
+        assert torch.equal(rolling.losses(transformer, batch), plain)
+
+
+# -- runs ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_never_rolls_out_is_the_run_without(made: Any) -> None:
+    """The ramp begins after its last step, so everything is in place and nothing happens."""
+    never = {"scheduled_sampling_ramp_steps": 10, "scheduled_sampling_start_step": 99}
+    runs = [
+        made(output="without"),
+        made(output="never", **{**ON, **never}),
+        made(output="on", **ON),
+    ]
+    for configuration in runs:
+        train(configuration)
+    losses = [[line["loss"] for line in metrics(configuration)] for configuration in runs]
+    assert losses[0] == losses[1] != losses[2]
+    weights = [lora(configuration) for configuration in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_a_resumed_run_rolls_out_as_an_uninterrupted_one(made: Any) -> None:
+    whole = made(output="whole", lora_dropout=0.2, **ON)
+    train(whole)
+    for steps in (3, 6):
+        halves = made(output="halves", lora_dropout=0.2, max_train_steps=steps, **ON)
+        train(halves)
+    one, other = lora(whole), lora(halves)
+    assert all(torch.equal(one[name], other[name]) for name in one)
