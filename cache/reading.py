@@ -31,7 +31,7 @@ class ArrayReader:
     """
 
     def __init__(self, folder: Path, grid: Grid, *, files: OpenFiles = KEPT_OPEN) -> None:
-        self.grid, self._folder, self._files = grid, str(folder), files
+        self.grid, self._folder, self._files = grid, os.path.abspath(folder), files
         self._shard_length, self._chunk_length = grid.shard[0], grid.chunk[0]
         self._chunk_bytes = grid.chunk_bytes
         self._row_shape = (-1, *grid.chunk[1:])

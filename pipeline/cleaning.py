@@ -11,12 +11,14 @@ from ..cache.atomic import remove, sweep
 from ..cache.claims import claims_in, refuse_claims
 from ..cache.lock import LOCK_FILE, Holder, holder_of, writer_lock
 from ..cache.owner import is_dead, this_process
-from ..cache.repacking import carry_out
+from ..cache.repacking import bytes_of_part, carry_out
 from ..config.configuration import Configuration
 from ..stages.models.checkpoint import open_checkpoint
-from ..stages.orphans import Orphans, files_left_by_pair, find_orphans, stores_beside
+from ..stages.orphans import Orphans, find_orphans, left_by_pair, other_uses, stores_beside
 from ..stages.stores import open_stores
 from .report import size
+
+PAIRS = "pairs"  # the folder in `cache_dir` that `pair` locks
 
 
 @dataclass
@@ -24,12 +26,13 @@ class Leftovers:
     """What `gc` found."""
 
     orphans: list[Orphans] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  # and folders, of pairs tables
+    pairs: Path = Path()  # where the lock of the pairs tables lies
     removed: bool = False
 
     @property
     def count_bytes(self) -> int:
-        files = sum(path.stat().st_size for path in self.files if path.exists())
+        files = sum(bytes_of_path(path) for path in self.files)
         return files + sum(one.count_bytes for one in self.orphans)
 
     def lines(self) -> Iterator[str]:
@@ -46,7 +49,8 @@ class Leftovers:
             if one.plan.moved:
                 yield f"{one.store.path}: {len(one.plan.moved)} parts to be joined"
         for path in self.files:
-            yield f"{path}: another table has taken its place, {size(path.stat().st_size)}"
+            why = "made by former settings" if path.is_dir() else "another has taken its place"
+            yield f"{path}: {why}, {size(bytes_of_path(path))}"
 
     def as_object(self) -> dict[str, Any]:
         """What `--json` says."""
@@ -64,7 +68,16 @@ def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers
     """Find what no table and no run names; nothing is changed."""
     checkpoint = open_checkpoint(configuration.settings)
     orphans = find_orphans(configuration, checkpoint, compact=compact)
-    return Leftovers(orphans, files_left_by_pair(configuration))
+    uses = other_uses(configuration, open_stores(configuration, checkpoint))
+    pairs = Path(configuration.settings.cache_dir) / PAIRS
+    return Leftovers(orphans, left_by_pair(configuration, uses), pairs)
+
+
+def bytes_of_path(path: Path) -> int:
+    """How many bytes a file, or a tree, takes; 0 if it has gone."""
+    if path.is_file():
+        return path.stat().st_size
+    return bytes_of_part(path)
 
 
 def clear(found: Leftovers) -> None:
@@ -77,9 +90,11 @@ def clear(found: Leftovers) -> None:
         else:
             with one.store.writing():
                 carry_out(one.store, one.plan)
-    for path in found.files:
-        sweep(path.parent)
-        remove(path)
+    if found.files:
+        with writer_lock(found.pairs, doing="qedit gc"):
+            for path in found.files:
+                sweep(path.parent)
+                remove(path)
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,7 @@ def find_locks(configuration: Configuration) -> Locks:
     for store in stores_beside(stores):
         held += [(claim.path, claim.holder) for claim in claims_in(store.path)]
     folders = [store.path for store in stores_beside(stores)]
-    folders.append(Path(configuration.settings.cache_dir) / "pairs")
+    folders.append(Path(configuration.settings.cache_dir) / PAIRS)
     folders.append(Path(configuration.settings.output_dir))
     for folder in folders:
         holder = holder_of(folder)

@@ -14,11 +14,13 @@ from ..cache.store import EMBEDS, LATENTS, RECIPE_FILE, Store
 from ..config.configuration import Configuration
 from .models.checkpoint import Checkpoint
 from .pairs_table import MANIFEST, is_whole, manifest_in
-from .stores import RunStores, open_stores, used_main_datasets
+from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
+from .tail_keys import belongs_to
 from .uses import Use, use_of, uses_of
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"
+LAYOUTS = {"latents": LATENTS, "weights": WEIGHTS}  # any other row is one of embeds
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ def find_orphans(
     return [one for one in found if one]
 
 
+def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
+    """What other runs want of the stores in the folders of this one, each use once."""
+    own = use_of(configuration)
+    found = [use for store in stores_beside(stores) for use in uses_of(store)]
+    return [use for use in dict.fromkeys(found) if use.name != own.name and _is_there(use)]
+
+
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:
     """Of the recipes of these settings, and of those that the run in output_dir was made with."""
-    shelves = (stores.latents, stores.prefixes, stores.tails)
-    needed = {store.fingerprint for shelf in shelves for store in shelf.stores()}
+    needed = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
     run = Path(configuration.settings.output_dir) / RUN_FILE
     if run.is_file():
         needed |= set(json.loads(run.read_text(encoding="utf-8")).get("recipes", {}).values())
@@ -75,7 +83,7 @@ def stores_beside(stores: RunStores) -> list[Store]:
     """Every store in the folders of these, of whatever recipe."""
     folders = {
         store.path.parent.resolve(): store.path.parent
-        for shelf in (stores.latents, stores.prefixes, stores.tails)
+        for shelf in stores.shelves()
         for store in shelf.stores()
     }
     return [store for folder in folders.values() for store in stores_in(folder)]
@@ -88,7 +96,7 @@ def stores_in(folder: Path) -> Iterator[Store]:
             recipe = json.loads((path / RECIPE_FILE).read_bytes())
         except (OSError, ValueError):
             continue
-        layout = LATENTS if recipe.get("rows") == "latents" else EMBEDS
+        layout = LAYOUTS.get(recipe.get("rows"), EMBEDS)
         store = Store(folder, recipe, layout)
         if store.path.name == path.name:
             yield store
@@ -103,16 +111,38 @@ def wanted_keys(store: Store, uses: Iterable[Use]) -> pa.ChunkedArray:
 
 
 def tables_of(use: Use) -> Iterator[PairsKeys]:
-    """Every complete pairs table in the folders of a use, of present and former settings."""
+    """Every complete pairs table of a use; of one that names none, every table in its folders."""
     for folder in use.pairs:
         for manifest_file in sorted(Path(folder).glob(f"*/{MANIFEST}")):
+            if use.tables and manifest_file.parent.name not in use.tables:
+                continue
             manifest = manifest_in(manifest_file.parent)
             if manifest is not None and is_whole(manifest_file.parent, manifest):
                 yield PairsKeys(manifest_file.parent / manifest["pairs"])
 
 
-def files_left_by_pair(configuration: Configuration) -> list[Path]:
-    """Tables of pairs that another one has taken the place of."""
+def left_by_pair(configuration: Configuration, uses: Sequence[Use]) -> list[Path]:
+    """Folders of pairs tables that no use names, and files that others have replaced.
+
+    Args:
+        uses: those of other runs that are known.
+    """
+    left: list[Path] = []
+    every = [*uses, use_of(configuration)]
+    for main in used_main_datasets(configuration):
+        folder = configuration.pairs_folder(main)
+        here = [use for use in every if str(folder.resolve()) in use.pairs]
+        if all(use.tables for use in here):
+            named = {name for use in here for name in use.tables}
+            tables = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+            left += [table for table in tables if table.name not in named]
+    return left + [
+        path for path in _replaced(configuration) if not any(one in path.parents for one in left)
+    ]
+
+
+def _replaced(configuration: Configuration) -> list[Path]:
+    """Files beside a pairs table whose place another one has taken."""
     left: list[Path] = []
     for main in used_main_datasets(configuration):
         for manifest_file in sorted(configuration.pairs_folder(main).glob(f"*/{MANIFEST}")):
@@ -125,11 +155,18 @@ def files_left_by_pair(configuration: Configuration) -> list[Path]:
                 for path in sorted(folder.glob(pattern))
                 if path.name not in named
             ]
+            left += [
+                path
+                for path in sorted(folder.glob("tails-*.parquet"))
+                if not belongs_to(path.name, str(manifest.get("pairs")))
+            ]
     return left
 
 
 def _keys_of(store: Store, table: PairsKeys, beside: Sequence[str]) -> pa.Array:
     kind = store.recipe["rows"]
+    if kind == "weights":
+        return table.weights().keys
     if kind == "latents":
         return table.latents().keys
     return table.prefixes.keys if kind == "image prefix" else table.tails(beside).keys

@@ -25,6 +25,7 @@ from .models.flavours import Flavour
 from .pair_rows import flat, samples_in
 from .pairs_table import is_whole, manifest_in, read_pairs, table_folder, verified
 from .samples import Sample
+from .tail_keys import remember_tails, remembered_tails
 
 Rows = npt.NDArray[np.int64]
 
@@ -68,6 +69,14 @@ class PairsKeys:
 
     def tails(self, beside: Sequence[str]) -> Keys:
         """The keys of every caption's tail, and of those of `beside` after every prefix."""
+        remembered = remembered_tails(self.path, beside)
+        if remembered is not None:
+            return Keys(*remembered)
+        keys = self._tails(beside)
+        remember_tails(self.path, beside, keys=keys.keys, rows=keys.rows)
+        return keys
+
+    def _tails(self, beside: Sequence[str]) -> Keys:
         lists = flat(self._columns("captions")["captions"])
         parents = np.asarray(pc.list_parent_indices(lists), np.int64)
         prefixes = self.prefixes.keys.to_pylist()
@@ -123,4 +132,4 @@ def tail_keys(prefixes: Iterable[str], captions: Iterable[str]) -> list[str]:
 def distinct(every: Iterable[Keys]) -> int:
     """How many different keys there are."""
     chunks = [keys.keys for keys in every]
-    return int(pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py())
+    return len(pa.chunked_array(chunks, pa.string()).unique())

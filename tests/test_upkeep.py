@@ -13,6 +13,8 @@ from small_run import draw, make_run, said, with_files
 
 from qedit.cache.claims import CLAIMS
 from qedit.cache.lock import new_holder
+from qedit.stages.orphans import stores_in
+from qedit.stages.uses import USES, uses_of
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "elsewhere"
     shutil.copytree(finished, folder)
-    for uses in folder.glob("caches/*/*/*/uses"):
-        shutil.rmtree(uses)  # the original is no other run
     monkeypatch.chdir(folder)
     return folder
 
@@ -142,6 +142,39 @@ def test_gc_removes_stores_of_recipes_that_nobody_asks_for(copy: Path) -> None:
     with_files("gc", "--yes")
     assert said(with_files("cache-vae", "--json"))["computed"] == 0
     assert said(with_files("cache-vae", "--json", *bf16))["computed"] == 8
+
+
+def test_a_copy_of_the_caches_is_no_other_run_but_a_moved_one_is_the_same(copy: Path) -> None:
+    """The notes of uses were copied as well: they speak of the original."""
+    (copy / "edited" / "p2.txt").write_text("another caption")
+    with_files("run", "--set", "output_dir=out2")
+    assert said(with_files("gc", "--json"))["rows"] == 1
+    other = ("--set", "output_dir=out3")
+    with_files("cache-vae", *other)
+    with_files("cache-embeds", *other)
+    (copy / "caches").rename(copy / "moved")
+    (store,) = stores_in(copy / "moved" / "vae" / "edited")
+    assert {Path(use.output_dir).name for use in uses_of(store)} == {"out2", "out3"}
+
+
+def test_gc_removes_tables_of_former_settings_and_what_only_they_name(copy: Path) -> None:
+    larger = ("--set", "data.edited.resolution=96")
+    for stage in ("pair", "cache-vae"):
+        with_files(stage, *larger)
+    shown = said(with_files("gc", "--json", *larger))
+    assert shown["rows"] == 4  # the targets at their former size
+    (former,) = [Path(name) for name in shown["files"]]
+    assert (former / "manifest.json").is_file()
+    # another run that shares the tables' folder still names the former one
+    other = ("--set", "output_dir=out2")
+    with_files("cache-vae", *other)
+    kept = said(with_files("gc", "--json", *larger))
+    assert (kept["rows"], kept["files"]) == (0, [])
+    for uses in (copy / "caches").glob(f"*/*/*/{USES}"):
+        shutil.rmtree(uses)
+    assert said(with_files("gc", "--yes", "--json", *larger))["removed"]
+    assert not former.exists()
+    assert said(with_files("cache-vae", "--json", *larger))["computed"] == 0
 
 
 def test_gc_compact_joins_parts(copy: Path) -> None:

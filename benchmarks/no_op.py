@@ -1,0 +1,150 @@
+"""What it costs to find nothing to do: `cache-vae` and `cache-embeds` over many pairs.
+
+    python benchmarks/no_op.py [--folder DIR] [--pairs 1000000]
+
+Makes a pairs table of so many pairs, each with a reference and a caption of its own, and stores
+that hold every row they ask for (tiny ones: nothing reads them). Then each command is run in a
+process of its own, as a user types it, and its time and peak memory are held against 10 s and
+1.5 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from qedit.cache.store import Store
+from qedit.config.configuration import Configuration
+from qedit.config.loading import load
+from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.models.tiny import make_tiny
+from qedit.stages.pairs_recipe import pairs_recipe
+from qedit.stages.pairs_table import table_folder, write_pairs
+from qedit.stages.samples import NULL_CAPTION, Picture, Sample
+from qedit.stages.stores import open_stores
+from qedit.stages.uses import note_use
+
+ROWS_IN_PART = 512
+WANTED_SECONDS, WANTED_MB = 10.0, 1500.0
+
+
+def samples(count: int) -> Iterator[Sample]:
+    """Pairs that share nothing."""
+    for number in range(count):
+        name = f"{number // 1000:04}/{number:07}.png"
+        yield Sample(
+            name, "edits", _picture("edits", name), (_picture("before", name),), (f"edit {number}",)
+        )
+
+
+def _picture(dataset: str, name: str) -> Picture:
+    digest = hashlib.blake2b(f"{dataset}/{name}".encode(), digest_size=16).hexdigest()
+    vl_size = (384, 384) if dataset == "before" else None
+    return Picture(dataset, name, digest, 900, 900, (0.0, 0.0, 900.0, 900.0), (1024, 1024), vl_size)
+
+
+def configured(folder: Path) -> Configuration:
+    """Both files, an empty folder of pictures and a tiny checkpoint."""
+    checkpoint = make_tiny(folder / "model", "edit-v2")
+    (folder / "pictures").mkdir()
+    config = {
+        "model_flavour": "edit-v2",
+        "pretrained_model_name_or_path": str(checkpoint),
+        "cache_dir": str(folder / "cache"),
+        "output_dir": str(folder / "output"),
+        "max_train_steps": 1,
+    }
+    pictures = str(folder / "pictures")
+    data = [
+        {"id": "edits", "instance_data_dir": pictures, "conditioning_data": ["before"]},
+        {"id": "before", "instance_data_dir": pictures, "dataset_type": "conditioning"},
+    ]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "data.json").write_text(json.dumps(data))
+    return load(folder / "config.json", folder / "data.json")
+
+
+def fill(configuration: Configuration, count: int) -> None:
+    """The pairs table and every row, as the stages would leave them."""
+    checkpoint = open_checkpoint(configuration.settings)
+    (main,) = configuration.main_datasets()
+    write_pairs(
+        table_folder(configuration, main, checkpoint.flavour),
+        recipe=pairs_recipe(configuration, main, checkpoint.flavour),
+        rows=((sample, ()) for sample in samples(count)),
+        rejections=(),
+        inputs="",
+        accept=True,
+    )
+    stores = open_stores(configuration, checkpoint)
+    latents, prefixes, tails = stores.latents, stores.prefixes.of("edits"), stores.tails.of("edits")
+    _add(latents.of("edits"), (one.target.latent_key for one in samples(count)))
+    _add(latents.of("before"), (one.references[0].latent_key for one in samples(count)))
+    _add(prefixes, (one.prefix_key for one in samples(count)))
+    captions = ((one, text) for one in samples(count) for text in (*one.captions, NULL_CAPTION))
+    _add(tails, (one.tail_key(text) for one, text in captions))
+    note_use((*latents.stores(), prefixes, tails), configuration)
+
+
+def _add(store: Store, keys: Iterable[str]) -> None:
+    row = np.ones((1, 1, 1)[: len(store.layout.dimension_names) - (not store.layout.ragged)], "<u2")
+    really, os.fsync = os.fsync, lambda handle: None  # to have it made sooner
+    with store.adding():
+        left = iter(keys)
+        while some := list(islice(left, ROWS_IN_PART)):
+            store.add(some, [row] * len(some))
+    os.fsync = really
+
+
+def measured(command: str, folder: Path) -> tuple[float, float, dict[str, int]]:
+    """Seconds, peak megabytes and what `--json` said of one command."""
+    words = ["--config", str(folder / "config.json"), "--data", str(folder / "data.json"), "--json"]
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qedit.pipeline", command, *words],
+        stdout=subprocess.PIPE,
+        cwd=folder,
+    )
+    assert child.stdout is not None
+    said = json.loads(child.stdout.read())
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return seconds, usage.ru_maxrss / 1024, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        start = time.perf_counter()
+        fill(configured(folder), given.pairs)
+        print(f"{given.pairs} pairs and their rows made in {time.perf_counter() - start:.0f} s")
+        for command in ("cache-vae", "cache-embeds") * 2:
+            seconds, megabytes, said = measured(command, folder)
+            assert said["computed"] == 0, said
+            is_well = seconds < WANTED_SECONDS and megabytes < WANTED_MB
+            print(
+                f"{command:12} {said['wanted']} wanted, nothing to do: {seconds:5.1f} s "
+                f"(wanted {WANTED_SECONDS:.0f}), {megabytes:5.0f} MB (wanted {WANTED_MB:.0f})  "
+                f"{'ok' if is_well else 'ABOVE'}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
