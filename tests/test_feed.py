@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_samples import made_sample
+from made_run import made_samples_with_edits
+from made_samples import made_picture, made_sample
 from training import SAMPLES, made_runs
 
 from qedit.config.loading import Configuration
 from qedit.stages.samples import NULL_CAPTION
-from qedit.stages.tensors import tensor_of
-from qedit.stages.train.feed import Feed, padded
+from qedit.stages.stores import WEIGHTS, Shelf
+from qedit.stages.tensors import bits_of, tensor_of
+from qedit.stages.train.batches import Order, Source
+from qedit.stages.train.feed import Feed, forwards, padded, padding_of
 from qedit.stages.train.plan import make_plan
 
 
@@ -112,3 +115,62 @@ def test_processes_share_a_step_and_draw_what_one_process_draws(made: Any) -> No
                 assert torch.equal(noise, alone[name][1])
     assert shared == {name: sigma for name, (sigma, _) in alone.items()}
     assert whole.samples_in(3) == len(alone)
+
+
+def test_masks_come_with_their_samples_as_loss_weights(made: Any, tmp_path: Path) -> None:
+    masked = [
+        replace(sample, mask=made_picture(sample.name, dataset="masks", size=sample.target.size))
+        for sample in SAMPLES[:2]
+    ]
+    feed = feed_of(made(train_batch_size=8))
+    shelf = Shelf({"masks": tmp_path / "masks"}, {"rows": "weights"}, WEIGHTS)
+    rows = {}
+    for place, sample in enumerate(masked):
+        width, height = (edge // 8 for edge in sample.target.size)
+        rows[sample.mask.weight_key] = torch.full((1, height, width), 0.25 * (1 + place))
+    for key, row in rows.items():
+        with shelf.of("masks").writing():
+            shelf.of("masks").add([key], [bits_of(row)])
+    feed = replace(
+        feed,
+        stores=replace(feed.stores, weights=shelf),
+        order=Order([Source("edits", [*masked, *SAMPLES[2:]])], 1, batch_size=8, accumulation=2),
+    )
+    found = {
+        name: None if batch.weights is None else batch.weights[place]
+        for batch in feed.step(1)
+        for place, name in enumerate(batch.names)
+    }
+    for sample in masked:
+        assert torch.equal(found[sample.name], rows[sample.mask.weight_key])
+    alike = [name for name in found if name not in {sample.name for sample in masked}]
+    assert all(found[name].eq(1).all() for name in alike)
+    plain = replace(feed, order=Order([Source("edits", SAMPLES)], 1, batch_size=8, accumulation=1))
+    assert all(batch.weights is None for batch in plain.step(1))
+
+
+def test_samples_of_several_shapes_join_in_one_forward(made: Any) -> None:
+    """64x64 and 32x128 pixels: as many tokens, of other ratios."""
+    sizes = [(64, 64), (32, 128), (128, 32)]
+    samples = made_samples_with_edits(6, sizes=sizes)
+    (group,) = [forwards(feed_of(made(samples, train_batch_size=6)).step(1))]
+    assert [len(parts) for parts in group] == [3]
+    (parts,) = group
+    assert [batch.joins for batch in parts] == [False, True, True]
+    assert [batch.first_position for batch in parts] == [0, 2, 4]
+    assert sorted(name for batch in parts for name in batch.names) == [
+        sample.name for sample in samples
+    ]
+
+
+def test_padding_is_counted_in_tokens(made: Any) -> None:
+    feed = feed_of(made(train_batch_size=1))
+    (batch,) = feed.step(1)
+    assert padding_of([batch]) == 0
+    ten = replace(batch, text_lengths=(10,), embeds=torch.zeros(1, 10, 3))
+    four = replace(ten, text_lengths=(4,), joins=True)
+    image = 2 * (batch.target[0, 0].numel() // 4)
+    assert padding_of([ten, four]) == pytest.approx(6 / (2 * (image + 10)))
+    assert padding_of([ten, replace(four, joins=False, embeds=torch.zeros(1, 4, 3))]) == 0
+    wider = replace(four, references=(*four.references, four.target))
+    assert padding_of([ten, wider]) == pytest.approx((6 + image // 2) / (2 * (1.5 * image + 10)))

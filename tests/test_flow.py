@@ -121,3 +121,30 @@ def test_the_loss_is_taken_in_float32() -> None:
     losses = sample_losses(predicted, velocity)
     assert losses.dtype == torch.float32
     assert losses.item() == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "huber", "smooth_l1"])
+def test_a_mask_weighs_the_errors_and_is_normalised_by_its_sum(loss_type: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.randn(2, 3, 4, 4, generator=generator)
+    nothing = torch.zeros_like(predicted)
+    pointwise = torch.stack(
+        [
+            sample_losses(one.view(-1, 1, 1, 1), torch.zeros(48, 1, 1, 1), loss_type=loss_type)
+            for one in predicted
+        ]
+    ).view(2, 3, 4, 4)
+    weights = torch.rand(2, 1, 4, 4, generator=generator)
+    losses = sample_losses(predicted, nothing, loss_type=loss_type, weights=weights)
+    for place in range(2):
+        mask = weights[place].expand(3, 4, 4)
+        expected = (mask * pointwise[place]).sum() / mask.sum()
+        torch.testing.assert_close(losses[place], expected)
+    same = sample_losses(predicted, nothing, loss_type=loss_type, weights=0.2 * weights)
+    torch.testing.assert_close(same, losses)
+    half = torch.zeros(2, 1, 4, 4)
+    half[..., :2] = 1
+    left = sample_losses(predicted[..., :2], nothing[..., :2], loss_type=loss_type)
+    torch.testing.assert_close(
+        sample_losses(predicted, nothing, loss_type=loss_type, weights=half), left
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_run import made_samples_with_edits
+from made_transformer import drawn
 from training import made_runs, metrics, train
 
 from qedit.config.loading import Configuration
@@ -109,6 +111,71 @@ def test_a_steps_loss_and_gradient_are_those_of_a_plain_computation(
     plain.backward()
     assert loss == pytest.approx(plain.item(), rel=1e-5)
     assert (ours - gradients(weights)).norm() < 1e-4 * ours.norm()
+
+
+def test_a_step_of_joined_shapes_is_that_of_a_plain_computation(made: Any) -> None:
+    samples = made_samples_with_edits(6, sizes=[(64, 64), (32, 128), (128, 32)])
+    plan = make_plan(made(samples, flavour="edit-v3", train_batch_size=6))
+    batches = plan.feed.step(1)
+    assert [batch.joins for batch in batches] == [False, True, True]
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    weights = trainer.trained.weights
+    drawn(weights)
+    calls = []
+    trainer.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    loss = trainer.objective.backward(trainer.transformer, batches, step=1).mean
+    assert len(calls) == 1
+    ours = gradients(weights)
+    for weight in weights.values():
+        weight.grad = None
+    plain = plain_loss(
+        trainer.transformer, batches, plan.feed.stores, {sample.name: sample for sample in samples}
+    )
+    plain.backward()
+    assert loss == pytest.approx(plain.item(), rel=1e-5)
+    assert (ours - gradients(weights)).norm() < 1e-5 * ours.norm()
+
+
+def test_losses_are_told_by_sigma_and_add_up_over_processes(made: Any) -> None:
+    plan = make_plan(made(train_batch_size=4, gradient_accumulation_steps=2))
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    batches = plan.feed.step(1)
+    whole = trainer.objective.backward(trainer.transformer, batches, step=1)
+    found = {}
+    for band in range(4):
+        inside = (whole.sigma >= band / 4) & (whole.sigma < (band + 1) / 4)
+        if inside.any():
+            found[f"{band / 4:.2f}"] = pytest.approx(whole.values[inside].mean().item())
+    assert whole.by_sigma == found
+    ours = gradients(trainer.trained.weights)
+    for weight in trainer.trained.weights.values():
+        weight.grad = None
+    parts = [
+        trainer.objective.backward(
+            trainer.transformer,
+            replace(plan.feed, rank=rank, world=3).step(1),
+            step=1,
+            of_samples=plan.feed.samples_in(1),
+        )
+        for rank in range(3)
+    ]
+    assert sum(part.mean for part in parts) == pytest.approx(whole.mean)
+    assert (ours - gradients(trainer.trained.weights)).norm() < 1e-5 * ours.norm()
+
+
+def test_a_mask_changes_what_is_learnt(made: Any) -> None:
+    plan = make_plan(made(train_batch_size=4))
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    (batch, *_) = plan.feed.step(1)
+    with torch.no_grad():
+        plain = trainer.objective.losses(trainer.transformer, batch)
+        height, width = batch.target.shape[-2:]
+        left = torch.zeros(len(batch), 1, height, width)
+        left[..., : width // 2] = 1
+        masked = trainer.objective.losses(trainer.transformer, replace(batch, weights=left))
+        other = trainer.objective.losses(trainer.transformer, replace(batch, weights=1 - left))
+    torch.testing.assert_close((masked + other) / 2, plain)
+    assert (masked - plain).abs().min() > 0
 
 
 def test_the_transformer_is_conditioned_on_the_rounded_sigma(made: Any) -> None:
