@@ -21,11 +21,15 @@ from training import SAMPLES, checkpoint_names, lora, made_runs, metrics, train
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, QeditError, WrongUse
 from qedit.cache.lock import writer_lock
 from qedit.config.loading import Configuration
+from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.samples import NULL_CAPTION
+from qedit.stages.stores import open_stores
 from qedit.stages.train import loop
 from qedit.stages.train.checkpoint import read_state
+from qedit.stages.train.columns import all_rows_are_there, samples_digest
 from qedit.stages.train.feed import Batch, Feed
 from qedit.stages.train.plan import make_plan
+from qedit.stages.train.record import digest_of_samples
 
 
 @pytest.fixture
@@ -224,6 +228,19 @@ def test_what_decides_nothing_may_change(made: Any) -> None:
     train(made(max_train_steps=2))
     outcome = train(made(max_train_steps=4, checkpoint_step_interval=3, checkpoints_total_limit=1))
     assert (outcome.kept, outcome.computed) == (2, 2)
+
+
+def test_the_table_names_the_pairs_as_looking_at_each_does(made: Any) -> None:
+    """A million pairs are named from the table's columns: the name must be the same."""
+    configuration = made(SAMPLES)
+    settings = configuration.settings
+    checkpoint = open_checkpoint(settings)
+    stores = open_stores(configuration, checkpoint)
+    assert all_rows_are_there(configuration, checkpoint, stores, beside=(NULL_CAPTION,))
+    assert not all_rows_are_there(configuration, checkpoint, stores, beside=("another",))
+    digest = samples_digest(configuration, checkpoint, "edits")
+    assert digest == digest_of_samples(SAMPLES)
+    assert make_plan(configuration).run["datasets"]["edits"]["digest"] == digest
 
 
 def test_a_run_that_came_to_nothing_may_begin_again_with_other_settings(made: Any) -> None:

@@ -13,8 +13,15 @@ from ...config.settings import Settings
 from ..frozen_base import refuse_incomplete_base
 from ..models.checkpoint import ENCODERS, Checkpoint, model_digest, open_checkpoint
 from ..samples import NULL_CAPTION
-from ..stores import RunStores, accepted_samples, digests_file, open_stores
+from ..stores import (
+    RunStores,
+    accepted_samples,
+    captions_beside,
+    digests_file,
+    open_stores,
+)
 from .batches import Order, Source
+from .columns import all_rows_are_there, collector_at_rest, samples_digest
 from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
 from .optimizers import optimizer_class
@@ -53,6 +60,11 @@ def make_plan(configuration: Configuration) -> Plan:
         NotComplete: no pairs for these settings, or rows of theirs are missing.
         WrongUse: the checkpoint contradicts the flavour, or no dataset is in the mix.
     """
+    with collector_at_rest():
+        return _make_plan(configuration)
+
+
+def _make_plan(configuration: Configuration) -> Plan:
     settings = configuration.settings
     optimizer_class(settings.optimizer)  # refuses one whose package is missing
     refuse_missing_tracker(settings)
@@ -62,7 +74,14 @@ def make_plan(configuration: Configuration) -> Plan:
     refuse_incomplete_base(checkpoint, settings)
     samples = [sample for source in sources for sample in source.samples]
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
-    stores.missing(samples, beside).refuse(len(samples), then="qedit train")
+    digests = {}
+    if all_rows_are_there(configuration, checkpoint, stores, beside=captions_beside(settings)):
+        digests = {
+            source.name: samples_digest(configuration, checkpoint, source.name)
+            for source in sources
+        }
+    else:
+        stores.missing(samples, beside).refuse(len(samples), then="qedit train")
     order = Order(
         sources,
         settings.seed,
@@ -83,6 +102,7 @@ def make_plan(configuration: Configuration) -> Plan:
         transformer_digest=model_digest(checkpoint.transformer, remember=digests_file(settings)),
         zero_cond_t=checkpoint.zero_cond_t,
         recipes=_recipes(stores),
+        digests=digests,
     )
     steps = _steps(settings, order)
     held_out = _held_out(configuration, checkpoint, feed)

@@ -53,10 +53,12 @@ def describe_run(
     transformer_digest: str,
     zero_cond_t: bool,
     recipes: Mapping[str, str],
+    digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What decides the run, as JSON: settings, model, recipes of the cached rows, pairs.
 
     Args:
+        digests: of the samples of each source, where they are known already.
         recipes: fingerprints of the stores that rows are read from.
     """
     decisive = {
@@ -68,14 +70,21 @@ def describe_run(
         "settings": decisive,
         "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
         "recipes": dict(recipes),
-        "datasets": {source.name: _describe(source) for source in sources},
+        "datasets": {
+            source.name: _describe(source, (digests or {}).get(source.name)) for source in sources
+        },
     }
 
 
-def _describe(source: Source) -> dict[str, Any]:
+def digest_of_samples(samples: Sequence[Sample]) -> str:
+    """Names the samples: all that decides what they show."""
+    return fingerprint({"samples": [identity(sample) for sample in samples]})
+
+
+def _describe(source: Source, digest: str | None) -> dict[str, Any]:
     return {
         "pairs": len(source.samples),
-        "digest": fingerprint({"samples": [identity(sample) for sample in source.samples]}),
+        "digest": digest or digest_of_samples(source.samples),
         "repeats": source.repeats,
         "probability": source.probability,
         "start_step": source.start_step,
@@ -86,7 +95,10 @@ def _describe(source: Source) -> dict[str, Any]:
 def identity(sample: Sample) -> list[Any]:
     """What a sample is, as JSON: its name, and what its rows are named by."""
     references = [picture.latent_key for picture in sample.references]
-    return [sample.name, sample.target.latent_key, references, sample.prefix_key, *sample.captions]
+    what = [sample.name, sample.target.latent_key, references, sample.prefix_key, *sample.captions]
+    mask = sample.mask and sample.mask.weight_key
+    # nothing is said of what a sample has not, as before there were masks and groups
+    return [*what, {"mask": mask, "group": sample.group}] if mask or sample.group else what
 
 
 def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, where: Path) -> None:

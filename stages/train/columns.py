@@ -1,0 +1,107 @@
+"""A million pairs looked up and named without making a key of each: the pairs table has them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...cache.fingerprint import fingerprint
+from ...cache.tables import table_in
+from ...config.configuration import Configuration
+from ..models.checkpoint import Checkpoint
+from ..pair_rows import flat
+from ..stores import RunStores
+from ..wanted import pairs_keys
+
+_NAMES = ("sample", "captions", "prefix_key", "target.latent_key")
+_REFERENCES = "references.list.element.latent_key"
+MANY_OBJECTS = 1_000_000
+
+
+def all_rows_are_there(
+    configuration: Configuration,
+    checkpoint: Checkpoint,
+    stores: RunStores,
+    *,
+    beside: Sequence[str],
+) -> bool:
+    """Whether it is sure that every pair has every row, with captions `beside`.
+
+    Pairs with masks, or in groups, are left to who looks at each of them.
+
+    Raises:
+        NotComplete: there are no pairs for these settings.
+    """
+    for main in (*configuration.main_datasets(), *configuration.eval_datasets()):
+        table = pairs_keys(configuration, main, checkpoint.flavour)
+        if _has_more(table.path):
+            return False
+        latents, tails = table.latents(), table.tails(beside)
+        for shelf, wanted in (
+            (stores.latents, latents),
+            (stores.prefixes, table.prefixes),
+            (stores.tails, tails),
+        ):
+            if not shelf.hold(wanted.keys).all():
+                return False
+    return True
+
+
+def samples_digest(configuration: Configuration, checkpoint: Checkpoint, name: str) -> str:
+    """What `record.digest_of_samples` says of the pairs of dataset `name`, by columns alone."""
+    (main,) = (one for one in configuration.main_datasets() if one.id == name)
+    path = pairs_keys(configuration, main, checkpoint.flavour).path
+    table = table_in(path.read_bytes(), [*_NAMES, _REFERENCES]).combine_chunks()
+    return fingerprint({"samples": _identities(table)})
+
+
+def _has_more(path: Path) -> bool:
+    """Whether a pair has a mask, or takes turns with others."""
+    names = set(pq.read_schema(path).names) & {"mask", "group"}
+    table = table_in(path.read_bytes(), sorted(names))
+    masks = "mask" in names and table["mask"].null_count < len(table)
+    return masks or ("group" in names and pc.any(pc.not_equal(table["group"], "")).as_py() is True)
+
+
+def _identities(table: pa.Table) -> list[list[Any]]:
+    """`record.identity` of each row."""
+    references = flat(table["references"])
+    ends = references.value_lengths().to_numpy().cumsum().tolist()
+    shown = references.flatten().field("latent_key").to_pylist()
+    return [
+        [name, target, shown[start:end], prefix, *captions]
+        for name, target, start, end, prefix, captions in zip(
+            table["sample"].to_pylist(),
+            flat(table["target"]).field("latent_key").to_pylist(),
+            [0, *ends[:-1]],
+            ends,
+            table["prefix_key"].to_pylist(),
+            table["captions"].to_pylist(),
+            strict=True,
+        )
+    ]
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Millions of objects are made and none is garbage: looking for some would take the longest.
+
+    Where there are many, they are left alone from then on.
+    """
+    was_on = gc.isenabled()
+    before = gc.get_count()[0]
+    gc.disable()
+    try:
+        yield
+        if gc.get_count()[0] - before > MANY_OBJECTS:
+            gc.freeze()
+    finally:
+        if was_on:
+            gc.enable()
