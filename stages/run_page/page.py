@@ -51,7 +51,7 @@ def write_page(configuration: Configuration, *, steps: int | None = None) -> boo
     before = page.read_text(encoding="utf-8") if page.is_file() else None
     if before is not None and _MADE_BY not in before:
         return False
-    data = page_data(configuration, steps=steps or configuration.settings.max_train_steps)
+    data = page_data(configuration, steps=steps)
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     text = text.encode("utf-8", "backslashreplace").decode()
     template = (files("qedit.stages.run_page") / "page.html").read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
             f"rank {settings.lora_rank}" if settings.model_type == "lora" else "full model",
         ],
         "updated": _changed(output_dir / METRICS_FILE),
-        "steps": {"done": _last_step(lines), "of": steps},
+        "steps": {"done": _last_step(lines), "of": steps or settings.max_train_steps},
         "curves": curves_of(lines),
         "sigma": {
             "training": by_sigma(lines, held_out=False),
