@@ -49,6 +49,15 @@ def test_the_demo_leaves_a_lora_a_curve_and_a_sheet(work: Path) -> None:
                 assert min(picture.size) > 300
 
 
+def test_little_of_what_the_demo_computes_is_padding(work: Path) -> None:
+    for flavour in ("edit-v1", "edit-v2"):
+        text = (work / "output" / flavour / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        shares = [line["padding"] for line in lines if "padding" in line]
+        assert len(shares) == 200
+        assert 0 < sum(shares) / 200 < 0.03
+
+
 def test_a_second_demo_finds_everything_done(work: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     lines = qedit("demo").stdout.splitlines()
