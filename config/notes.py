@@ -16,7 +16,6 @@ from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
 # Keys whose effect is not built yet, and the values (beside the default) that do work already.
 # Fields of a dataset begin with "data.".
 NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
-    "model_type": (),
     "data.conditioning_type": ("reference_loose",),
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ def _opened(path: Path) -> Any:
         raise Damaged(
             f"{path} is not a safetensors file: {error}.", "Download the file again."
         ) from error
+
+
+def count_numbers(folder: Path) -> int:
+    """How many numbers the tensors of the safetensors files in `folder` have, by their headers."""
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as file:
+            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def config_in(folder: Path) -> dict[str, Any]:

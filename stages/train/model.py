@@ -18,6 +18,7 @@ from ..frozen_base import (
     wants_quantized,
     wants_table,
 )
+from ..models.full import bytes_a_weight, train_weights
 from ..models.lora import (
     CHANGES_BASE,
     add_lora,
@@ -29,7 +30,7 @@ from ..models.lora_file import Lora
 from ..models.modulation import tabulate
 from ..models.quantize import Precision, precision_for
 from ..models.quantized_linear import quantize_layers, quantized_tensors
-from ..models.streaming import empty_transformer, fill, tensors_in
+from ..models.streaming import count_numbers, empty_transformer, fill, tensors_in
 from ..models.timesteps import spared_bytes
 from ..modulation_rows import ModulationRows
 from .draws import seed_of
@@ -47,11 +48,17 @@ def open_model(
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Load the base and put the LoRA on it (as `start`): the model, what is trained by name.
 
+    With `model_type` full there is no LoRA: the base's own weights are trained.
+
     Where `qedit cache-base` has made the modulation table, a third of the base is not loaded.
     """
     settings = plan.settings
     if start:
         _refuse_start(settings)
+    if settings.model_type == "full":
+        _refuse_with_full(settings)
+        transformer = _load_base(plan, device=device)
+        return transformer, train_weights(transformer, subset_of(settings))
     transformer = _load_base(plan, device=device)
     weights = _add_adapter(plan, transformer)
     if start:
@@ -63,6 +70,24 @@ def open_model(
             source=str(settings.init_lora),
         )
     return transformer, weights
+
+
+def subset_of(settings: Settings) -> str | tuple[str, ...] | None:
+    """The layers that `model_type` full is to train: those the user named, else all."""
+    named = "lora_target_modules" in settings.model_fields_set
+    return settings.lora_target_modules if named else None
+
+
+def _refuse_with_full(settings: Settings) -> None:
+    for key, value in (
+        ("base_model_precision", settings.base_model_precision),
+        ("init_lora", settings.init_lora),
+    ):
+        if value not in (None, "no_change"):
+            raise WrongUse(
+                f"`model_type` full trains the model's own weights; `{key}` is {value}.",
+                f"Take `{key}` out, or set `model_type` to lora.",
+            )
 
 
 def _refuse_start(settings: Settings) -> None:
@@ -111,6 +136,13 @@ def remarks(plan: Plan) -> Iterator[str]:
         yield (
             f"Modulation is a third of the model, {spared} here. Run `qedit cache-base` once, and "
             "training reads its outputs from disk instead, bit for bit the same."
+        )
+    if settings.model_type == "full":
+        count = count_numbers(checkpoint.transformer)
+        need = bytes_a_weight(training_dtype(plan)) * count / 1e9
+        yield (
+            f"To train all {count / 1e9:.1f} billion weights takes {need:.0f} GB with AdamW, "
+            "beside activations; `lora_target_modules` names fewer."
         )
     if wants_quantized(settings) and not quantized_base(checkpoint, settings).is_there():
         yield (

@@ -19,6 +19,7 @@ from .card import CARD_FILE, MADE_BY, model_card
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .lora_start import kept_start, less_start
 from .plan import Plan
+from .transformer_result import publish_transformer, weights_file
 
 EMA_FOLDER = "ema"
 
@@ -33,6 +34,7 @@ class Publisher:
         card: the model card of so many steps.
         kind: `lora`, `dora` or `lokr`.
         start: what the LoRA began as, where that was taken out of the base; else None.
+        base: with `model_type` full, the transformer whose weights are trained.
     """
 
     output_dir: Path
@@ -43,10 +45,14 @@ class Publisher:
     card: Callable[[int], str]
     kind: str = "lora"
     start: Callable[[], Mapping[str, Tensor] | None] = lambda: None
+    base: Path | None = None
 
     def publish(self, checkpoint: Path) -> None:
         """Have the files hold what `checkpoint` holds, unless they do already."""
         step, digests = step_of(checkpoint), read_state(checkpoint)["files"]
+        if self.base is not None:
+            publish_transformer(self.output_dir, checkpoint, base=self.base, about=self.about)
+            return
         files = {LORA_FILE: WEIGHTS_FILE}
         if EMA_FILE in digests:
             files[f"{EMA_FOLDER}/{LORA_FILE}"] = EMA_FILE
@@ -71,6 +77,8 @@ class Publisher:
     def file_of(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
         """The LoRA file of `weights`; its metadata say `about` beside what the run says."""
         facts = {**self.about, **about}
+        if self.base is not None:
+            return weights_file(weights, about=facts)
         if self.kind != "lora":
             return adapter_file(
                 self.kind, weights, rank=self.rank, alpha=self.alpha, about=facts, style=self.style
@@ -94,6 +102,7 @@ def publisher_of(plan: Plan) -> Publisher:
         card=partial(model_card, settings, plan.checkpoint.flavour, about),
         kind=settings.lora_type,
         start=partial(kept_start, settings.output_dir, run=plan.run),
+        base=plan.checkpoint.transformer if settings.model_type == "full" else None,
     )
 
 

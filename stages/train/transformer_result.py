@@ -1,0 +1,75 @@
+"""What `model_type` full leaves: the transformer in a folder that diffusers loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...cache.atomic import remove
+from ..models.streaming import config_in, tensors_in
+from ..models.transformer_folder import write_transformer
+from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
+
+FOLDER = "transformer"
+_STORED = torch.bfloat16
+
+
+def publish_transformer(
+    output_dir: Path, checkpoint: Path, *, base: Path, about: Mapping[str, Any]
+) -> None:
+    """Have `transformer/`, and `ema/transformer/`, hold what `checkpoint` holds, in bfloat16.
+
+    What was not trained is that of `base`.
+    """
+    digests = read_state(checkpoint)["files"]
+    for source, folder in (
+        (WEIGHTS_FILE, output_dir / FOLDER),
+        (EMA_FILE, output_dir / "ema" / FOLDER),
+    ):
+        if source not in digests or _digest_in(folder) == digests[source]:
+            continue
+        facts = {**about, "steps": step_of(checkpoint), "checkpoint_digest": digests[source]}
+        trained = read_tensors(checkpoint, source)
+        remove(folder)
+        write_transformer(
+            folder,
+            _stored(base, trained),
+            config=config_in(base),
+            about=_as_text(facts),
+        )
+
+
+def _stored(base: Path, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors_in(base):
+        yield name, trained.get(name, tensor).to(_STORED)
+
+
+def _digest_in(folder: Path) -> str | None:
+    """Of the checkpoint that the transformer in `folder` was made of; None: none to read."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    try:
+        with safe_open(files[0], "pt") as file:
+            return (file.metadata() or {}).get("checkpoint_digest")
+    except SafetensorError:
+        return None
+
+
+def weights_file(weights: Mapping[str, Tensor], *, about: Mapping[str, Any]) -> bytes:
+    """The trained weights alone, in bfloat16, as a safetensors file."""
+    tensors = {name: one.detach().to("cpu", _STORED).contiguous() for name, one in weights.items()}
+    return safetensors.torch.save(tensors, {"format": "pt", **_as_text(about)})
+
+
+def _as_text(about: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
+    }
