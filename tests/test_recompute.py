@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,35 +17,39 @@ from qedit.stages.models.block_streaming import BlockStreaming, spread, stream_b
 from qedit.stages.models.fit import Recomputation
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.offload import HostMemory
+from qedit.stages.models.quantize import precision_for
+from qedit.stages.models.quantized_linear import quantize_layers, quantized_tensors
 from qedit.stages.models.recompute import recompute_blocks
+from qedit.stages.models.streaming import fill
 from qedit.stages.models.transformer import predict_velocity
 
 LAYERS = 5
 CPU = torch.device("cpu")
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 Gradients = dict[str, torch.Tensor]
 
 
 def trained_transformer(
-    *, zero_cond_t: bool = False, dropout: float = 0.0
+    *, zero_cond_t: bool = False, dropout: float = 0.0, device: torch.device = CPU
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     transformer = made_transformer(layers=LAYERS, zero_cond_t=zero_cond_t)
     transformer.requires_grad_(False)
     targets = target_modules(transformer, "joint-attention")
     weights = add_lora(transformer, targets, rank=2, alpha=2.0, dropout=dropout, seed=1)
     drawn(weights)
-    return transformer.train(), weights
+    return transformer.to(device).train(), weights
 
 
 def step(transformer: nn.Module, weights: dict[str, nn.Parameter]) -> tuple[float, Gradients]:
     """Loss and gradients of one made-up step."""
+    device = next(iter(weights.values())).device
     generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 16, 8, 8, generator=generator)
-    reference = torch.randn(2, 16, 6, 8, generator=generator)
-    text = torch.randn(2, 7, TEXT_WIDTH, generator=generator)
+    latents = torch.randn(2, 16, 8, 8, generator=generator).to(device)
+    reference = torch.randn(2, 16, 6, 8, generator=generator).to(device)
+    text = torch.randn(2, 7, TEXT_WIDTH, generator=generator).to(device)
+    sigma = torch.tensor([0.3, 0.8]).to(device)
     torch.manual_seed(9)
-    predicted = predict_velocity(
-        transformer, latents, [reference], text, mask=None, sigma=torch.tensor([0.3, 0.8])
-    )
+    predicted = predict_velocity(transformer, latents, [reference], text, mask=None, sigma=sigma)
     loss = predicted.square().mean()
     torch.autograd.backward(loss)
     gradients = {}
@@ -73,9 +78,13 @@ def assert_same(found: tuple[float, Gradients], expected: tuple[float, Gradients
     ],
     ids=repr,
 )
-def test_recomputed_blocks_give_the_same_bits(how: Recomputation, zero_cond_t: bool) -> None:
-    plain = trained_transformer(zero_cond_t=zero_cond_t, dropout=0.2)
-    changed = trained_transformer(zero_cond_t=zero_cond_t, dropout=0.2)
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_recomputed_blocks_give_the_same_bits(
+    how: Recomputation, zero_cond_t: bool, device: torch.device
+) -> None:
+    plain, changed = (
+        trained_transformer(zero_cond_t=zero_cond_t, dropout=0.2, device=device) for _ in range(2)
+    )
     recompute_blocks(changed[0], how)
     assert_same(step(*changed), step(*plain))
 
@@ -160,11 +169,35 @@ def test_streamed_blocks_are_spread() -> None:
 
 @pytest.mark.parametrize("streamed", [1, 3, LAYERS])
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
-def test_streamed_blocks_give_the_same_bits(streamed: int, recomputed: bool) -> None:
-    plain, changed = trained_transformer(), trained_transformer()
-    stream_blocks(changed[0], streamed, device=CPU)
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_streamed_blocks_give_the_same_bits(
+    streamed: int, recomputed: bool, device: torch.device
+) -> None:
+    plain, changed = (trained_transformer(device=device) for _ in range(2))
+    stream_blocks(changed[0], streamed, device=device)
     if recomputed:
         recompute_blocks(changed[0], Recomputation(inputs_to_host=True))
+    for _ in range(2):
+        assert_same(step(*changed), step(*plain))
+
+
+@pytest.mark.parametrize("precision", ["int8-quanto", "int4-quanto"])
+def test_streamed_weights_may_be_of_few_bits(precision: str) -> None:
+    def quantised() -> tuple[nn.Module, dict[str, nn.Parameter]]:
+        transformer = made_transformer(layers=LAYERS).requires_grad_(False)
+        tensors = [(name, one.data) for name, one in transformer.named_parameters()]
+        form = precision_for(precision, device=CPU)
+        layers = quantize_layers(transformer, form)
+        made = quantized_tensors(tensors, layers, form, dtype=torch.float32, via=CPU)
+        fill(transformer, made, dtype=torch.float32, device=CPU, source=Path("made"))
+        targets = target_modules(transformer, "attention")
+        weights = add_lora(transformer, targets, rank=2, alpha=2.0, seed=1)
+        drawn(weights)
+        return transformer.train(), weights
+
+    plain, changed = quantised(), quantised()
+    stream_blocks(changed[0], 3, device=CPU)
+    recompute_blocks(changed[0], Recomputation(inputs_to_host=True))
     for _ in range(2):
         assert_same(step(*changed), step(*plain))
 

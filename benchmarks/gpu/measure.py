@@ -55,6 +55,7 @@ def jobs() -> list[Job]:
         step("yardstick, bf16", *yardstick),
         step("bf16", *recompute, "--references", "1,2,3"),
         step("bf16, compiled", *recompute, "--compile"),
+        step("bf16, cuDNN attention", *recompute, "--attention", "cudnn"),
         step("bf16, attention kept", "--way", "attention"),
         step("bf16, all the memory", "--references", "1,3"),
         step("int8", "--precision", "int8-quanto", *recompute, "--references", "1,2,3"),

@@ -13,7 +13,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from made_base import DTYPE, made_base
 from shapes import FULL, SMALL, ZERO_COND_T, Case, random_latents, sizes_of, write_config
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qedit.stages.models.dimensions import Dimensions
 from qedit.stages.models.fit import GIGABYTE, Fit, Recomputation, fit_into, needed_bytes
@@ -49,8 +51,9 @@ def main() -> None:
         total = torch.cuda.mem_get_info(device)[1]
         torch.cuda.set_per_process_memory_fraction(given.cap * GIGABYTE / total, device)
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases:
-            print(json.dumps(measured(case, given, Path(folder), device)), flush=True)
+        with attention_kernels(given.attention):
+            for case in cases:
+                print(json.dumps(measured(case, given, Path(folder), device)), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -63,11 +66,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--cap", type=float, default=0, help="GB of the device that may be used")
     parser.add_argument("--way", default="auto", help="auto, recompute, attention, host, stream:N")
+    parser.add_argument("--attention", default="", help="cudnn or flash: whose kernels come first")
     parser.add_argument("--compile", action="store_true", help="compile the repeated block")
     parser.add_argument("--no-table", action="store_true", help="keep the modulation's weights")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a small model, to try the harness")
     return parser.parse_args()
+
+
+@contextmanager
+def attention_kernels(first: str) -> Iterator[None]:
+    """Have attention computed by the kernels of `first` where they can; empty: torch chooses."""
+    order = {
+        "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION],
+        "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION],
+    }
+    if not first:
+        yield
+        return
+    with sdpa_kernel([*order[first], SDPBackend.MATH], set_priority=True):
+        yield
 
 
 def measured(
@@ -81,6 +99,7 @@ def measured(
         "way": given.way,
         "cap_gb": given.cap,
         "compiled": given.compile,
+        "attention": given.attention,
         "table": not given.no_table and given.what == "qedit",
     }
     try:
