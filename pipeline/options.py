@@ -67,6 +67,14 @@ def _whole_or_auto(ctx: click.Context, param: click.Parameter, value: str) -> in
     return int(value)
 
 
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """The names in "cuda:0,cuda:1"."""
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    if not all(names):
+        raise click.BadParameter(f"{value!r} lacks a name; say, for example, cuda:0,cuda:1.")
+    return names
+
+
 def _batch_size(what: str, things: str) -> Callable[[Command], Command]:
     return click.option(
         f"--{what}-batch-size",
@@ -81,7 +89,10 @@ def _batch_size(what: str, things: str) -> Callable[[Command], Command]:
 ways_options = stacked(
     device_option,
     click.option(
-        "--devices", metavar="A,B,...", help="Encode on these devices at once: cuda:0,cuda:1."
+        "--devices",
+        callback=_names,
+        metavar="A,B,...",
+        help="Encode on these devices at once: cuda:0,cuda:1.",
     ),
     click.option(
         "--workers",
@@ -146,14 +157,12 @@ ACCEPTANCE = ("on_reject", "max_rejected")
 
 def encoding_options(given: dict[str, Any]) -> tuple[dict[str, object], dict[str, Any]]:
     """What a caching stage is given of a command's options, and the others."""
-    from ..stages.encoding.ways import Ways, devices_named
+    from ..stages.encoding.ways import Ways
 
     ways, rest = parted(given, tuple(name for name in WAYS if name in given))
-    names = ways.pop("devices", None)
-    devices = devices_named(str(names)) if names else ()
     also = tuple(name for name in (*ACCEPTANCE, "shard", "retry_rejected") if name in given)
     options, rest = parted(rest, also)
-    return {**options, "ways": Ways(**cast(Any, ways), devices=devices)}, rest
+    return {**options, "ways": Ways(**cast(Any, ways))}, rest
 
 
 def options_of_stages(given: dict[str, Any]) -> tuple[dict[str, dict[str, object]], dict[str, Any]]:

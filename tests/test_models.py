@@ -111,6 +111,27 @@ def test_edit_v2_plus_modulates_references_at_zero(tiny: Path) -> None:
     assert difference(one, other) < 5e-6
 
 
+def test_the_text_encoder_in_eight_bits_is_near_and_small(checkpoint: Checkpoint) -> None:
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
+    exact = PromptEncoder.load(checkpoint, dtype=torch.float32)
+    small = PromptEncoder.load(checkpoint, dtype=torch.float32, precision="int8-quanto")
+    shown = [picture(84, 56)]
+    (prefix, (tail,)), (near, (near_tail,)) = (
+        encoder.encode(shown, ["make the sky red"]) for encoder in (exact, small)
+    )
+    for truth, coarse in ((prefix, near), (tail, near_tail)):
+        assert 0 < (coarse - truth).norm() / truth.norm() < 0.05
+    bytes_of = [_bytes_in(one.model.language_model.layers) for one in (exact, small)]
+    assert bytes_of[1] < 0.35 * bytes_of[0]
+
+
+def _bytes_in(module: Any) -> int:
+    total = 0
+    for tensor in module.state_dict().values():
+        total += tensor.numel() * tensor.element_size()
+    return total
+
+
 # -- latents ---------------------------------------------------------------------------
 
 
@@ -132,6 +153,28 @@ def test_latents_are_the_normalised_mode(checkpoint: Checkpoint, stock_vae: Any)
     assert latents.shape == (2, 16, 8, 40)
     # two-dimensional convolutions do the work of the causal ones, to rounding
     assert difference(latents, (mode.squeeze(2) - mean) / std) < 2e-6
+
+
+@pytest.fixture(scope="module")
+def steep_vae(checkpoint: Checkpoint) -> LatentEncoder:
+    """With an attention that is far from flat."""
+    encoder = LatentEncoder.load(checkpoint)
+    with torch.no_grad():
+        for name, parameter in encoder.vae.named_parameters():
+            if "to_qkv" in name:
+                parameter[: 2 * len(parameter) // 3] *= 4  # queries and keys
+    return encoder
+
+
+def test_a_batch_of_pictures_gives_what_each_gives_alone(steep_vae: LatentEncoder) -> None:
+    for height, width in ((64, 96), (160, 32), (32, 32)):
+        generator = torch.Generator().manual_seed(height)
+        pixels = torch.rand(5, 3, height, width, generator=generator) * 2 - 1
+        batch = steep_vae.encode(pixels)
+        for latents, picture_alone in zip(batch, pixels, strict=True):
+            assert difference(latents, steep_vae.encode(picture_alone[None])[0]) < 1e-5
+        again = steep_vae.encode(torch.cat([pixels[:1], torch.full_like(pixels[:1], torch.nan)]))
+        assert difference(again[0], batch[0]) < 1e-5
 
 
 def test_decoding_undoes_the_normalisation(checkpoint: Checkpoint, stock_vae: Any) -> None:

@@ -92,6 +92,9 @@ def test_another_precision_is_another_recipe(checkpoint: Checkpoint, tmp_path: P
     usual = recipes(checkpoint, tmp_path)
     assert recipes(checkpoint, tmp_path, vae_dtype="bf16")[0] != usual[0]
     assert recipes(checkpoint, tmp_path, text_encoder_dtype="fp32")[1] != usual[1]
+    eight_bits = recipes(checkpoint, tmp_path, text_encoder_precision="int8-quanto")
+    assert eight_bits[0] == usual[0]
+    assert eight_bits[1] != usual[1]
 
 
 def test_one_picture_is_told_otherwise_in_edit_v1(checkpoint: Checkpoint, tmp_path: Path) -> None:

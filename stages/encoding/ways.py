@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...cache.errors import WrongUse
-
 MOST_WORKERS = 16
 
 
@@ -31,6 +29,11 @@ class Ways:
     spool: Path | None = None
 
     @property
+    def where(self) -> str:
+        """The devices' names, as rates are remembered by."""
+        return ",".join(self.devices) or self.device
+
+    @property
     def readers(self) -> int:
         """How many threads read: one core is left to the thread that drives the encoder."""
         if self.workers is not None:
@@ -43,15 +46,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def devices_named(text: str) -> tuple[str, ...]:
-    """The devices in "cuda:0,cuda:1".
-
-    Raises:
-        WrongUse: a name is missing.
-    """
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise WrongUse(f"--devices {text} lacks a name.", "Say, for example, cuda:0,cuda:1.")
-    return names

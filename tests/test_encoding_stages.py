@@ -1,0 +1,294 @@
+"""The two caching stages as a user meets them: rejections, one decode, devices, batch sizes."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import make_run, said, with_files
+
+from qedit.config.loading import Configuration, load
+from qedit.stages.cache_embeds import encoding as embeds_encoding
+from qedit.stages.cache_vae import encoding as vae_encoding
+from qedit.stages.encoding import opening
+from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.models.prompt import PromptEncoder
+from qedit.stages.models.vae import LatentEncoder
+from qedit.stages.stores import open_stores
+
+PLAIN = ("--vae-batch-size", "1"), ("--text-batch-size", "1")
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pairs with two references each, and two captions for the first."""
+    folder = make_run(tmp_path_factory.mktemp("paired"), flavour="edit-v2", references=2)
+    (folder / "edited" / "p0.txt").write_text("make it number 0\nand a second caption\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with_files("pair")
+    return folder
+
+
+@pytest.fixture
+def here(paired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    shutil.copytree(paired, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_by_one(paired: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Every row, each encoded by itself."""
+    folder = tmp_path_factory.mktemp("one-by-one") / "run"
+    shutil.copytree(paired, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with_files("cache-vae", *PLAIN[0], "--workers", "1")
+        with_files("cache-embeds", *PLAIN[1], "--workers", "1")
+        return rows_here()
+
+
+def configuration() -> Configuration:
+    return load(Path("config.json"), Path("data.json"))
+
+
+def rows_here() -> dict[str, np.ndarray]:
+    found = configuration()
+    stores = open_stores(found, open_checkpoint(found.settings))
+    return {
+        key: store.read(key)
+        for shelf in stores.shelves()
+        for store in shelf.stores()
+        for key in sorted(store.keys())
+    }
+
+
+def assert_equal(rows: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
+    assert rows.keys() == others.keys()
+    for key, row in rows.items():
+        assert np.array_equal(row, others[key]), key
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was decoded for an encoder."""
+    counted: Counter[str] = Counter()
+    really = opening.open_upright
+
+    def counting(source: Any, *, name: str = "") -> Image.Image:
+        counted[name] += 1
+        return really(source, name=name)
+
+    monkeypatch.setattr(opening, "open_upright", counting)
+    return counted
+
+
+def test_a_run_decodes_every_picture_once_and_makes_the_same_rows(
+    here: Path, decodes: Counter[str], one_by_one: dict[str, np.ndarray]
+) -> None:
+    with_files("run", *PLAIN[0], *PLAIN[1])
+    assert len(decodes) == 12
+    assert set(decodes.values()) == {1}
+    assert_equal(rows_here(), one_by_one)
+    assert list(Path("caches/spool").iterdir()) == []
+
+
+def test_what_a_spool_does_not_hold_is_decoded_again(
+    here: Path,
+    decodes: Counter[str],
+    one_by_one: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from qedit.stages.encoding import spool
+
+    monkeypatch.setattr(spool, "MOST_BYTES", 3 * 64 * 64 * 3)
+    with_files("run", *PLAIN[0], *PLAIN[1])
+    references = [count for name, count in decodes.items() if "reference" in name]
+    assert sorted(references) == [1, 1, 1, 2, 2, 2, 2, 2]
+    assert_equal(rows_here(), one_by_one)
+
+
+def test_stages_of_their_own_decode_what_they_need(here: Path, decodes: Counter[str]) -> None:
+    with_files("cache-vae")
+    with_files("cache-embeds")
+    assert Counter(decodes.values()) == {1: 4, 2: 8}
+
+
+def test_vae_and_text_encoder_are_never_there_together(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vaes: list[weakref.ref[Any]] = []
+    really_vae, really_text = LatentEncoder.load, PromptEncoder.load
+
+    def load_vae(*given: Any, **options: Any) -> LatentEncoder:
+        encoder = really_vae(*given, **options)
+        vaes.append(weakref.ref(encoder.vae))
+        return encoder
+
+    def load_text(*given: Any, **options: Any) -> PromptEncoder:
+        gc.collect()
+        assert [vae() for vae in vaes] == [None]
+        return really_text(*given, **options)
+
+    monkeypatch.setattr(LatentEncoder, "load", load_vae)
+    monkeypatch.setattr(PromptEncoder, "load", load_text)
+    with_files("run")
+    assert len(vaes) == 1
+
+
+@pytest.mark.full
+def test_several_devices_share_the_work(here: Path, one_by_one: dict[str, np.ndarray]) -> None:
+    done = said(with_files("cache-vae", "--devices", "cpu,cpu", *PLAIN[0], "--json"))
+    assert (done["computed"], done["failed"]) == (12, 0)
+    done = said(with_files("cache-embeds", "--devices", "cpu,cpu", *PLAIN[1], "--json"))
+    assert done["computed"] == 4 + 9
+    rows = rows_here()
+    assert_equal(rows, one_by_one)
+    assert list(Path("caches").rglob("claims/*.json")) == []
+
+
+@pytest.mark.full
+def test_a_workers_error_is_the_commands(here: Path) -> None:
+    Path("edited/p1.png").write_bytes(b"another file")
+    error = with_files("cache-vae", "--devices", "cpu,cpu", expect=4).stderr
+    assert "p1.png has changed since the pairs were made" in error
+
+
+def test_an_unknown_device_among_several_is_wrong_use(here: Path) -> None:
+    assert "lacks a name" in with_files("cache-vae", "--devices", "cpu,", expect=2).stderr
+    assert "no device 'cuda:9'" in with_files("cache-vae", "--device", "cuda:9", expect=2).stderr
+
+
+@pytest.mark.parametrize("size", ["0", "many", "1.5"])
+def test_a_batch_size_is_a_number_or_auto(size: str, here: Path) -> None:
+    error = with_files("cache-vae", "--vae-batch-size", size, expect=2).stderr
+    assert "auto" in error
+
+
+def test_where_the_time_went_is_told(here: Path) -> None:
+    done = said(with_files("cache-vae", "--json"))
+    assert done["bottleneck"] in done["bottleneck_seconds"]
+    assert set(done["bottleneck_seconds"]) == {"decode", "encode", "write"}
+    assert "bottleneck" not in said(with_files("cache-vae", "--json"))
+
+
+# -- rejected rows ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """p1's latents, and all embeds of p2, come out as NaN; counts what was encoded."""
+    encoded: Counter[str] = Counter()
+    latents, embeds = vae_encoding._OnDevice.encode, embeds_encoding._OnDevice.encode
+
+    def vae(self: Any, items: Any, read: Any) -> Any:
+        encoded["pictures"] += len(items)
+        whole = self._encoder.encode
+        bad = [one.path == "p1.png" and one.dataset == "edited" for one in items]
+        self._encoder.encode = lambda pixels: whole(pixels).masked_fill(
+            torch.tensor(bad)[:, None, None, None], float("nan")
+        )
+        try:
+            return latents(self, items, read)
+        finally:
+            self._encoder.encode = whole
+
+    def text(self: Any, items: Any, read: Any) -> Any:
+        encoded["sets"] += len(items)
+        whole = self._encoder.encode_all
+
+        def spoiling(prompts: Any) -> Any:
+            return [
+                (prefix * float("inf"), tails) if one.sample.name == "p2.png" else (prefix, tails)
+                for one, (prefix, tails) in zip(items, whole(prompts), strict=True)
+            ]
+
+        self._encoder.encode_all = spoiling
+        try:
+            return embeds(self, items, read)
+        finally:
+            self._encoder.encode_all = whole
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vae_encoding._OnDevice, "encode", vae)
+        patch.setattr(embeds_encoding._OnDevice, "encode", text)
+        yield encoded
+
+
+def test_nan_is_a_rejection_and_the_stage_goes_on(
+    here: Path, spoilt: Counter[str], one_by_one: dict[str, np.ndarray]
+) -> None:
+    error = with_files("cache-vae", *PLAIN[0], expect=4).stderr
+    assert "1 samples are rejected" in error
+    assert "edited: p1.png: nan_latents" in error
+    assert "`qedit cache-vae --on-reject skip --config config.json --data data.json`" in error
+    rows = rows_here()
+    assert len(rows) == 11
+    assert_equal(rows, {key: one_by_one[key] for key in rows})
+    # a rerun says the same and encodes nothing
+    spoilt.clear()
+    assert "p1.png" in with_files("cache-vae", expect=4).stderr
+    assert spoilt["pictures"] == 0
+    refused = with_files("train", expect=4).stderr
+    assert "rejected sample p1.png" in refused
+    assert "cache-vae --on-reject skip" in with_files("status").stdout
+
+
+def test_what_is_accepted_is_left_out_by_later_stages(here: Path, spoilt: Counter[str]) -> None:
+    done = said(with_files("cache-vae", "--max-rejected", "1", "--json"))
+    assert (done["wanted"], done["kept"], done["computed"], done["failed"]) == (12, 0, 11, 1)
+    done = said(with_files("cache-embeds", "--on-reject", "skip", "--json"))
+    # the prefix is given up, its tails are finite and kept
+    assert (done["computed"], done["failed"]) == (3 + 9, 1)
+    with_files("train")
+    told = with_files("status").stdout
+    assert "1 rejected" in told
+    assert "missing" not in told
+    with_files("inspect", "p0")
+    spoilt.clear()
+    # accepted once is accepted; nothing is encoded again
+    with_files("cache-vae")
+    with_files("cache-embeds")
+    assert spoilt.total() == 0
+
+
+def test_only_samples_without_rejections_are_trained_on(here: Path, spoilt: Counter[str]) -> None:
+    from qedit.stages.train.plan import make_plan
+
+    with_files("cache-vae", "--on-reject", "skip")
+    with_files("cache-embeds", "--on-reject", "skip")
+    order = make_plan(configuration()).feed.order
+    shown = {sample.name for step in range(1, 9) for batch in order.step(step) for sample in batch}
+    assert shown == {"p0.png", "p3.png"}
+
+
+def test_rejected_rows_are_tried_again_when_asked(here: Path, spoilt: Counter[str]) -> None:
+    with_files("cache-vae", "--on-reject", "skip")
+    spoilt.clear()
+    done = said(with_files("cache-vae", "--retry-rejected", "--on-reject", "skip", "--json"))
+    assert (done["computed"], done["failed"]) == (0, 1)
+    assert spoilt["pictures"] == 1
+    (remembered,) = Path("caches").rglob("rejected/*.json")
+    remembered.write_text("{")
+    assert str(remembered) in with_files("cache-vae", expect=5).stderr
+    remembered.unlink()
+    assert said(with_files("cache-vae", "--on-reject", "skip", "--json"))["failed"] == 1
+
+
+def test_a_dry_run_says_what_is_missing_and_forgets_nothing(
+    here: Path, spoilt: Counter[str]
+) -> None:
+    with_files("cache-vae", "--on-reject", "skip")
+    done = said(with_files("cache-vae", "-n", "--retry-rejected", "--json"))
+    assert (done["kept"], done["failed"], done["missing"]) == (11, 1, 0)
