@@ -50,10 +50,9 @@ def main() -> None:
     if given.cap and device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
         torch.cuda.set_per_process_memory_fraction(given.cap * GIGABYTE / total, device)
-    with tempfile.TemporaryDirectory() as folder:
-        with attention_kernels(given.attention):
-            for case in cases:
-                print(json.dumps(measured(case, given, Path(folder), device)), flush=True)
+    with tempfile.TemporaryDirectory() as folder, attention_kernels(given.attention):
+        for case in cases:
+            print(json.dumps(measured(case, given, Path(folder), device)), flush=True)
 
 
 def arguments() -> argparse.Namespace:
