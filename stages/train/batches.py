@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain
 
 import numpy as np
 
@@ -145,36 +145,37 @@ class Order:
 
     def _open_phase(self, first_step: int) -> _Phase:
         samples: list[Sample] = []
-        counts: list[int] = []
-        hashes: list[int] = []
-        chances: list[float] = []
-        firsts: list[int] = []
+        firsts: list[np.ndarray] = []
+        counts: list[np.ndarray] = []
+        hashes: list[np.ndarray] = []
+        chances: list[np.ndarray] = []
         for source in self._sources:
             if not source.takes_part(first_step) or not source.probability > 0:
                 continue
+            in_turns, sizes, names = _turns(source)
             passes = source.repeats + 1
-            for candidates in _turns(source.samples):
-                firsts += [len(samples)] * passes
-                counts += [len(candidates)] * passes
-                hashes += [_hash(f"{source.name}/{candidates[0].group}")] * passes
-                chances += [source.probability] * passes
-                samples += candidates
+            firsts.append(np.repeat(len(samples) + np.cumsum(sizes) - sizes, passes))
+            counts.append(np.repeat(sizes, passes))
+            hashes.append(np.repeat(names, passes))
+            chances.append(np.full(len(sizes) * passes, source.probability))
+            samples += in_turns
         if not samples:
             raise WrongUse(
                 f"No dataset has samples to train on at step {first_step}.",
                 "Change `start_step`, `end_step` or `probability` in the data configuration.",
             )
-        names: dict[Shape, int] = {}
-        shapes = [names.setdefault(shape_of(sample), len(names)) for sample in samples]
+        numbers: dict[Shape, int] = {}
+        shapes = [numbers.setdefault(shape_of(sample), len(numbers)) for sample in samples]
+        alternatives = np.concatenate(counts)
         return _Phase(
             first_step=first_step,
             samples=samples,
-            firsts=np.asarray(firsts),
-            counts=np.asarray(counts),
-            hashes=np.asarray(hashes if max(counts) > 1 else [], dtype=np.uint64),
-            chances=np.asarray(chances),
+            firsts=np.concatenate(firsts),
+            counts=alternatives,
+            hashes=np.concatenate(hashes)[: len(alternatives) if alternatives.max() > 1 else 0],
+            chances=np.concatenate(chances),
             shapes=np.asarray(shapes),
-            tokens=np.asarray([tokens_of(shape) for shape in names]),
+            tokens=np.asarray([tokens_of(shape) for shape in numbers]),
         )
 
     def _batch(self, phase: _Phase, index: int) -> list[Sample]:
@@ -209,8 +210,8 @@ class Order:
         in_shapes = shown[np.lexsort((shapes, phase.tokens[shapes]))]
         batches: list[np.ndarray] = []
         left: list[int] = []
-        for _, group in groupby(in_shapes.tolist(), key=lambda place: phase.shapes[place]):
-            alike = np.fromiter(group, np.int64)
+        borders = np.flatnonzero(np.diff(phase.shapes[in_shapes])) + 1
+        for alike in np.split(in_shapes, borders):
             whole = len(alike) // self._batch_size * self._batch_size
             batches += list(alike[:whole].reshape(-1, self._batch_size))
             left += alike[whole:].tolist()
@@ -227,17 +228,20 @@ class Order:
                 begin = end
 
 
-def _turns(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """The samples by group, in their order; one without a group is alone."""
+def _turns(source: Source) -> tuple[Sequence[Sample], np.ndarray, np.ndarray]:
+    """The samples with those of one group together; the groups' sizes, and their hashes.
+
+    A sample without a group is one of its own.
+    """
     groups: dict[str, list[Sample]] = {}
-    for sample in samples:
+    for sample in source.samples:
         if sample.group:
             groups.setdefault(sample.group, []).append(sample)
-    for sample in samples:
-        if not sample.group:
-            yield [sample]
-        elif sample.group in groups:
-            yield groups.pop(sample.group)
+    alone = [sample for sample in source.samples if not sample.group]
+    sizes = [len(group) for group in groups.values()] + [1] * len(alone)
+    hashes = [_hash(f"{source.name}/{name}") for name in groups] + [0] * len(alone)
+    in_turns = [*chain.from_iterable(groups.values()), *alone]
+    return in_turns, np.asarray(sizes, np.int64), np.asarray(hashes, np.uint64)
 
 
 def _hash(text: str) -> int:
