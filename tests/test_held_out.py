@@ -29,8 +29,9 @@ EVERY: dict[str, Any] = {
     "eval_steps_interval": 2,
     "checkpoint_step_interval": 3,
     "lora_dropout": 0.3,
-    # so fast that the loss falls and rises
-    "learning_rate": 3.0,
+    # after four steps so fast that the loss, which has fallen, rises
+    "lr_scheduler": "piecewise_constant",
+    "lr_scheduler_config": {"step_rules": "4:1,1000"},
 }
 
 

@@ -116,7 +116,10 @@ def alive() -> Iterator[torch.Tensor]:
 
 def held_by(trainer: Trainer) -> Iterator[torch.Tensor]:
     yield from trainer.transformer.parameters()
-    yield from trainer.transformer.buffers()
+    for module in trainer.transformer.modules():
+        # buffers, and tables of rotary embeddings, which are none
+        every = [*vars(module).values(), *module.buffers(recurse=False)]
+        yield from (value for value in every if isinstance(value, torch.Tensor))
     yield from (one.grad for one in trainer.trained.weights.values() if one.grad is not None)
     for state in trainer.trained.optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
