@@ -6,6 +6,7 @@ The weights are loud (see made_transformer): flat attention hides positions and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from made_transformer import TEXT_WIDTH, drawn, made_transformer
 from torch import Tensor, nn
 
 from qedit.stages.models.lora import add_lora, target_modules
+from qedit.stages.models.modulation import tabulate
+from qedit.stages.models.recompute import Recomputation, recompute_blocks
 from qedit.stages.models.side_by_side import OwnAttention, seat_side_by_side
 from qedit.stages.models.transformer import Shown, predict_velocities, predict_velocity
 
@@ -172,3 +175,39 @@ def _packed(latents: Tensor) -> Tensor:
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * 4)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_blocks_may_be_recomputed_in_any_way(kept: int) -> None:
+    transformer, weights = with_lora(zero_cond_t=True, dtype=torch.float32)
+    parts = shown(MIXES["everything"], torch.float32)
+    plain = gradient(weights, together(transformer, parts))
+    recompute_blocks(transformer, Recomputation(kept=kept, attention=True, inputs_to_host=True))
+    assert torch.equal(gradient(weights, together(transformer, parts)), plain)
+
+
+def test_modulation_may_come_from_its_table() -> None:
+    """Rows follow the samples, two of each where references have a timestep of their own."""
+    for zero_cond_t in (False, True):
+        transformer = made_transformer(zero_cond_t=zero_cond_t, dtype=torch.bfloat16)
+        parts = shown(MIXES["everything"], torch.bfloat16)
+        with torch.no_grad():
+            expected = together(transformer, parts)
+            tabulate(transformer, partial(_row, made_transformer(dtype=torch.bfloat16)))
+            found = together(transformer, parts)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
+def _row(transformer: nn.Module, bits: int) -> Tensor:
+    """What the weights make of one timestep, for every layer."""
+    value = torch.tensor([bits], dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    embedded = transformer.time_text_embed(value, torch.empty(0, dtype=torch.bfloat16))
+    outputs = [
+        layer(embedded)[0]
+        for block in transformer.transformer_blocks
+        for layer in (block.img_mod, block.txt_mod)
+    ]
+    final = transformer.norm_out.linear(nn.functional.silu(embedded))[0]
+    outputs.append(nn.functional.pad(final, (0, len(outputs[0]) - len(final))))
+    return torch.stack(outputs)
