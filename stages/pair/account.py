@@ -17,6 +17,7 @@ from .changes import Changes
 from .checks import in_words
 from .pictures import Task
 from .plan import Plan
+from .scan import printable
 
 STAGE = "pair"
 SHOWN_REJECTIONS = 5
@@ -127,7 +128,7 @@ def rejected_lines(counts: Counter[str], rejections: Sequence[Rejection]) -> lis
         return []
     lines = [in_words([one]) for one in sorted(counts.items())]
     for row in rejections[:SHOWN_REJECTIONS]:
-        lines.append(f"  {row.dataset}: {row.path}: {row.reason}: {row.detail}")
+        lines.append(f"  {row.dataset}: {printable(f'{row.path}: {row.reason}: {row.detail}')}")
     if len(rejections) > SHOWN_REJECTIONS:
         lines.append(f"  ... and {len(rejections) - SHOWN_REJECTIONS} more")
     return lines

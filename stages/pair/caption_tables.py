@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ class TableCaptions:
 
     def of_path(self, path: str) -> list[str] | None:
         """Every caption of the target at `path`, empty ones too; None where no row names it."""
-        return self._rows.get(path, self._rows.get(stem_of(path)))
+        whole = unicodedata.normalize("NFC", path)
+        return self._rows.get(whole, self._rows.get(stem_of(path)))
 
 
 def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table]) -> pa.Table:
@@ -78,6 +80,7 @@ def _by_path(table: pa.Table, layout: CaptionTable) -> dict[str, list[str]]:
         if row[layout.filename_column] is None:
             continue
         path = str(row[layout.filename_column]).removeprefix("./")
+        path = unicodedata.normalize("NFC", path)  # as the files' names are
         captions = [text for name in layout.caption_column for text in _texts(row[name])]
         if layout.fallback_caption_column and not any(text.strip() for text in captions):
             captions = _texts(row[layout.fallback_caption_column])

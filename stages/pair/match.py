@@ -11,7 +11,7 @@ from heapq import nsmallest
 
 from ...cache.errors import WrongUse
 from ..pair_rows import Rejection
-from .scan import File, Scan
+from .scan import File, Scan, printable
 
 SHOWN_EXAMPLES = 2
 
@@ -138,4 +138,4 @@ def _wrong(sample: str, dataset: str, files: Sequence[File], *, is_mask: bool) -
 def _examples(candidates: Candidates) -> str:
     firsts = [candidates[stem][0].path for stem in sorted(candidates)[:SHOWN_EXAMPLES]]
     more = ", ..." if len(candidates) > SHOWN_EXAMPLES else ""
-    return ", ".join(firsts) + more
+    return printable(", ".join(firsts)) + more

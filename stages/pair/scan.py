@@ -80,6 +80,19 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """`text` on one line, whatever it holds: a file name may break lines or steer a terminal.
+
+    >>> printable("new\\nline")
+    'new\\\\nline'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 def _enter(found: Scan, start: str, entered: set[tuple[int, int]]) -> list[str]:
     """Scan `start` (relative) and the real folders below it; give back the linked ones."""
     linked: list[str] = []

@@ -31,7 +31,7 @@ from .memory import NOT_DECODED, PASSING_REASONS, Facts, Memory
 from .page import PAGE_FILE, bring_up_to_date, source_of
 from .pictures import Task, look_at
 from .plan import Plan, Scans, Wanted, digest_of, make_plans, scan_all, used_datasets
-from .scan import File
+from .scan import File, printable
 
 
 @dataclass
@@ -136,6 +136,7 @@ def _brought_up_to_date(
     scans = scan_all(configuration)
     for found in scans.values():
         for link in found.skipped_links:
+            link = printable(link)
             progress.warn(f"{found.folder}: {link} leads to a folder already read, skipped")
     inputs = digest_of(configuration, scans)
     folders = _folders(configuration)
