@@ -24,6 +24,7 @@ from .runner import ORDER, run_stages
 VAE_AREA = 128 * 128
 VL_AREA = 112 * 112
 LORA = "pytorch_lora_weights.safetensors"
+PAGE = "index.html"
 DRAWN = "drawn.json"
 SEED = 7
 SHOWN_SAMPLES = 5
@@ -83,6 +84,7 @@ def run_demo(folder: Path, progress: Progress) -> dict[str, Any]:
         )
         progress.say(f"         loss curve {folder / chapter['loss_curve']}")
         progress.say(f"         reference | target | before | after {folder / chapter['sheet']}")
+        progress.say(f"         the run, with its previews, as a page {folder / chapter['page']}")
     seconds = time.monotonic() - started
     progress.say(f"Done in {duration(seconds)}.")
     progress.say(
@@ -131,7 +133,10 @@ def _run_chapter(chapter: Chapter, progress: Progress) -> dict[str, Any]:
     _write_if_new(home / "config.json", settings_of(chapter))
     _write_if_new(home / "multidatabackend.json", datasets_of(chapter))
     configuration = load(home / "config.json", home / "multidatabackend.json")
-    outcomes = run_stages(ORDER, configuration, progress)
+    # pictures of previews are made at the end and not beside the training: two cores are few
+    outcomes = run_stages(
+        (*ORDER, "preview"), configuration, progress, options={"train": {"decodes": False}}
+    )
     return {"flavour": chapter.flavour} | _show(configuration, home, outcomes, progress)
 
 
@@ -162,6 +167,11 @@ def settings_of(chapter: Chapter) -> dict[str, Any]:
         "lora_target_modules": "all-linear",
         "gradient_checkpointing": False,
         "checkpoint_step_interval": 100,
+        "validation_step_interval": 100,
+        "validation_resolution": round(VAE_AREA**0.5),
+        "validation_num_inference_steps": 12,
+        "validation_guidance": 1.0,
+        "num_eval_images": 3,
         "seed": 42,
     }
 
@@ -218,6 +228,7 @@ def _show(
         "lora": str(lora),
         "loss_curve": str(curve),
         "sheet": str(pictures),
+        "page": str(output / PAGE),
         "loss_before": sum(losses[:tenth]) / tenth,
         "loss_after": sum(losses[-tenth:]) / tenth,
         "stages": [outcome.stage for outcome in outcomes],
@@ -225,7 +236,8 @@ def _show(
 
 
 def _losses(path: Path) -> list[float]:
-    return [float(json.loads(line)["loss"]) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [float(line["loss"]) for line in lines if line.get("loss") is not None]
 
 
 def _draw_edits(configuration: Configuration, lora: Path, path: Path, progress: Progress) -> None:

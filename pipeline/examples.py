@@ -68,6 +68,9 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
         "output_dir": str(TINY_FOLDER / "output" / example),
         "base_model_precision": "no_change",
         "max_train_steps": str(TINY_STEPS),
+        "validation_resolution": str(round(TINY_VAE_AREA**0.5)),
+        "validation_num_inference_steps": "4",
+        "num_eval_images": "2",
     }
     for dataset, folder in zip((main, *references), folders, strict=True):
         sets[f"data.{dataset.id}.instance_data_dir"] = str(folder)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ...cache.atomic import write_json
 from ...cache.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora_file import LORA_FILE, Lora
+from ..run_page.page import write_page
 from ..stage import Outcome, Progress
 from .checkpoint import (
     checkpoint_to_resume,
@@ -82,7 +84,8 @@ def run(
             kept = min(plan.steps, done)
             owed = is_owed(plan, done) or bool(previews and previews.due(kept))
             if kept < plan.steps or ranks.any_of(owed):
-                run_of = _Run(plan, progress, place, ranks, previews)
+                page = partial(write_page, configuration, steps=plan.steps)
+                run_of = _Run(plan, progress, place, ranks, previews, page)
                 loss = run_of.train(begin=begin, start=start)
     return replace(
         outcome,
@@ -130,9 +133,10 @@ class _Run:
         device: torch.device,
         ranks: Ranks,
         previews: Previews | None,
+        page: Callable[[], bool],
     ) -> None:
         self.plan, self.progress, self.device = plan, progress, device
-        self.ranks, self.previews = ranks, previews
+        self.ranks, self.previews, self.page = ranks, previews, page
 
     def train(self, *, begin: Path | None, start: Lora | None) -> float | None:
         """Make every step after `begin`, with its checkpoints; the last step's loss."""
@@ -180,6 +184,8 @@ class _Run:
                     raise KeyboardInterrupt
                 looks.at(step, stopping=stop_wanted)
                 clock = time.perf_counter()
+        if ranks.is_first:
+            self.page()
         return loss
 
     def _go_on(self, trainer: Trainer, begin: Path | None) -> int:
@@ -223,6 +229,7 @@ class _Run:
             limit=settings.checkpoints_total_limit,
         )
         publisher_of(self.plan).publish(checkpoint)
+        self.page()
 
 
 def _warn_of_a_moved_end(plan: Plan, progress: Progress, *, before: int) -> None:
