@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
@@ -86,11 +86,22 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
         counts.append(f"{outcome.failed} rejected")
     if dry_run:
         counts.append(f"{outcome.wanted - outcome.kept - outcome.failed} to do")
+        counts += _foreseen(outcome.facts)
         return f"{name}  {', '.join(counts)}"
     if outcome.computed == 0:
         return f"{name}  {', '.join([*counts, 'nothing to do'])}"
     done = f"{outcome.computed} {outcome.unit} made in {duration(outcome.seconds)}"
     return f"{name}  {', '.join([*counts, done])}"
+
+
+def _foreseen(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What else a dry run knows of what it would do."""
+    if facts.get("orphaned"):
+        yield f"{facts['orphaned']} orphaned"
+    if facts.get("bytes"):
+        yield size(facts["bytes"])
+    if "about_seconds" in facts:
+        yield f"about {duration(facts['about_seconds'])}"
 
 
 def duration(seconds: float) -> str:

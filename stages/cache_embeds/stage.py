@@ -27,6 +27,7 @@ from ..encoding.reference_sets import (
 )
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, open_stores, shard_named
@@ -82,6 +83,13 @@ def run(
         note_use((*stores.prefixes.stores(), *stores.tails.stores()), configuration)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = Count(filled.rows["prefixes"], filled.rows["tails"])
+    remember_rate(
+        configuration,
+        stores.prefixes,
+        devices=ways.where,
+        count_bytes=sum(sizes.values()) * computed.rows // max(1, mine.rows),
+        seconds=sum(filled.seconds.values()) / max(1, len(ways.devices)),
+    )
     failed = len(rejections.places)
     return Outcome(
         stage=STAGE,
@@ -99,7 +107,18 @@ def run(
             "tails_computed": computed.tails,
             **facts_of(filled.seconds),
         }
-        | ({"missing": mine.rows, "bytes": sum(sizes.values())} if dry_run else {}),
+        | (
+            foreseen(
+                configuration,
+                checkpoint,
+                (stores.prefixes, stores.tails),
+                devices=ways.where,
+                missing=mine.rows,
+                count_bytes=sum(sizes.values()),
+            )
+            if dry_run
+            else {}
+        ),
         lines=tuple(rejections.lines()),
     )
 
@@ -108,6 +127,12 @@ def fill_on(
     configuration: Configuration, progress: Progress, ways: Ways, *, share: Shard | None
 ) -> Filled:
     """Encode what is missing on one device."""
+    work = sets_work(configuration, ways, share=share)
+    return fill(work, progress, ways) if work else Filled()
+
+
+def sets_work(configuration: Configuration, ways: Ways, *, share: Shard | None) -> Work | None:
+    """The reference sets of which anything is missing; None where nothing is."""
     from ..encoding.batch_size import BatchSize
     from ..encoding.spool import Spool
     from .encoding import MOST_SETS, TOKENS_WHERE_NOTHING_IS_KNOWN, ReferenceEncoding
@@ -116,10 +141,10 @@ def fill_on(
     stores = open_stores(configuration, checkpoint)
     sets = _shared(find_wanted(configuration, checkpoint.flavour, stores).work, share)
     if not sets:
-        return Filled()
+        return None
     datasets = [dataset.id for dataset in configuration.datasets]
     spool = Spool(ways.spool, datasets) if ways.spool else None
-    work = Work(
+    return Work(
         stage=STAGE,
         unit="reference set",
         rows="embeds",
@@ -133,7 +158,6 @@ def fill_on(
             ways.text_batch_size, most=MOST_SETS, budget=TOKENS_WHERE_NOTHING_IS_KNOWN
         ),
     )
-    return fill(work, progress, ways)
 
 
 def _rejections(wanted: Wanted, stores: RunStores) -> Rejections:

@@ -19,6 +19,7 @@ from ..encoding.pace import facts_of
 from ..encoding.reference_sets import find_wanted
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..samples import Picture
 from ..stage import Outcome, Progress
@@ -76,6 +77,13 @@ def run(
         note_use((*stores.latents.stores(), *stores.weights.stores()), configuration)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = filled.rows["latents"] + filled.rows["weights"]
+    remember_rate(
+        configuration,
+        stores.latents,
+        devices=ways.where,
+        count_bytes=sum(sizes.values()) * computed // max(1, mine.missing),
+        seconds=sum(filled.seconds.values()) / max(1, len(ways.devices)),
+    )
     failed = len(rejections.places)
     return Outcome(
         stage=STAGE,
@@ -87,7 +95,18 @@ def run(
         where=stores.latents.where(),
         unit="latents",
         facts=facts_of(filled.seconds)
-        | ({"missing": mine.missing, "bytes": sum(sizes.values())} if dry_run else {}),
+        | (
+            foreseen(
+                configuration,
+                checkpoint,
+                (stores.latents, stores.weights),
+                devices=ways.where,
+                missing=mine.missing,
+                count_bytes=sum(sizes.values()),
+            )
+            if dry_run
+            else {}
+        ),
         lines=tuple(rejections.lines()),
     )
 
@@ -110,19 +129,22 @@ def fill_on(
     wanted = find_pictures(configuration, checkpoint.flavour, stores).of_share(share)
     filled = Filled()
     if wanted.weights:
-        filled.add(fill(_masks(configuration, stores, wanted), progress, ways))
+        filled.add(fill(masks_work(configuration, stores, wanted), progress, ways))
     if wanted.latents:
-        filled.add(fill(_pictures(configuration, checkpoint, stores, wanted, ways), progress, ways))
+        filled.add(
+            fill(pictures_work(configuration, checkpoint, stores, wanted, ways), progress, ways)
+        )
     return filled
 
 
-def _pictures(
+def pictures_work(
     configuration: Configuration,
     checkpoint: Checkpoint,
     stores: RunStores,
     wanted: WantedPictures,
     ways: Ways,
 ) -> Work:
+    """The latents that `wanted` lacks."""
     from ..encoding.batch_size import BatchSize
     from ..encoding.spool import Spool
     from .encoding import MOST_PICTURES, PIXELS_WHERE_NOTHING_IS_KNOWN, SHOWN, PictureEncoding
@@ -151,7 +173,8 @@ def _pictures(
     )
 
 
-def _masks(configuration: Configuration, stores: RunStores, wanted: WantedPictures) -> Work:
+def masks_work(configuration: Configuration, stores: RunStores, wanted: WantedPictures) -> Work:
+    """The weights that `wanted` lacks."""
     from ..encoding.batch_size import BatchSize
     from .masks import MaskReading
 
