@@ -195,6 +195,11 @@ def test_tables_without_the_row_the_column_or_the_file(folder):
     fields = table(folder, "csv", [{"name": TARGET, "caption": "no"}])
     with pytest.raises(WrongUse, match="no column filename; it has name, caption"):
         captions(folder, **fields)
-    (folder / "captions.csv").unlink()
+    spoiled = folder / "captions.csv"
+    for data in (b"", b"filename,caption\na.jpg,red, blue\n", b"filename,caption\na,caf\xe9\n"):
+        spoiled.write_bytes(data)
+        with pytest.raises(WrongUse, match=r"cannot be read(.|\n)*Mend the file: UTF-8"):
+            captions(folder, **fields)
+    spoiled.unlink()
     with pytest.raises(WrongUse, match=r"captions\.csv cannot be read"):
         captions(folder, **fields)

@@ -109,6 +109,16 @@ def test_it_is_written_only_when_the_tables_change() -> None:
     assert page.read_bytes() != old
 
 
+def test_of_a_missing_reference_the_target_is_shown() -> None:
+    pairs(2)
+    Path("before/1.jpg").unlink()
+    go(configured(), on_reject="skip")
+    (group,) = data_in(page_of(configured()))["rejected"]
+    (row,) = group["examples"]
+    assert (row["dataset"], row["path"]) == ("before", "1.png")
+    assert row["thumbnail"].startswith("data:image/webp;base64,")
+
+
 def test_where_it_goes_and_how_to_do_without() -> None:
     pairs(1)
     configuration = configured()

@@ -18,6 +18,11 @@ from ...config.datasets import CaptionTable, Dataset
 from .match import stem_of
 
 STRATEGIES = ("parquet", "csv", "jsonl")
+_LAYOUTS = {
+    "parquet": "a Parquet table, whole",
+    "csv": "UTF-8, a first line of column names, captions with commas in double quotes",
+    "jsonl": "UTF-8, one JSON object a line, captions in all of them a text or in all a list",
+}
 
 
 class TableCaptions:
@@ -57,7 +62,9 @@ def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table
     except (OSError, pa.ArrowException) as error:
         raise WrongUse(
             f"Dataset {main.id}: the caption table {layout.path} cannot be read: {error}.",
-            f"Correct `{main.caption_strategy}.path`; it is relative to the working directory.",
+            f"Mend the file: {_LAYOUTS[str(main.caption_strategy)]}."
+            if layout.path.is_file()
+            else f"Correct `{main.caption_strategy}.path`: relative to the working directory.",
         ) from error
     missing = [name for name in _columns(layout) if name not in table.column_names]
     if missing:

@@ -24,7 +24,7 @@ from .pictures import available_cores
 from .thumbnails import as_link, share_changed, thumbnail_of
 
 PAGE_FILE = "report.html"
-VERSION = 2  # raised whenever the same tables give another page
+VERSION = 3  # raised whenever the same tables give another page
 EXAMPLES = 12  # of each reason
 _HEAD_CHARACTERS = 400  # of the file: its key stands in there
 
@@ -148,7 +148,9 @@ def _by_reason(
 
 
 def _example(row: Rejection, source: Source) -> dict[str, Any]:
-    folder = source.pictures.get(row.dataset)
+    # of what is missing, the target that misses it
+    seen = source.main.id if row.reason in ("missing_reference", "missing_mask") else row.dataset
+    folder = source.pictures.get(seen)
     small = thumbnail_of(folder / row.path) if folder else None
     return {
         "dataset": row.dataset,
