@@ -36,6 +36,10 @@ class Agreed(QeditError):
     """What all processes raise alike, and the first one says."""
 
 
+class Idle(Agreed, WrongUse):
+    """A step has nothing to do for some process."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of its run.
@@ -219,11 +223,11 @@ def refuse_idle_processes(settings: Settings, world: int) -> None:
     """Raise if a step has fewer samples than there are processes.
 
     Raises:
-        WrongUse: says what to set.
+        Idle: says what to set.
     """
     samples = settings.train_batch_size * settings.gradient_accumulation_steps
     if samples < world:
-        raise WrongUse(
+        raise Idle(
             f"A step has {samples} samples, too few for {world} processes: they share its "
             "`train_batch_size` times `gradient_accumulation_steps` samples.",
             f"Say `--set gradient_accumulation_steps={-(-world // settings.train_batch_size)}`.",
