@@ -207,3 +207,28 @@ def test_a_file_to_begin_with_and_another_start_are_refused(made: Any) -> None:
     for settings in ({"lora_init_type": "olora"}, {"lora_type": "dora"}):
         with pytest.raises(WrongUse, match="`init_lora`"):
             train(made(output="after", init_lora=file, use_ema=False, **settings))
+
+
+# -- what a file says of itself --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["diffusers", "comfyui", "kohya"])
+def test_a_published_file_says_what_it_is_and_how_it_was_made(made: Any, style: str) -> None:
+    configuration = made(lora_format=style, lora_alpha=1.0, max_train_steps=1, use_ema=False)
+    train(configuration)
+    with safe_open(configuration.settings.output_dir / LORA, "pt") as file:
+        said = file.metadata()
+    plan = make_plan(configuration)
+    assert said["base"] == plan.checkpoint.source
+    assert said["base_digest"] == plan.run["model"]["transformer"]
+    assert (said["flavour"], said["zero_cond_t"]) == ("edit-v2", "false")
+    assert (said["targets"], said["rank"]) == ("attention", "4")
+    assert float(said["alpha"]) == (1.0 if style == "kohya" else 4.0)  # folded in, or as it is
+    assert json.loads(said["trained_scale"]) == 0.25
+    assert json.loads(said["steps"]) == 1
+    training = json.loads(said["training"])
+    assert (training["learning_rate"], training["optimizer"]) == (0.01, "adamw")
+    spec = {name for name in said if name.startswith("modelspec.")}
+    needed = ("sai_model_spec", "architecture", "implementation", "title")
+    assert {f"modelspec.{name}" for name in needed} <= spec
+    assert said["modelspec.architecture"] == "Qwen-Image-Edit-2509/lora"

@@ -131,6 +131,16 @@ def test_what_it_takes_is_said_and_what_does_not_fit_is_refused(made: Any) -> No
     quiet = Quiet()
     loop.run(made(**{**FULL, "max_train_steps": 1}), quiet, device="cpu")
     assert any("billion weights" in line for line in quiet.said)
-    for settings in ({"base_model_precision": "int8-quanto"},):
-        with pytest.raises(WrongUse, match="`model_type` full"):
-            loop.Trainer.load(make_plan(made(**FULL, **settings)), device=CPU)
+    quantised = make_plan(made(**FULL, base_model_precision="int8-quanto"))
+    with pytest.raises(WrongUse, match="`model_type` full"):
+        loop.Trainer.load(quantised, device=CPU)
+
+
+def test_a_transformer_of_somebody_else_is_never_replaced(made: Any) -> None:
+    configuration = made(**FULL, output="mine")
+    there = configuration.settings.output_dir / "transformer" / "config.json"
+    there.parent.mkdir(parents=True)
+    there.write_text("{}")
+    with pytest.raises(WrongUse, match="would be replaced"):
+        train(configuration)
+    assert there.read_text() == "{}"

@@ -115,14 +115,15 @@ def _config(
     from peft import LoKrConfig, LoraConfig
 
     modules = list(targets)
+    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": _INITS[init]}
     if kind == "lokr":
         if dropout:
             raise WrongUse(
                 "`lora_dropout` drops inputs of a LoRA, which a LoKr does not have.",
                 "Set `lora_dropout` to 0, or `lora_type` to lora.",
             )
-        return LoKrConfig(r=rank, alpha=alpha, target_modules=modules)
-    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": _INITS[init]}
+        options = {"alpha": alpha}
+        return LoKrConfig(r=rank, target_modules=modules, **options)
     return LoraConfig(
         r=rank, lora_dropout=dropout, target_modules=modules, use_dora=kind == "dora", **options
     )

@@ -32,7 +32,7 @@ from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes
 from .model import remarks
 from .plan import Plan, make_plan
 from .previews import Previews
-from .publish import publisher_of
+from .publish import publisher_of, result_of
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
 from .start import start_of
@@ -71,7 +71,9 @@ def run(
         begin = _where_to_begin(plan)
         start = None if begin else start_of(plan.settings)
         kept = min(plan.steps, step_of(begin) if begin else 0)
-        outcome = Outcome(STAGE, plan.steps, kept, 0, 0, 0.0, str(where / LORA_FILE), unit="steps")
+        outcome = Outcome(
+            STAGE, plan.steps, kept, 0, 0, 0.0, str(result_of(plan.settings)), unit="steps"
+        )
         if dry_run:
             return outcome
         previews = None

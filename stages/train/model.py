@@ -36,6 +36,7 @@ from ..modulation_rows import ModulationRows
 from .draws import seed_of
 from .lora_start import keep_start, kept_start
 from .plan import Plan
+from .transformer_result import refuse_strange_transformer
 
 
 def training_dtype(plan: Plan) -> torch.dtype:
@@ -57,6 +58,7 @@ def open_model(
         _refuse_start(settings)
     if settings.model_type == "full":
         _refuse_with_full(settings)
+        refuse_strange_transformer(settings.output_dir)
         transformer = _load_base(plan, device=device)
         return transformer, train_weights(transformer, subset_of(settings))
     transformer = _load_base(plan, device=device)

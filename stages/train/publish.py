@@ -13,15 +13,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...cache.atomic import write_bytes, write_text
+from ...config.settings import Settings
 from ..models.adapter_file import adapter_file
 from ..models.lora_file import LORA_FILE, Style, lora_file
 from .card import CARD_FILE, MADE_BY, model_card
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .lora_start import kept_start, less_start
 from .plan import Plan
-from .transformer_result import publish_transformer, weights_file
+from .transformer_result import FOLDER, publish_transformer, weights_file
 
 EMA_FOLDER = "ema"
+# What of the settings the metadata tell.
+_TRAINING = {
+    *("learning_rate", "lr_scheduler", "lr_warmup_steps", "optimizer", "max_grad_norm"),
+    *("train_batch_size", "gradient_accumulation_steps", "loss_type", "seed"),
+    *("mixed_precision", "base_model_precision", "caption_dropout_probability"),
+    *("lora_type", "lora_init_type", "lora_dropout", "use_ema", "ema_decay"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,10 @@ def publisher_of(plan: Plan) -> Publisher:
 
 
 def _about(plan: Plan) -> dict[str, Any]:
-    flavour = plan.checkpoint.flavour
+    flavour, kind = plan.checkpoint.flavour, plan.settings.lora_type
+    full = plan.settings.model_type == "full"
+    architecture = flavour.repository.partition("/")[2]
+    samples = sum(dataset["pairs"] for dataset in plan.run["datasets"].values())
     return {
         "qedit": version("qedit"),
         "base": plan.checkpoint.source,
@@ -115,12 +126,23 @@ def _about(plan: Plan) -> dict[str, Any]:
         "flavour": flavour.name,
         "zero_cond_t": plan.checkpoint.zero_cond_t,
         "targets": plan.settings.lora_target_modules,
-        "samples": sum(dataset["pairs"] for dataset in plan.run["datasets"].values()),
+        "samples": samples,
+        "training": plan.settings.model_dump(mode="json", include=_TRAINING),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{flavour.repository.partition('/')[2]}/lora",
+        "modelspec.architecture": architecture if full else f"{architecture}/{kind}",
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
-        "modelspec.title": f"{flavour.name} LoRA",
+        "modelspec.title": plan.settings.output_dir.absolute().name,
+        "modelspec.description": (
+            f"{'Fine-tune of' if full else 'Adapter for'} {flavour.repository} ({flavour.name}), "
+            f"trained on {samples} pairs with qedit."
+        ),
+        "modelspec.tags": f"{flavour.name}, image editing",
     }
+
+
+def result_of(settings: Settings) -> Path:
+    """What a run leaves for people: a LoRA file, or the folder of a transformer."""
+    return settings.output_dir / (FOLDER if settings.model_type == "full" else LORA_FILE)
 
 
 def published(path: Path) -> tuple[str, str] | None:

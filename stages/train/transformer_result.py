@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...cache.atomic import remove
+from ...cache.errors import WrongUse
 from ..models.streaming import config_in, tensors_in
 from ..models.transformer_folder import write_transformer
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
@@ -44,6 +45,20 @@ def publish_transformer(
             config=config_in(base),
             about=_as_text(facts),
         )
+
+
+def refuse_strange_transformer(output_dir: Path) -> None:
+    """Raise if the folder that is to be written holds what no run of qedit has made.
+
+    Raises:
+        WrongUse: it would be replaced.
+    """
+    for folder in (output_dir / FOLDER, output_dir / "ema" / FOLDER):
+        if folder.exists() and _digest_in(folder) is None:
+            raise WrongUse(
+                f"{folder} is there and was not made by a run: it would be replaced.",
+                "Move it away, or choose another `output_dir`.",
+            )
 
 
 def _stored(base: Path, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
