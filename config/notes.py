@@ -15,9 +15,7 @@ from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
 
 # Keys whose effect is not built yet, and the values (beside the default) that do work already.
 # Fields of a dataset begin with "data.".
-NOT_BUILT_YET: Mapping[str, Collection[Any]] = {
-    "data.conditioning_type": ("reference_loose",),
-}
+NOT_BUILT_YET: Mapping[str, Collection[Any]] = {}
 
 # What has the effect here that users of the guide's trainer expect of these.
 INSTEAD = {

@@ -10,7 +10,7 @@ from .report import duration, size
 
 _PARTS = {
     "weights": "frozen base",
-    "lora": "LoRA",
+    "lora": "trained weights",
     "optimizer": "optimizer",
     "gradients": "gradients",
     "activations": "kept of all blocks",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +22,7 @@ from ..stages.models.dimensions import Dimensions
 from ..stages.models.fit import fit_into
 from ..stages.models.flavours import Flavour
 from ..stages.models.ladder import Rung, ladder
-from ..stages.models.memory import Load, Memory, Way, memory_of, step_flops
+from ..stages.models.memory import LORA_BYTES, Load, Memory, Way, memory_of, step_flops
 from ..stages.models.part_config import part_config
 from ..stages.pair.foresight import look_ahead
 from ..stages.pairs_table import read_pairs
@@ -109,9 +109,11 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     way = way_of(settings)
     sample, load = _largest(trained or every, model, settings, way)
     vram = None if vram_gb is None else round(vram_gb * 1e9)
+    every_rung = ladder(model.sizes, way)
     fits = [
-        Fit(rung, memory_of(model.sizes, load, rung.way), _is_built(rung))
-        for rung in ladder(model.sizes, way)
+        Fit(rung, _memory(model.sizes, load, rung.way, settings), _is_built(rung))
+        for rung in every_rung
+        if settings.model_type == "lora" or rung is every_rung[0]
     ]
     plan = Plan(
         pairs={name: len(found) for name, found in samples.items()},
@@ -120,7 +122,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         sample=sample,
         load=load,
         disk=disk_of(configuration, every, model.flavour, model.encoders, model.sizes),
-        memory=memory_of(model.sizes, load, way),
+        memory=_memory(model.sizes, load, way, settings),
         fits=fits,
         steps=_steps(configuration, samples),
         flops=settings.gradient_accumulation_steps
@@ -130,10 +132,25 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     )
     if vram is not None:
         plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= vram), None)
-    if vram is not None and plan.chosen is not None:
+    if vram is not None and plan.chosen is not None and settings.model_type == "lora":
         fitted = fit_into(vram, model.sizes, load, plan.chosen.rung.way)
         plan.training = fitted.words(blocks=model.sizes.blocks)
     return plan
+
+
+def _memory(sizes: Dimensions, load: Load, way: Way, settings: Settings) -> Memory:
+    """The peak of a step. With `model_type` full, float32 masters stand where a LoRA would."""
+    if settings.model_type == "lora":
+        return memory_of(sizes, load, way)
+    step = memory_of(sizes, load, replace(way, targets="all-linear", rank=0, table=False))
+    trained = sizes.parameters()
+    masters = LORA_BYTES * trained if way.number_bytes != LORA_BYTES else 0
+    return replace(
+        step,
+        lora=masters,
+        optimizer=round(way.trained_bytes * trained),
+        gradients=LORA_BYTES * trained,
+    )
 
 
 def _model_of(settings: Settings) -> Model:

@@ -34,6 +34,7 @@ PICTURE_FOLDERS = ("edited", "original", "style", "held-out/edited", "held-out/o
 SMALL = {
     "max_train_steps": "2",
     "validation_num_inference_steps": "2",
+    "validation_resolution": "64x64",
     "num_eval_images": "1",
     "checkpoint_step_interval": "1",
 }

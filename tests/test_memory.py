@@ -123,10 +123,24 @@ LARGER = _load((384, 384), (384, 256), (256, 384), text=100)
         (2, TINY, Way(), False, False),
         (2, TINY, Way(checkpointing=False), False, False),
         (2, TINY, Way(number_bytes=4), False, True),
-        (4, LARGER, Way(targets="joint-attention"), True, True),
+        pytest.param(4, LARGER, Way(targets="joint-attention"), True, True, marks=pytest.mark.full),
         (4, TINY, Way(number_bytes=4, checkpointing=False), True, False),
-        (4, _load((256, 256), (256, 256), batch_size=2), Way(targets="all-linear"), True, False),
-        (4, _load((256, 256), (128, 256), text=300), Way(checkpointing=False), True, True),
+        pytest.param(
+            4,
+            _load((256, 256), (256, 256), batch_size=2),
+            Way(targets="all-linear"),
+            True,
+            False,
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            4,
+            _load((256, 256), (128, 256), text=300),
+            Way(checkpointing=False),
+            True,
+            True,
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_the_peak_of_a_step_is_what_was_counted_within_a_tenth(

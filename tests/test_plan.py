@@ -122,9 +122,25 @@ def test_an_epoch_and_measured_steps_give_a_time(here: Path) -> None:
     assert plan["steps"] == 8  # 4 pairs, batches of one, twice
 
 
+def test_a_full_training_keeps_four_float32_numbers_beside_every_weight(here: Path) -> None:
+    sets = ("--set", "mixed_precision=bf16", "--set", "model_type=full")
+    plan = planned(*sets, "--set", "use_ema=false", "--vram", "24")
+    weights = plan["memory"]["weights"]  # in bfloat16: 2 bytes each
+    beside = sum(plan["memory"][part] for part in ("lora", "optimizer", "gradients"))
+    assert beside == 8 * weights
+    assert [way["name"] for way in plan["ways"]] == ["bf16"]
+
+
 def test_the_terminal_names_every_part(here: Path) -> None:
     text = with_files("plan", "--vram", "24").stdout
-    for word in ("latents", "image prefixes", "text tails", "frozen base", "LoRA", "optimizer"):
+    for word in (
+        "latents",
+        "image prefixes",
+        "text tails",
+        "frozen base",
+        "trained weights",
+        "optimizer",
+    ):
         assert word in text
     assert "unknown, nothing was measured here yet" in text
     assert "for 24.0 GB" in text
