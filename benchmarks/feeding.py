@@ -1,0 +1,179 @@
+"""A stage's wall time against its three parts alone: what both encoding benchmarks measure."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from qedit.config.configuration import Configuration
+from qedit.config.loading import load
+from qedit.pipeline.report import TerminalProgress
+from qedit.stages.encoding.fill import Work, fill
+from qedit.stages.encoding.filling import Encoder, Made
+from qedit.stages.encoding.keeping import Keeping
+from qedit.stages.encoding.ways import Ways
+from qedit.stages.pair.stage import run as pair
+
+
+class Loaded:
+    """An encoding whose encoder is there already: to load it is no part of the comparison."""
+
+    def __init__(self, encoding: Any, encoder: Encoder) -> None:
+        self._encoding, self._encoder = encoding, encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoding, name)
+
+    def open(self) -> Encoder:
+        return self._encoder
+
+
+def made_run(
+    folder: Path,
+    checkpoint: Path,
+    *,
+    flavour: str,
+    pairs: int,
+    size: tuple[int, int],
+    resolution: int,
+    captions: int = 1,
+) -> Configuration:
+    """Photos in two folders, captions, and the pairs made of them."""
+    for name in ("edited", "original"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(pairs):
+            coarse = np.random.default_rng([number, len(name)]).integers(0, 256, (40, 50, 3))
+            photo = Image.fromarray(coarse.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+            photo.save(folder / name / f"{number}.jpg", quality=90)
+    for number in range(pairs):
+        lines = [f"turn number {number} into picture number {one}" for one in range(captions)]
+        (folder / "edited" / f"{number}.txt").write_text("\n".join(lines))
+    config = {
+        "model_flavour": flavour,
+        "pretrained_model_name_or_path": str(checkpoint),
+        "cache_dir": str(folder / "cache"),
+        "output_dir": str(folder / "output"),
+    }
+    main = {
+        "id": "edited",
+        "instance_data_dir": str(folder / "edited"),
+        "caption_strategy": "textfile",
+        "resolution": resolution,
+        "conditioning_data": ["original"],
+    }
+    reference = {
+        "id": "original",
+        "dataset_type": "conditioning",
+        "instance_data_dir": str(folder / "original"),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "data.json").write_text(json.dumps([main, reference]))
+    configuration = load(folder / "config.json", folder / "data.json")
+    pair(configuration, TerminalProgress(verbosity=-1), no_report=True)
+    return configuration
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def batches_of(work: Work) -> Iterator[list[Any]]:
+    """The items of all parts in the batches that the engine makes of them."""
+    for parts in work.parts.values():
+        for keys in parts:
+            batch: list[Any] = []
+            for item in (work.items[key] for key in keys):
+                full = batch and len(batch) >= work.batch_size.of(work.encoding.cost(batch[0]))
+                if batch and (full or not work.encoding.together(batch[0], item)):
+                    yield batch
+                    batch = []
+                batch.append(item)
+            yield batch
+
+
+def measure(
+    make_work: Callable[[], Work], ways: Ways, *, times: int = 2
+) -> tuple[dict[str, float], float]:
+    """Seconds of reading, encoding and writing alone, and of the stage; the best of some."""
+    encoder = make_work().encoding.open()
+    best: dict[str, float] = {}
+
+    def keep(part: str, seconds: float) -> None:
+        best[part] = min(best.get(part, seconds), seconds)
+
+    for _ in range(times):
+        work = make_work()
+        whole = replace(work, encoding=Loaded(work.encoding, encoder))
+        keep("stage", seconds_of(lambda whole=whole: fill(whole, Silent(), ways)))
+        work = make_work()
+        batches = list(batches_of(work))
+        items = [item for batch in batches for item in batch]
+        with ThreadPoolExecutor(ways.readers) as pool:
+            started = time.perf_counter()
+            read = list(pool.map(work.encoding.read, items))
+            keep("decode", time.perf_counter() - started)
+        given = iter(read)
+        pairs = [(batch, [next(given) for _ in batch]) for batch in batches]
+        made: list[Made] = []
+        keep(
+            "encode",
+            seconds_of(
+                lambda pairs=pairs, made=made: made.extend(
+                    one for batch, there in pairs for one in encoder.encode(batch, there)
+                )
+            ),
+        )
+        keep("write", seconds_of(lambda work=work, made=made: write(work, made)))
+    return {part: best[part] for part in ("decode", "encode", "write")}, best["stage"]
+
+
+def write(work: Work, made: Sequence[Made]) -> None:
+    """Add the rows part by part, as the engine does."""
+    keeping, at = Keeping(work.shelves), 0
+    with keeping.adding():
+        for dataset, parts in work.parts.items():
+            for keys in parts:
+                keeping.keep(dataset, made[at : at + len(keys)])
+                at += len(keys)
+
+
+class Silent(TerminalProgress):
+    """Says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(verbosity=-1)
+
+
+def emptied(configuration: Configuration, folder: Path) -> Configuration:
+    """The same configuration with caches that hold the pairs and nothing else."""
+    (main,) = configuration.main_datasets()
+    datasets = []
+    for dataset in configuration.datasets:
+        changed: Mapping[str, Any] = {"cache_dir_vae": folder / dataset.id}
+        datasets.append(dataset.model_copy(update=changed))
+    settings = configuration.settings.model_copy(update={"cache_dir": folder})
+    made = replace(configuration, settings=settings, datasets=tuple(datasets))
+    pairs = made.pairs_folder(main)
+    if not pairs.exists():
+        pairs.parent.mkdir(parents=True, exist_ok=True)
+        pairs.symlink_to(configuration.pairs_folder(main).resolve())
+    return made
+
+
+def report(name: str, parts: Mapping[str, float], whole: float, *, items: int) -> None:
+    slowest = max(parts, key=lambda part: parts[part])
+    said = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items())
+    print(
+        f"{name:13} {whole / parts[slowest]:.2f} of its slowest part, {slowest} (<= 1.15): "
+        f"{whole:.2f} s for {items}; alone: {said}"
+    )
