@@ -190,7 +190,7 @@ def test_where_the_time_went_is_told(here: Path) -> None:
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """p1's latents, and all embeds of p2, come out as NaN; counts what was encoded."""
     encoded: Counter[str] = Counter()
-    latents, embeds = vae_encoding._OnDevice.encode, embeds_encoding._OnDevice.encode
+    latents, embeds = vae_encoding.OnDevice.encode, embeds_encoding.OnDevice.encode
 
     def vae(self: Any, items: Any, read: Any) -> Any:
         encoded["pictures"] += len(items)
@@ -221,8 +221,8 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
             self._encoder.encode_all = whole
 
     with monkeypatch.context() as patch:
-        patch.setattr(vae_encoding._OnDevice, "encode", vae)
-        patch.setattr(embeds_encoding._OnDevice, "encode", text)
+        patch.setattr(vae_encoding.OnDevice, "encode", vae)
+        patch.setattr(embeds_encoding.OnDevice, "encode", text)
         yield encoded
 
 

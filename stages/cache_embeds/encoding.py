@@ -84,7 +84,7 @@ class ReferenceEncoding:
             precision=self._settings.text_encoder_precision,
             reader=self._reader,
         )
-        return _OnDevice(encoder)
+        return OnDevice(encoder)
 
     def _picture(self, reference: Picture) -> Image.Image:
         spooled = self._spool.take(reference) if self._spool else None
@@ -95,7 +95,7 @@ class ReferenceEncoding:
         return resized(opened, reference.box, reference.vl_size)
 
 
-class _OnDevice:
+class OnDevice:
     """The prompt encoder as the engine drives it."""
 
     def __init__(self, encoder: PromptEncoder) -> None:

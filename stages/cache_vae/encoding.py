@@ -91,7 +91,7 @@ class PictureEncoding:
 
     def open(self) -> Encoder:
         """Load the VAE."""
-        return _OnDevice(
+        return OnDevice(
             LatentEncoder.load(
                 self._checkpoint,
                 dtype=dtype_named(self._settings.vae_dtype),
@@ -100,7 +100,7 @@ class PictureEncoding:
         )
 
 
-class _OnDevice:
+class OnDevice:
     """The VAE as the engine drives it: pictures travel as bytes, a quarter of their floats."""
 
     def __init__(self, encoder: LatentEncoder) -> None:
