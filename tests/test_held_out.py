@@ -53,7 +53,7 @@ def made(tmp_path: Path, shared: Path) -> Callable[..., Configuration]:
 @pytest.fixture(scope="module")
 def trained(shared: Path) -> Configuration:
     """One whole run."""
-    configuration = made_held_out(shared, output_dir=str(shared / "trained"), **EVERY)
+    configuration = made_held_out(shared, output_dir=str(shared / "trained" / "output"), **EVERY)
     train(configuration)
     return configuration
 
