@@ -35,7 +35,7 @@ from qedit.stages.pair.pictures import available_cores, examine
 from qedit.stages.pair.stage import run
 
 
-def best_seconds(work: Callable[[], object], *, times: int = 3) -> float:
+def best_seconds(work: Callable[[], object], *, times: int) -> float:
     found = []
     for _ in range(times):
         started = time.perf_counter()
@@ -44,9 +44,23 @@ def best_seconds(work: Callable[[], object], *, times: int = 3) -> float:
     return min(found)
 
 
+def by_turns(
+    yardstick: Callable[[], object], work: Callable[[], object], *, times: int = 3
+) -> tuple[float, float]:
+    """The best seconds of both, taken in turns: what else the machine does meets both."""
+    pairs = [(best_seconds(yardstick, times=1), best_seconds(work, times=1)) for _ in range(times)]
+    one, other = (min(column) for column in zip(*pairs, strict=True))
+    return one, other
+
+
 def over_cores(work: Callable[[Path], object], paths: Iterable[Path]) -> None:
     with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(work, paths))
+
+
+def one_by_one(work: Callable[[Path], object], paths: Iterable[Path]) -> None:
+    for path in paths:
+        work(path)
 
 
 def photo(size: tuple[int, int], seed: int) -> Image.Image:
@@ -74,13 +88,15 @@ def decoding(folder: Path, count: int) -> None:
         paths = [folder / f"{megapixels}-{number}.jpg" for number in range(count)]
         for number, path in enumerate(paths):
             photo(size, number).save(path, quality=90)
-        yardstick = best_seconds(lambda paths=paths: over_cores(plainly, paths))
-        seconds = best_seconds(lambda paths=paths: over_cores(examine, paths))
+        yardstick, seconds = by_turns(
+            partial(over_cores, plainly, paths), partial(over_cores, examine, paths)
+        )
         print(f"decode {megapixels} MP   {yardstick / seconds:.2f} of plain Pillow (>= 0.9)")
         if megapixels == 1:
             many = paths * 40
-            yardstick = best_seconds(lambda many=many: [size_alone(path) for path in many])
-            seconds = best_seconds(lambda many=many: [header_alone(path) for path in many])
+            yardstick, seconds = by_turns(
+                partial(one_by_one, size_alone, many), partial(one_by_one, header_alone, many)
+            )
             print(f"headers       {yardstick / seconds:.2f} of Image.open().size (>= 0.8)")
 
 
@@ -128,13 +144,7 @@ def first_run(count: int) -> dict[str, float]:
 
 
 def no_op_rerun(count: int) -> dict[str, float]:
-    """The yardstick and the rerun by turns: what else the machine does meets both."""
-    found = [(best_seconds(partial(bare, count), times=1), best_seconds(pair_once, times=1))]
-    found += [
-        (best_seconds(partial(bare, count), times=1), best_seconds(pair_once, times=1))
-        for _ in range(2)
-    ]
-    yardstick, seconds = (min(column) for column in zip(*found, strict=True))
+    yardstick, seconds = by_turns(partial(bare, count), pair_once)
     return {"yardstick": yardstick, "seconds": seconds, "peak": peak_megabytes()}
 
 
@@ -174,7 +184,12 @@ def rerun(folder: Path, count: int) -> None:
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    """Of this process alone: what `getrusage` says includes the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes
+    (line,) = (one for one in status.read_text().splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) / 1000
 
 
 if __name__ == "__main__":
