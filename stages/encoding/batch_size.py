@@ -7,10 +7,7 @@ for items of every size. Running out of memory halves it and never ends a run.
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-
-from ..models.device import memory_taken
+from typing import Any
 
 SHARE_OF_MEMORY = 0.7  # of what is free: what an allocator loses between its blocks stays
 
@@ -29,8 +26,9 @@ class BatchSize:
         self._measured = asked is not None
         self._budget: int | None = None if asked is not None else budget
 
-    def measure(self, once: Callable[[], object], *, cost: int, device: torch.device) -> None:
-        """Find out, at the first call, how much fits on `device`: by encoding one item `once`.
+    def measure(self, once: Callable[[], object], *, cost: int, device: Any) -> None:
+        """Find out, at the first call, how much fits on a torch `device`: by encoding one item
+        `once`.
 
         One item's memory is measured, so batches depend on the device and not on what was
         encoded before. A device that cannot be asked keeps the budget it has.
@@ -38,6 +36,8 @@ class BatchSize:
         if self._measured:
             return
         self._measured = True
+        from ..models.device import memory_taken  # without work to do, torch is not imported
+
         taken = memory_taken(once, device=device)
         if taken is not None:
             self._budget = int(cost * SHARE_OF_MEMORY * taken.free_bytes / max(1, taken.used_bytes))

@@ -17,11 +17,9 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
 from ...cache.claims import Task
 from ...cache.errors import QeditError
-from ..models.device import is_out_of_memory, release_memory
 from ..rejected_rows import RejectedRow
 from .batch_size import BatchSize
 from .pace import Pace
@@ -64,7 +62,7 @@ class Encoder(Protocol):
     """A model on its device."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> Any: ...  # a torch.device: without work to do, torch is not imported
 
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
         """What comes of each of `items`, given what was read of them."""
@@ -210,6 +208,8 @@ class Filling:
                 self._run(ahead, writer)
         finally:
             self._encoder = None
+            from ..models.device import release_memory
+
             release_memory()
 
     def _run(self, ahead: _Ahead, writer: WriteBehind) -> None:
@@ -269,6 +269,8 @@ class Filling:
         """
         made = self._tried(items, read)
         if made is None:
+            from ..models.device import release_memory
+
             release_memory()
             if len(items) == 1:
                 raise QeditError(
@@ -293,6 +295,8 @@ class Filling:
         try:
             return encoder.encode(items, read)
         except Exception as error:
+            from ..models.device import is_out_of_memory
+
             if not is_out_of_memory(error):
                 raise
             return None
