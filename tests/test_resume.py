@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from crashing import Death, Hook
 from made_run import fill, made_configuration, made_samples_with_edits
+from made_samples import made_picture, made_sample
 from quiet import Quiet
 
+from qedit.cache import atomic
 from qedit.cache.atomic import remove
 from qedit.cache.errors import Damaged
 from qedit.config.loading import Configuration
 from qedit.stages.train import loop
-from qedit.stages.train.checkpoint import Trained, checkpoint_to_resume, checkpoints
+from qedit.stages.train.checkpoint import (
+    Trained,
+    checkpoint_to_resume,
+    checkpoints,
+    step_of,
+)
 from qedit.stages.train.ema import Ema
 from qedit.stages.train.optimizers import make_optimizer
 
-SAMPLES = made_samples_with_edits(7, sizes=[(64, 64), (64, 96)])
+ALONE = made_samples_with_edits(6, sizes=[(64, 64), (64, 96)])
+# a target that takes one of two references at a time
+TURNS = [
+    replace(
+        made_sample("turns.png", captions=("keep it",)),
+        references=(made_picture(name, dataset="edits-before-0", size=(64, 64), vl_size=(28, 28)),),
+        group="turns.png",
+    )
+    for name in ("one.png", "two.png")
+]
+SAMPLES = [*ALONE, *TURNS]
 # Everything that is drawn or remembered is on.
 EVERYTHING: dict[str, Any] = {
     "max_train_steps": 9,
@@ -36,6 +59,9 @@ EVERYTHING: dict[str, Any] = {
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 2,
     "optimizer_config": {"weight_decay": 0.1},
+    "scheduled_sampling_max_step_offset": 2,
+    "scheduled_sampling_probability": 0.5,
+    "scheduled_sampling_sampler": "euler",
 }
 KILLED = """
 import os, signal, sys, torch
@@ -90,7 +116,7 @@ def made(tmp_path: Path, shared: Path) -> Callable[..., Configuration]:
 def uninterrupted(shared: Path) -> dict[str, Any]:
     """What the run ends with when nothing happens to it."""
     configuration = made_configuration(
-        shared, output_dir=str(shared / "uninterrupted"), **EVERYTHING
+        shared, output_dir=str(shared / "uninterrupted" / "output"), **EVERYTHING
     )
     loop.run(configuration, Quiet(), device="cpu")
     return ending(configuration)
@@ -108,7 +134,8 @@ def ending(configuration: Configuration) -> dict[str, Any]:
     ]
     lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds"]
+        for clock in ("seconds", "data_wait_seconds", "memory_bytes"):
+            del line[clock]
     return {"log": lines} | {name: (where / name).read_bytes() for name in files}
 
 
@@ -124,6 +151,139 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     outcome = loop.run(configuration, Quiet(), device="cpu")
     assert outcome.kept == (steps - 1) // 2 * 2
     assert ending(configuration) == uninterrupted
+
+
+def dies(configuration: Configuration, death: Death) -> bool:
+    """Train in a child that dies this death; whether it came to that."""
+    where = configuration.settings.output_dir
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forks beside threads; the child uses none of the parent's
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        hook = Hook(where, death)
+        if death.way == "half":
+            atomic._open_new = hook.opener(atomic._open_new)
+        sys.addaudithook(hook)
+        try:
+            loop.run(configuration, Quiet(), device="cpu")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+# Nothing of a change is made, or half of a file's bytes.
+WAYS = ("before", "half")
+# A start that goes on from one of the checkpoints changes the disk at least so often.
+FURTHEST = 41
+
+
+@pytest.mark.parametrize(
+    "deaths", [pytest.param(5), pytest.param(30, marks=pytest.mark.full)], ids=str
+)
+def test_a_run_killed_in_its_writes_again_and_again_ends_the_same(
+    made: Any, uninterrupted: dict[str, Any], deaths: int
+) -> None:
+    """Each start dies at another change of the disk; the last one is left alone."""
+    configuration = made()
+    ways = itertools.cycle(WAYS)
+    died = [
+        dies(configuration, Death(1 + 29 * number % FURTHEST, next(ways)))
+        for number in range(1, deaths + 1)
+    ]
+    assert sum(died) >= deaths - 1
+    loop.run(configuration, Quiet(), device="cpu")
+    assert ending(configuration) == uninterrupted
+    left = [
+        path for path in configuration.settings.output_dir.rglob("*") if ".partial" in path.name
+    ]
+    assert left == []
+
+
+@pytest.mark.exhaustive
+def test_a_run_killed_at_any_change_of_the_disk_ends_the_same(
+    made: Any, uninterrupted: dict[str, Any]
+) -> None:
+    for way in WAYS:
+        for at in itertools.count(1):
+            configuration = made(output=f"{way}-{at}")
+            if not dies(configuration, Death(at, way)):
+                break
+            loop.run(configuration, Quiet(), device="cpu")
+            assert ending(configuration) == uninterrupted, (way, at)
+            remove(configuration.settings.output_dir)
+        assert at > FURTHEST
+
+
+def test_a_line_that_was_cut_short_is_dropped_and_made_again(
+    made: Any, uninterrupted: dict[str, Any]
+) -> None:
+    configuration = made(max_train_steps=4, lr_scheduler="constant", lr_warmup_steps=0)
+    loop.run(configuration, Quiet(), device="cpu")
+    log = configuration.settings.output_dir / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    # two steps beyond the checkpoint, the last of them torn
+    log.write_text("".join([*lines, '{"step": 5, "loss": 1.0}\n', '{"step": 6, "lo']))
+    again = made(max_train_steps=6, lr_scheduler="constant", lr_warmup_steps=0)
+    loop.run(again, Quiet(), device="cpu")
+    kept = log.read_text().splitlines(keepends=True)
+    assert kept[:4] == lines
+    assert [json.loads(line)["step"] for line in kept] == [1, 2, 3, 4, 5, 6]
+
+
+# -- Ctrl-C in a terminal --------------------------------------------------------------------
+
+
+def begun(folder: Path, where: Path, *, lines: int) -> subprocess.Popen[str]:
+    """`qedit train` in a process of its own, when it has made so many steps."""
+    command = [sys.executable, "-m", "qedit.pipeline", "train", "--device", "cpu"]
+    command += ["--config", str(folder / "config.json"), "--data", str(folder / "data.json")]
+    settings = {
+        "output_dir": where,
+        "max_train_steps": 100_000,
+        "checkpoint_step_interval": 100_000,
+    }
+    for key, value in settings.items():
+        command += ["--set", f"{key}={value}"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, give_up = where / "metrics.jsonl", time.monotonic() + 240
+    while not (log.is_file() and len(log.read_text().splitlines()) >= lines):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    return child
+
+
+@pytest.mark.full
+def test_one_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shared: Path, tmp_path: Path) -> None:
+    child = begun(shared, tmp_path / "once", lines=2)
+    child.send_signal(signal.SIGINT)
+    said, errors = child.communicate(timeout=120)
+    assert child.returncode == 130
+    (checkpoint,) = checkpoints(tmp_path / "once")
+    last = step_of(checkpoint)
+    assert f"Stopped after step {last}. Run `qedit train --config" in said
+    assert "the same command goes on" in errors
+    steps = [json.loads(line)["step"] for line in (tmp_path / "once/metrics.jsonl").open()]
+    assert steps == list(range(1, last + 1))
+
+
+@pytest.mark.full
+def test_two_ctrl_c_leave_at_once(shared: Path, tmp_path: Path) -> None:
+    child = begun(shared, tmp_path / "twice", lines=2)
+    # a second one before the step is over: more often than a step is long
+    give_up = time.monotonic() + 60
+    while child.poll() is None and time.monotonic() < give_up:
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    said, _ = child.communicate(timeout=10)
+    assert child.returncode in (130, -signal.SIGINT)
+    assert "Stopped after step" not in said
+    assert checkpoints(tmp_path / "twice") == []
 
 
 def test_a_run_in_pieces_is_the_run_in_one_go(made: Any, uninterrupted: dict[str, Any]) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ...cache.atomic import write_json
+from ...cache.atomic import sweep, write_json
 from ...cache.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora_file import LORA_FILE, Lora
 from ..run_page.page import write_page
 from ..stage import Outcome, Progress
+from .best import BEST_FOLDER
 from .checkpoint import (
     checkpoint_to_resume,
     checkpoints,
@@ -32,7 +33,7 @@ from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes
 from .model import remarks
 from .plan import Plan, make_plan
 from .previews import Previews
-from .publish import publisher_of, result_of
+from .publish import EMA_FOLDER, publisher_of, result_of
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
 from .start import start_of
@@ -101,7 +102,10 @@ def run(
 def _begin_anew(plan: Plan) -> Path | None:
     """Take hold of the folder: say whose it is, and bring its files up to its checkpoint."""
     begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
-    write_json(plan.settings.output_dir / RUN_FILE, plan.run)
+    where = plan.settings.output_dir
+    for folder in (where, where / EMA_FOLDER, where / BEST_FOLDER):
+        sweep(folder)
+    write_json(where / RUN_FILE, plan.run)
     if begin:
         publisher_of(plan).publish(begin)
     return begin
