@@ -5,7 +5,9 @@
 Every ratio is the yardstick's time divided by the store's: 1 is as fast, more is faster.
 The yardsticks: a raw memmap of the same rows (copied out), a safetensors file and a
 `torch.save` file for each row, a plain sequential write, and `cat` into nothing. Everything
-is read from a warm page cache; the best of several rounds counts.
+is read from a warm page cache; the best of several rounds counts, taken in turns. What the
+system call alone reaches is printed as the bound. `no_op.py` measures what finding nothing to do
+costs over a million pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
+from qedit.cache.store import COMPRESSION, EMBEDS, LATENTS, ZSTD, Layout, Store
 
 ROUNDS = 5
 # name, layout, shape of a row, rows, rows a part
@@ -37,14 +39,15 @@ KINDS = (
 )
 
 
-def best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several rounds."""
-    times = []
+def best(*works: Callable[[], object]) -> list[float]:
+    """Seconds of the fastest of several rounds of each, in turns: all see the same machine."""
+    times = [float("inf")] * len(works)
     for _ in range(ROUNDS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for at, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            times[at] = min(times[at], time.perf_counter() - start)
+    return times
 
 
 def show(what: str, ratio: float, target: float, detail: str = "") -> None:
@@ -79,20 +82,61 @@ def reads(
     plain_seconds = plain_write(folder / "plain.bin", rows, part)
     memmap = np.memmap(folder / "plain.bin", np.uint16, "r", shape=rows.shape)
     order = random.permutation(count).tolist()
-    raw = best(each(lambda at: np.array(memmap[at]), order))
-    full = best(each(lambda at: store.read(keys[at]), order))
-    fast = best(each(lambda at: store.read(keys[at], verified=False), order))
+    raw, full, fast, plain = best(
+        each(lambda at: np.array(memmap[at]), order),
+        each(lambda at: store.read(keys[at]), order),
+        each(lambda at: store.read(keys[at], verified=False), order),
+        each(system_reads(folder / "plain.bin", rows[0].nbytes), order),
+    )
+    show(f"bound: pread {name} without a store, against a memmap", raw / plain, 0.0)
     detail = f"  {1e3 * full / count:.3f} ms a row"
     show(f"read {name}, verified, against a memmap", raw / full, 0.6, detail)
     show(f"read {name}, unverified, against a memmap", raw / fast, 0.85)
     show(f"append {name} against a plain write", plain_seconds / write_seconds, 0.5)
     if name == "0.5 MB":
-        files(folder / "files", rows, order, full)
-    verify_seconds = best(store.verify)
+        files(folder / "files", rows, order, each(lambda at: store.read(keys[at]), order))
     every_file = [path for path in store.path.rglob("*") if path.is_file()]
-    cat = best(lambda: subprocess.run(["cat", *every_file], check=True, stdout=subprocess.DEVNULL))
+    verify_seconds, cat = best(
+        store.verify,
+        lambda: subprocess.run(["cat", *every_file], check=True, stdout=subprocess.DEVNULL),
+    )
     show(f"verify {name} against cat", cat / verify_seconds, 0.6)
     shutil.rmtree(folder / name)
+    packed_reads(folder / "packed", name, layout, shape, full / count)
+
+
+def packed_reads(
+    folder: Path, name: str, layout: Layout, shape: tuple[int, ...], plain_seconds: float
+) -> None:
+    """What `cache_compression: zstd` costs, on bfloat16 of a bell curve."""
+    values = np.random.default_rng(1).standard_normal((8, *shape), np.float32).view(np.uint32)
+    rows = (values >> 16).astype(np.uint16)
+    store = Store(folder, {"benchmark": name, COMPRESSION: ZSTD}, layout)
+    keys = [f"{number:032x}" for number in range(len(rows))]
+    start = time.perf_counter()
+    with store.adding():
+        store.add(keys, list(rows))
+    write_seconds = time.perf_counter() - start
+    (seconds,) = best(each(lambda at: store.read(keys[at]), list(range(len(rows)))))
+    print(
+        f"packed {name}: {store.nbytes() / rows.nbytes:.2f} of the room, read "
+        f"{seconds / len(rows) / plain_seconds:.1f} times as long, "
+        f"{rows.nbytes / write_seconds / 1e6:.0f} MB/s written",
+        flush=True,
+    )
+    shutil.rmtree(folder)
+
+
+def system_reads(path: Path, count_bytes: int) -> Callable[[int], object]:
+    """Nothing but the system call that a store makes for a row: what it can be at best."""
+    file = path.open("rb", buffering=0)
+
+    def read(at: int) -> np.ndarray:
+        data = np.empty(count_bytes, np.uint8)
+        os.preadv(file.fileno(), [data], at * count_bytes)
+        return data
+
+    return read
 
 
 def plain_write(path: Path, rows: np.ndarray, part: int) -> float:
@@ -106,15 +150,18 @@ def plain_write(path: Path, rows: np.ndarray, part: int) -> float:
     return time.perf_counter() - start
 
 
-def files(folder: Path, rows: np.ndarray, order: list[int], full: float) -> None:
+def files(folder: Path, rows: np.ndarray, order: list[int], ours: Callable[[], object]) -> None:
     """Against one file for each row."""
     folder.mkdir()
     for at, row in enumerate(rows):
         tensor = torch.from_numpy(row.view(np.int16)).view(torch.bfloat16)
         safetensors.torch.save_file({"row": tensor}, folder / f"{at}.safetensors")
         torch.save(tensor, folder / f"{at}.pt")
-    safe = best(each(lambda at: safetensors.torch.load_file(folder / f"{at}.safetensors"), order))
-    saved = best(each(lambda at: torch.load(folder / f"{at}.pt", weights_only=True), order))
+    full, safe, saved = best(
+        ours,
+        each(lambda at: safetensors.torch.load_file(folder / f"{at}.safetensors"), order),
+        each(lambda at: torch.load(folder / f"{at}.pt", weights_only=True), order),
+    )
     show("read 0.5 MB, verified, against safetensors", safe / full, 1.0)
     show("read 0.5 MB, verified, against torch.save", saved / full, 1.5)
 
