@@ -18,11 +18,11 @@ from quiet import Quiet
 from qedit.cache.claims import Task, claimed_work, claims_in
 from qedit.cache.errors import QeditError
 from qedit.cache.store import EMBEDS, Store
-from qedit.stages.encoding import batch_size as batch_size_module
 from qedit.stages.encoding import filling as filling_module
 from qedit.stages.encoding.batch_size import BatchSize
 from qedit.stages.encoding.filling import Filling, Job, Made, Unfit
 from qedit.stages.encoding.pace import Pace
+from qedit.stages.models import device as device_module
 from qedit.stages.models.device import Taken, is_out_of_memory
 from qedit.stages.rejected_rows import RejectedRow
 
@@ -272,7 +272,7 @@ def _claim(store: Store, keys: Sequence[str]) -> Task:
 def test_what_fits_is_measured_on_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = BatchSize(None, most=16, budget=1)
     taken = Taken(used_bytes=100, free_bytes=1000)
-    monkeypatch.setattr(batch_size_module, "memory_taken", lambda work, device: taken)
+    monkeypatch.setattr(device_module, "memory_taken", lambda work, device: taken)
     sizes.measure(lambda: None, cost=50, device=torch.device("cpu"))
     # 70 % of ten times as much as one item of size 50
     assert (sizes.of(50), sizes.of(100), sizes.of(1000), sizes.of(1)) == (7, 3, 1, 16)
