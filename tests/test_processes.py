@@ -164,7 +164,7 @@ def test_one_ctrl_c_stops_all_after_the_same_step(shared: Path, tmp_path: Path) 
     (name,) = checkpoint_names(configuration)
     last = [line["step"] for line in metrics(configuration)][-1]
     assert name == f"checkpoint-{last}"
-    assert said.count(f"Stopped after step {last}. Run `qedit train") == 1, errors
+    assert said.count(f"Stopped after step {last}. Run `qedit train`") == 1, errors
     assert not (configuration.settings.output_dir / "writer.json").exists()
 
 
