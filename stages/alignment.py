@@ -24,7 +24,7 @@ LEAST_UNCHANGED = 0.25
 FINENESS = 64  # of a pixel: the steps in which peaks are looked for
 TILES = 4
 ROUNDS = 3
-WHITENING = 0.75  # 1: phase alone; 0: plain correlation
+WHITENING = 0.4  # 1: phase alone; 0: plain correlation
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _shift(one: Grey, two: Grey) -> tuple[float, float]:
         for picture in (one, two)
     )
     cross = second * np.conj(first)
-    # mostly phase: plain phase would hear the noise of empty frequencies as loud as the picture;
+    # phase in part: plain phase would hear the noise of empty frequencies as loud as the picture;
     # the highest ones (noise, resampling) are left out softly
     rows, columns = (np.fft.fftfreq(edge) for edge in one.shape)
     soft = np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / (2 * 0.15**2))

@@ -17,7 +17,7 @@ from ..preview_files import Stored, step_folder
 from .pictures import Sources, opened, picture_path
 
 DRIFT_FILE = "alignment.json"
-VERSION = 2  # raised whenever the same pictures measure otherwise
+VERSION = 3  # raised whenever the same pictures measure otherwise
 MEASURED_PIXELS = 512  # the longer edge at which it is measured
 LARGEST_STRETCH = 1.04  # between reference and target
 ROUNDED_PIXELS = 16  # by which the rule of size may move a side
