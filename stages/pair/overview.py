@@ -146,7 +146,8 @@ def _looks_of_references(lists: pa.Array, memories: Mapping[str, Path]) -> Looks
 
 def _alike(targets: Looks, references: Looks) -> Flags:
     both = (targets != 0) & (references != 0)
-    return both & (np.bitwise_count(targets ^ references) <= ALIKE_BITS)
+    found: Flags = both & (np.bitwise_count(targets ^ references) <= ALIKE_BITS)
+    return found
 
 
 def _files(paths: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
@@ -171,7 +172,8 @@ def _shown(group: Sequence[int], names: pa.Array) -> list[str]:
 def _words_in(captions: pa.Array) -> npt.NDArray[np.int64]:
     pieces = pc.list_value_length(pc.utf8_split_whitespace(captions))
     counts = pc.if_else(pc.equal(captions, ""), 0, pieces)
-    return counts.to_numpy(zero_copy_only=False).astype(np.int64)
+    found: npt.NDArray[np.int64] = counts.to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
 
 
 def _warned(lists: pa.Array) -> tuple[Flags, Flags]:

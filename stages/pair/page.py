@@ -165,7 +165,10 @@ def _shown(sample: Sample, source: Source, overview: Overview) -> dict[str, Any]
         thumbnail_of(source.pictures[one.dataset] / one.path)
         for one in (sample.target, *sample.references)
     )
-    mask = sample.mask and thumbnail_of(source.pictures[sample.mask.dataset] / sample.mask.path)
+    mask = None
+    if sample.mask:
+        small = thumbnail_of(source.pictures[sample.mask.dataset] / sample.mask.path)
+        mask = _picture(sample.mask, as_link(small))
     return {
         "name": sample.name,
         "captions": sample.captions,
@@ -176,7 +179,7 @@ def _shown(sample: Sample, source: Source, overview: Overview) -> dict[str, Any]
             _picture(one, as_link(seen))
             for one, seen in zip(sample.references, (first, *others), strict=True)
         ],
-        "mask": sample.mask and _picture(sample.mask, as_link(mask)),
+        "mask": mask,
     }
 
 
