@@ -37,6 +37,8 @@ def hook(event, details):
 sys.addaudithook(hook)
 from click.testing import CliRunner
 from qedit.pipeline.cli import main
+from qedit.stages.train.decoding import Decoding
+Decoding.start = lambda self, **_: None  # a process of its own
 arguments = ["train", "--config", "config.json", "--data", "data.json"]
 result = CliRunner().invoke(main, arguments)
 assert result.exit_code == 0, result.output
@@ -58,7 +60,8 @@ FORBIDDEN = (
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    folder = make_run(tmp_path_factory.mktemp("lean"))
+    previews = {"validation_disable": False, "validation_resolution": 64, "num_eval_images": 1}
+    folder = make_run(tmp_path_factory.mktemp("lean"), validation_num_inference_steps=2, **previews)
     for weights in (folder / "model").rglob("*.safetensors"):
         # digests of files that are this new are not remembered: they may still be changing
         os.utime(weights, (1_700_000_000, 1_700_000_000))
