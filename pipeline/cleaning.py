@@ -11,8 +11,10 @@ from ..cache.atomic import remove, sweep
 from ..cache.claims import claims_in, refuse_claims
 from ..cache.lock import LOCK_FILE, Holder, holder_of, writer_lock
 from ..cache.owner import is_dead, this_process
-from ..cache.repacking import bytes_of_part, carry_out
+from ..cache.repacking import Repacking, bytes_of_part, carry_out
 from ..config.configuration import Configuration
+from ..stages.base_orphans import tables_in, unused_bases
+from ..stages.frozen_base import QuantizedBase, base_folder
 from ..stages.models.checkpoint import open_checkpoint
 from ..stages.orphans import Orphans, find_orphans, left_by_pair, other_uses, stores_beside
 from ..stages.stores import open_stores
@@ -28,11 +30,12 @@ class Leftovers:
     orphans: list[Orphans] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # and folders, of pairs tables
     pairs: Path = Path()  # where the lock of the pairs tables lies
+    bases: list[QuantizedBase] = field(default_factory=list)
     removed: bool = False
 
     @property
     def count_bytes(self) -> int:
-        files = sum(bytes_of_path(path) for path in self.files)
+        files = sum(bytes_of_path(path) for path in self._paths())
         return files + sum(one.count_bytes for one in self.orphans)
 
     def lines(self) -> Iterator[str]:
@@ -51,6 +54,12 @@ class Leftovers:
         for path in self.files:
             why = "made by former settings" if path.is_dir() else "another has taken its place"
             yield f"{path}: {why}, {size(bytes_of_path(path))}"
+        for base in self.bases:
+            what = f"the base in {base.recipe.get('precision')}, which no settings and no run use"
+            yield f"{base.path}: {what}, {size(bytes_of_path(base.path))}"
+
+    def _paths(self) -> list[Path]:
+        return [*self.files, *(base.path for base in self.bases)]
 
     def as_object(self) -> dict[str, Any]:
         """What `--json` says."""
@@ -58,7 +67,7 @@ class Leftovers:
             "stage": "gc",
             "rows": sum(one.rows for one in self.orphans),
             "bytes": self.count_bytes,
-            "files": [str(path) for path in self.files],
+            "files": [str(path) for path in self._paths()],
             "stores": [str(one.store.path) for one in self.orphans],
             "removed": self.removed,
         }
@@ -69,8 +78,10 @@ def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers
     checkpoint = open_checkpoint(configuration.settings)
     orphans = find_orphans(configuration, checkpoint, compact=compact)
     uses = other_uses(configuration, open_stores(configuration, checkpoint))
+    tables, bases = unused_bases(configuration, checkpoint, uses)
+    orphans += [Orphans(table, True, Repacking()) for table in tables]
     pairs = Path(configuration.settings.cache_dir) / PAIRS
-    return Leftovers(orphans, left_by_pair(configuration, uses), pairs)
+    return Leftovers(orphans, left_by_pair(configuration, uses), pairs, bases)
 
 
 def bytes_of_path(path: Path) -> int:
@@ -95,6 +106,10 @@ def clear(found: Leftovers) -> None:
             for path in found.files:
                 sweep(path.parent)
                 remove(path)
+    for base in found.bases:
+        with writer_lock(base.path.parent, doing="qedit gc"):
+            sweep(base.path.parent)
+            remove(base.path)
 
 
 @dataclass(frozen=True)
@@ -121,11 +136,13 @@ class Locks:
 def find_locks(configuration: Configuration) -> Locks:
     """Every lock and claim in the cache folders and the output folder."""
     checkpoint = open_checkpoint(configuration.settings)
-    stores = open_stores(configuration, checkpoint)
+    settings = configuration.settings
+    stores = [*stores_beside(open_stores(configuration, checkpoint)), *tables_in(settings)]
     held = []
-    for store in stores_beside(stores):
+    for store in stores:
         held += [(claim.path, claim.holder) for claim in claims_in(store.path)]
-    folders = [store.path for store in stores_beside(stores)]
+    folders = [store.path for store in stores]
+    folders.append(base_folder(settings))
     folders.append(Path(configuration.settings.cache_dir) / PAIRS)
     folders.append(Path(configuration.settings.output_dir))
     for folder in folders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..cache.atomic import remove
 from ..cache.dropping import drop
 from ..cache.errors import Broken, Damaged
 from ..cache.fingerprint import digest_file
 from ..cache.index import indices_in, read_index
+from ..cache.lock import writer_lock
 from ..cache.part import read_part
 from ..cache.store import Store
 from ..cache.verifying import Damage
 from ..config.configuration import Configuration
+from ..stages.base_orphans import base_in_use
+from ..stages.frozen_base import MODULATION, QuantizedBase, base_folder
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
 from ..stages.orphans import wanted_keys
 from ..stages.stage import Progress
@@ -66,7 +70,7 @@ class Verified:
 def verify(
     configuration: Configuration, progress: Progress, *, share: float = 1.0, drops: bool = False
 ) -> Verified:
-    """Read the stores, pairs tables and checkpoints of this configuration again.
+    """Read again what this configuration made: stores, frozen base, pairs tables, checkpoints.
 
     Args:
         share: of the rows that are read.
@@ -83,26 +87,44 @@ def verify(
         drops = False  # which samples are hurt is known from whole tables alone
     stores = open_stores(configuration, checkpoint)
     every = [store for shelf in stores.shelves() for store in shelf.stores()]
-    verified.parts = sum(len(store.part_paths()) for store in every)
+    tables, bases = base_in_use(checkpoint, configuration.settings)
+    every += tables
+    verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
     hurt: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
         for store in every:
             damages = store.verify(share=share, seen=advance) + _indices(store)
             if damages:
                 hurt.append((store, damages))
+        spoilt = list(_bases(bases, verified, share=share, seen=advance))
     for store, damages in hurt:
         verified.lines += [_in_words(damage) for damage in damages]
         verified.samples += _samples(configuration, checkpoint, store, damages)
         if drops:
             drop(store, damages)
+    for base in spoilt if drops else ():
+        with writer_lock(base_folder(configuration.settings), doing="qedit verify --drop"):
+            remove(base.path)
     verified.samples = list(dict.fromkeys(verified.samples))
-    verified.dropped = drops and bool(hurt)
+    verified.dropped = drops and bool(hurt or spoilt)
     return verified
 
 
 def _in_words(damage: Damage) -> str:
     subject = f"row {damage.key} of {damage.part}" if damage.key else str(damage.part)
     return f"{subject}: {damage.what}"
+
+
+def _bases(
+    bases: list[QuantizedBase], verified: Verified, *, share: float, seen: Callable[[int], None]
+) -> Iterator[QuantizedBase]:
+    """Those that are damaged: their damages are added to `verified`."""
+    for base in bases:
+        damages = list(base.damages(share=share))
+        verified.lines += damages
+        if damages:
+            yield base
+        seen(1)
 
 
 def _indices(store: Store) -> list[Damage]:
@@ -118,6 +140,8 @@ def _samples(
     configuration: Configuration, checkpoint: Checkpoint, store: Store, damages: list[Damage]
 ) -> list[str]:
     """The samples of which a row is damaged; of a part without a table, those that lack one."""
+    if store.layout is MODULATION:
+        return []  # its rows are those of timesteps
     bad = {damage.key for damage in damages if damage.key}
     if any(damage.key is None and damage.part != store.path for damage in damages):
         wanted = set(wanted_keys(store, [use_of(configuration)]).to_pylist())

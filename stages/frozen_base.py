@@ -6,12 +6,15 @@ No torch: `status` and a run with nothing to do read this.
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache.atomic import readable_json
 from ..cache.errors import NotComplete
-from ..cache.fingerprint import fingerprint
+from ..cache.fingerprint import digest_file, fingerprint
 from ..cache.part import Layout
 from ..cache.store import Store
 from ..config.settings import Settings
@@ -87,13 +90,18 @@ def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:
 
     edit-v2 and edit-v2+ share one: the row of t = 0 is always there.
     """
-    recipe: dict[str, Any] = {
+    model = model_digest(checkpoint.transformer, remember=digests_file(settings))
+    return Store(base_folder(settings), table_recipe(model), MODULATION)
+
+
+def table_recipe(model: str) -> dict[str, Any]:
+    """What decides the rows of the table of the transformer with this digest."""
+    return {
         "rows": "modulation",
         "version": TABLE_VERSION,
-        "model": model_digest(checkpoint.transformer, remember=digests_file(settings)),
+        "model": model,
         "stored": "bfloat16",
     }
-    return Store(base_folder(settings), recipe, MODULATION)
 
 
 # -- the quantised base ------------------------------------------------------------------
@@ -104,15 +112,21 @@ def quantized_base(checkpoint: Checkpoint, settings: Settings) -> QuantizedBase:
 
     Without the layers that training reads from the modulation table.
     """
-    recipe: dict[str, Any] = {
+    model = model_digest(checkpoint.transformer, remember=digests_file(settings))
+    recipe = quantized_recipe(model, settings)
+    return QuantizedBase(base_folder(settings) / fingerprint(recipe), recipe)
+
+
+def quantized_recipe(model: str, settings: Settings) -> dict[str, Any]:
+    """What decides the quantised base of the transformer with this digest."""
+    return {
         "rows": "quantised base",
         "version": QUANTIZED_VERSION,
-        "model": model_digest(checkpoint.transformer, remember=digests_file(settings)),
+        "model": model,
         "precision": settings.base_model_precision,
         "dtype": settings.mixed_precision,
         "modulation": not wants_table(settings),
     }
-    return QuantizedBase(base_folder(settings) / fingerprint(recipe), recipe)
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,11 @@ class QuantizedBase:
     folder: Path
     recipe: dict[str, Any]
 
+    @property
+    def path(self) -> Path:
+        """The folder, as a store calls it."""
+        return self.folder
+
     def is_there(self) -> bool:
         return (self.folder / QUANTIZED_FILE).is_file()
 
@@ -138,6 +157,29 @@ class QuantizedBase:
     def count_bytes(self) -> int:
         """What it takes on the disk."""
         return sum((self.folder / name).stat().st_size for name in self.files())
+
+    def damages(self, *, share: float = 1.0) -> Iterator[str]:
+        """What is not as it was written, in words.
+
+        Args:
+            share: of the files that are read, drawn anew every time.
+        """
+        said = self.folder / QUANTIZED_FILE
+        try:
+            files = self.files()
+            whole = {**self.recipe, "files": files}
+            is_ours = said.read_text(encoding="utf-8") == readable_json(whole)
+        except (ValueError, KeyError, TypeError):
+            is_ours = False
+        if not is_ours:
+            yield f"{said} is not as it was written"
+            return
+        for name, digest in files.items():
+            path = self.folder / name
+            if not path.is_file():
+                yield f"{path} is missing"
+            elif (share >= 1.0 or random.random() < share) and digest_file(path) != digest:
+                yield f"{path} is not as it was written"
 
 
 def refuse_incomplete_base(checkpoint: Checkpoint, settings: Settings) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ..cache.repacking import Repacking, plan_repacking
 from ..cache.store import EMBEDS, LATENTS, RECIPE_FILE, Store
 from ..config.configuration import Configuration
+from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
 from .pairs_table import MANIFEST, is_whole, manifest_in
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
@@ -20,7 +21,7 @@ from .uses import Use, use_of, uses_of
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"
-LAYOUTS = {"latents": LATENTS, "weights": WEIGHTS}  # any other row is one of embeds
+LAYOUTS = {"latents": LATENTS, "weights": WEIGHTS, "modulation": MODULATION}  # others: embeds
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def find_orphans(
     own = use_of(configuration)
     found = []
     for store in stores_beside(stores):
-        uses = [use for use in uses_of(store) if use.name != own.name and _is_there(use)]
+        uses = [use for use in uses_of(store) if use.name != own.name and is_there(use)]
         if store.fingerprint in needed:
             uses.append(own)
         if not uses:
@@ -67,7 +68,7 @@ def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
     """What other runs want of the stores in the folders of this one, each use once."""
     own = use_of(configuration)
     found = [use for store in stores_beside(stores) for use in uses_of(store)]
-    return [use for use in dict.fromkeys(found) if use.name != own.name and _is_there(use)]
+    return [use for use in dict.fromkeys(found) if use.name != own.name and is_there(use)]
 
 
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:
@@ -172,5 +173,6 @@ def _keys_of(store: Store, table: PairsKeys, beside: Sequence[str]) -> pa.Array:
     return table.prefixes.keys if kind == "image prefix" else table.tails(beside).keys
 
 
-def _is_there(use: Use) -> bool:
+def is_there(use: Use) -> bool:
+    """Whether the tables that a use names may still be there."""
     return any(Path(folder).is_dir() for folder in use.pairs)

@@ -11,16 +11,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from ..cache.atomic import write_json
 from ..cache.fingerprint import key_of
-from ..cache.store import Store
 from ..config.configuration import Configuration
 from .models.checkpoint import flavour_of
 from .pairs_table import table_folder
 from .stores import captions_beside, used_main_datasets
 
 USES = "uses"
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A store, or anything else that a folder in the caches holds."""
+
+    @property
+    def path(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def use_of(configuration: Configuration) -> Use:
     )
 
 
-def note_use(stores: Sequence[Store], configuration: Configuration) -> None:
+def note_use(stores: Sequence[Kept], configuration: Configuration) -> None:
     """Leave the run's note in each of these stores, if it is not there already."""
     use = use_of(configuration)
     for store in stores:
@@ -65,7 +73,7 @@ def note_use(stores: Sequence[Store], configuration: Configuration) -> None:
             write_json(store.path / USES / f"{use.name}.json", asdict(use) | _place(store))
 
 
-def uses_of(store: Store) -> list[Use]:
+def uses_of(store: Kept) -> list[Use]:
     """The notes that were left in this very store; one that cannot be read names nothing."""
     place = _place(store)
     folder = store.path / USES
@@ -87,7 +95,7 @@ def uses_of(store: Store) -> list[Use]:
     return found
 
 
-def _place(store: Store) -> dict[str, str | int]:
+def _place(store: Kept) -> dict[str, str | int]:
     """Where a store lies, and what its file system calls it."""
     where = store.path.resolve()
     return {"store": str(where), "inode": where.stat().st_ino if where.is_dir() else 0}

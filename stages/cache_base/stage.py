@@ -19,6 +19,7 @@ from ..frozen_base import (
 )
 from ..models.checkpoint import open_checkpoint
 from ..stage import Outcome, Progress
+from ..uses import note_use
 from .table import TableWork
 
 STAGE = "cache-base"
@@ -54,6 +55,8 @@ def run(
             from .quantizing import write_quantized
 
             write_quantized(base, checkpoint, settings, progress, device=device)
+        used = [table.table] if table else []
+        note_use([*used, *([base] if base else [])], configuration)
     return Outcome(
         stage=STAGE,
         wanted=wanted,

@@ -1,0 +1,89 @@
+"""What is kept ready of frozen bases, and which of it no settings and no run use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..cache.fingerprint import fingerprint
+from ..cache.store import Store
+from ..config.configuration import Configuration
+from ..config.settings import Settings
+from .frozen_base import (
+    QUANTIZED_FILE,
+    QuantizedBase,
+    base_folder,
+    modulation_table,
+    quantized_base,
+    quantized_recipe,
+    table_recipe,
+    wants_quantized,
+    wants_table,
+)
+from .models.checkpoint import Checkpoint
+from .orphans import RUN_FILE, is_there, stores_in
+from .uses import Use, use_of, uses_of
+
+
+def tables_in(settings: Settings) -> list[Store]:
+    """Every modulation table in the cache folder, of whatever model."""
+    return list(stores_in(base_folder(settings)))
+
+
+def bases_in(settings: Settings) -> Iterator[QuantizedBase]:
+    """Every quantised base there, if its recipe is the one that it is named after."""
+    for path in sorted(base_folder(settings).glob(f"*/{QUANTIZED_FILE}")):
+        try:
+            recipe = json.loads(path.read_bytes())
+            recipe.pop("files")
+        except (ValueError, KeyError, AttributeError):
+            continue
+        if fingerprint(recipe) == path.parent.name:
+            yield QuantizedBase(path.parent, recipe)
+
+
+def base_in_use(
+    checkpoint: Checkpoint, settings: Settings
+) -> tuple[list[Store], list[QuantizedBase]]:
+    """The table and the quantised base of these settings, as far as they want and have one."""
+    tables = [modulation_table(checkpoint, settings)] if wants_table(settings) else []
+    bases = [quantized_base(checkpoint, settings)] if wants_quantized(settings) else []
+    return tables, [base for base in bases if base.is_there()]
+
+
+def unused_bases(
+    configuration: Configuration, checkpoint: Checkpoint, others: Sequence[Use]
+) -> tuple[list[Store], list[QuantizedBase]]:
+    """Tables and bases that neither these settings use, nor a run that is known.
+
+    Args:
+        others: uses by other runs, as notes in any cache tell of them.
+    """
+    settings, own = configuration.settings, use_of(configuration)
+    needed = {one.path.name for kind in base_in_use(checkpoint, settings) for one in kind}
+    for folder in {own.output_dir, *(use.output_dir for use in others)}:
+        needed |= _named_by_run(Path(folder))
+
+    def goes(one: Store | QuantizedBase) -> bool:
+        noted = any(use.name != own.name and is_there(use) for use in uses_of(one))
+        return one.path.name not in needed and not noted
+
+    tables = [table for table in tables_in(settings) if goes(table)]
+    return tables, [base for base in bases_in(settings) if goes(base)]
+
+
+def _named_by_run(output_dir: Path) -> set[str]:
+    """The names of what the run in this folder was trained with, or would be."""
+    path = output_dir / RUN_FILE
+    if not path.is_file():
+        return set()
+    run = json.loads(path.read_text(encoding="utf-8"))
+    if "settings" not in run or "model" not in run:
+        return set()
+    settings = Settings.model_construct(**run["settings"])
+    model = run["model"]["transformer"]
+    recipes = [table_recipe(model)] if wants_table(settings) else []
+    if wants_quantized(settings):
+        recipes.append(quantized_recipe(model, settings))
+    return {fingerprint(recipe) for recipe in recipes}
