@@ -46,7 +46,8 @@ print(json.dumps({"opened": opened, "modules": sorted(sys.modules)}))
 """
 FORBIDDEN = (
     "qedit.stages.images",
-    "qedit.stages.encoding",
+    "qedit.stages.encoding.filling",
+    "qedit.stages.encoding.opening",
     "qedit.stages.pair",
     "qedit.stages.cache_vae",
     "qedit.stages.cache_embeds",

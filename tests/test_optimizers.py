@@ -42,9 +42,9 @@ class Killing(Quiet):
 )
 def test_killed_and_resumed_is_as_never_killed(made: Any, name: str, config: Any) -> None:
     settings = {"optimizer": name, "optimizer_config": config, "max_train_steps": 5}
-    whole = made(output="whole", **settings)
+    whole = made(output="whole/run", **settings)
     train(whole)
-    pieces = made(output="pieces", **settings)
+    pieces = made(output="pieces/run", **settings)
     with pytest.raises(Killed):
         loop.run(pieces, Killing(), device="cpu")
     assert train(pieces).kept == 2

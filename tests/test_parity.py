@@ -237,9 +237,13 @@ def assert_same_pixels(ours: Ours, theirs: Seen) -> None:
 
 
 def assert_same_prompt(ours: Ours, theirs: Seen) -> None:
-    prefix, tail, null_tail = (shown["input_ids"] for shown in ours.shown)
-    for mine, stock in zip((tail, null_tail), theirs.prompts, strict=True):
-        assert torch.equal(torch.cat([prefix, mine], dim=1), stock["input_ids"])
+    # the prefix once, then both tails side by side
+    prefix, both = (shown["input_ids"] for shown in ours.shown)
+    begins = prefix.shape[1]
+    tails = [stock["input_ids"][:, begins:] for stock in theirs.prompts]
+    assert torch.equal(both, torch.cat(tails, dim=1))
+    for stock in theirs.prompts:
+        assert torch.equal(prefix, stock["input_ids"][:, :begins])
         for name in ("pixel_values", "image_grid_thw"):
             assert torch.equal(ours.shown[0][name], stock[name])
 

@@ -309,7 +309,7 @@ def test_a_run_in_pieces_is_the_run_in_one_go(made: Any, uninterrupted: dict[str
 
 def test_more_steps_than_first_asked_for_are_the_longer_run(made: Any) -> None:
     plain = {"lr_scheduler": "constant", "lr_warmup_steps": 0}
-    longer = made(output="longer", **plain)
+    longer = made(output="longer/output", **plain)
     loop.run(longer, Quiet(), device="cpu")
     loop.run(made(max_train_steps=5, **plain), Quiet(), device="cpu")
     grown = made(**plain)

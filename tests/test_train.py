@@ -364,7 +364,12 @@ class Interrupting(Quiet):
                 os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(made: Any) -> None:
+def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(
+    made: Any, request: pytest.FixtureRequest
+) -> None:
+    # a shell that runs the tests in the background has them ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     configuration = made(checkpoint_step_interval=100)
     progress = Interrupting(at_step=3)
     with pytest.raises(KeyboardInterrupt):
@@ -372,8 +377,7 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(made: Any) -> None:
     assert checkpoint_names(configuration) == ["checkpoint-3"]
     assert "Run `qedit train` again" in progress.said[-1]
     assert train(configuration).kept == 3
-    handler = signal.getsignal(signal.SIGINT)
-    assert handler is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_second_ctrl_c_leaves_at_once(made: Any) -> None:

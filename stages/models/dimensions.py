@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from .layers import (
@@ -103,7 +104,13 @@ class Dimensions:
 
 def lora_parameters(sizes: Dimensions, targets: str | Sequence[str], *, rank: int) -> int:
     """Numbers in a LoRA of `rank` on `targets` (a preset's name, or ends of layers' names)."""
-    return rank * sum(ins + outs for ins, outs in _targeted(sizes, targets))
+    named = targets if isinstance(targets, str) else tuple(targets)
+    return rank * _widths(sizes, named)
+
+
+@cache
+def _widths(sizes: Dimensions, targets: str | tuple[str, ...]) -> int:
+    return sum(ins + outs for ins, outs in _targeted(sizes, targets))
 
 
 def in_every_block(targets: str | Sequence[str]) -> tuple[str, ...]:
