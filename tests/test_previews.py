@@ -257,7 +257,9 @@ def test_other_errors_are_not_hidden(
 # -- killed and begun again ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dies_at", [1, 2, 4, 6, 9, 10])
+@pytest.mark.parametrize(
+    "dies_at", [2, 9, *(pytest.param(at, marks=pytest.mark.full) for at in (1, 4, 6, 10))]
+)
 def test_what_was_not_made_is_made_once_by_the_next_start(
     dies_at: int, runs: Callable[..., Configuration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
