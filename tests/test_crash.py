@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from crashing import RECIPE, WANTED, Death, changes_of, deaths_in, fill, kill, row_of
+from troubled_disk import Trouble, full_disk
 
-from qedit.cache import atomic
 from qedit.cache.errors import QeditError
 from qedit.cache.store import EMBEDS, LATENTS, Store
 
@@ -109,62 +107,16 @@ def _copy_tree(source: Path, target: Path) -> None:
             (into / name).write_bytes(Path(where, name).read_bytes())
 
 
-class Trouble:
-    """Lets `atomic` write so many bytes and open so many files; then raises `error`."""
-
-    def __init__(self, error: BaseException, *, bytes: int = 2**62, files: int = 2**62) -> None:
-        self.error, self.bytes, self.files = error, bytes, files
-        self.really = atomic._open_new
-
-    def __enter__(self) -> Trouble:
-        atomic._open_new = self.open
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        atomic._open_new = self.really
-
-    def open(self, path: Path) -> Any:
-        self.files -= 1
-        if self.files < 0:
-            raise self.error
-        return TroubledFile(self.really(path), self)
-
-
-class TroubledFile:
-    def __init__(self, file: BinaryIO, trouble: Trouble) -> None:
-        self.file, self.trouble = file, trouble
-
-    def write(self, data: bytes | memoryview) -> None:
-        data = memoryview(data).cast("B")
-        self.file.write(data[: self.trouble.bytes])
-        self.trouble.bytes -= len(data)
-        if self.trouble.bytes < 0:
-            raise self.trouble.error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def __enter__(self) -> TroubledFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-
-def _full() -> OSError:
-    return OSError(errno.ENOSPC, "No space left on device")
-
-
 @LAYOUTS
 def test_disk_full_after_any_number_of_bytes(tmp_path: Path, ragged: bool) -> None:
     log = tmp_path / "log"
-    with Trouble(_full()) as none:
+    with Trouble(full_disk()) as none:
         fill(tmp_path / "whole", ragged, log)
     written = 2**62 - none.bytes
     assert written > _store(tmp_path / "whole", ragged).nbytes()
     for room in range(0, written, written // 15):
         folder = tmp_path / str(room)
-        with pytest.raises(QeditError, match="no space left"), Trouble(_full(), bytes=room):
+        with pytest.raises(QeditError, match="no space left"), Trouble(full_disk(), bytes=room):
             fill(folder, ragged, log)
         _rerun(folder, ragged)
 
@@ -192,7 +144,7 @@ def test_a_disk_that_is_full_only_when_synced(
         nonlocal synced
         synced += 1
         if synced == 8:
-            raise _full()
+            raise full_disk()
         really(handle)
 
     with monkeypatch.context() as patch:

@@ -6,6 +6,7 @@ re-sharded model keeps its digest and every cache made with it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.atomic import write_json
-from ...cache.errors import Damaged, NotComplete
+from ...cache.errors import Damaged, NotComplete, QeditError
 from ...cache.fingerprint import canonical_json, digest_bytes, digest_file
 
 DIGEST_BYTES = 16
@@ -56,7 +57,7 @@ def model_digest(folder: Path, *, remember: Path) -> str:
     digest = digest_bytes(canonical_json({"config": meaning, "tensors": tensors}).encode())
     known, name = _recall(remember), str(folder.resolve())
     if known.get(name) != {"model": digest}:
-        write_json(remember, {**known, name: {"model": digest}})
+        _write(remember, {**known, name: {"model": digest}})
     return digest
 
 
@@ -162,7 +163,7 @@ def _remembered(files: list[Path], remember: Path) -> Iterator[int]:
         if looks[path]["mtime_ns"] < settled_before_ns:
             known[str(path.resolve())] = {**looks[path], "digest": _hex(digest)}
     if fresh:
-        write_json(remember, known)
+        _write(remember, known)
     for path in files:
         yield fresh[path] if path in fresh else int(known[str(path.resolve())]["digest"], 16)
 
@@ -174,6 +175,12 @@ def _look(path: Path) -> dict[str, int]:
 
 def _is_known(entry: Any, look: Mapping[str, int]) -> bool:
     return isinstance(entry, dict) and all(entry.get(key) == value for key, value in look.items())
+
+
+def _write(remember: Path, known: Mapping[str, Any]) -> None:
+    # where nothing may be written, or there is no room, the weights are read again next time
+    with contextlib.suppress(QeditError):
+        write_json(remember, known)
 
 
 def _recall(remember: Path) -> dict[str, Any]:
