@@ -24,12 +24,15 @@ from ..stages.models.checkpoint import Checkpoint, open_checkpoint
 from ..stages.orphans import find_orphans
 from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in
+from ..stages.preview_samples import only_previewed
 from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datasets
 from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
 from .report import TerminalProgress, size
 
 CACHE_VAE = "Run `qedit cache-vae`."
 CACHE_EMBEDS = "Run `qedit cache-embeds`."
+# What has rows of its own where previews show whole references and training crops them.
+KINDS = {"latents": "latents", "image prefixes": "image prefix", "text tails": "text tail"}
 # What the keys of recipes are called where people read them; the others speak for themselves.
 WORDS = {
     "model": "model (its weights or its configuration)",
@@ -114,12 +117,14 @@ def status_of(configuration: Configuration) -> Status:
     beside = captions_beside(configuration.settings)
     orphaned = _orphaned(configuration, checkpoint)
     masks = [one.weights() for one in tables]
+    shown = only_previewed(configuration, checkpoint.flavour, stores)
     for what, shelf, wanted, command in (
         *([("mask weights", stores.weights, masks, CACHE_VAE)] if distinct(masks) else []),
         ("latents", stores.latents, [one.latents() for one in tables], CACHE_VAE),
         ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
         ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
     ):
+        wanted += [one.keys(KINDS.get(what, ""), beside) for one in shown]
         there = distinct(_only_held(shelf, keys) for keys in wanted)
         lost, unaccepted = _rejected(shelf, wanted)
         said = [f"{lost} rejected"] if lost else []

@@ -25,6 +25,7 @@ from ..stages.base_orphans import base_in_use
 from ..stages.frozen_base import MODULATION, QuantizedBase, base_folder
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
 from ..stages.orphans import wanted_keys
+from ..stages.preview_samples import only_previewed
 from ..stages.stage import Progress
 from ..stages.stores import open_stores, used_main_datasets
 from ..stages.uses import use_of
@@ -143,14 +144,18 @@ def _samples(
     if store.layout is MODULATION:
         return []  # its rows are those of timesteps
     bad = {damage.key for damage in damages if damage.key}
+    kind, use = store.recipe["rows"], use_of(configuration)
+    stores = open_stores(configuration, checkpoint)
+    previewed = {
+        one.sample.name: one.keys(kind, use.captions_beside).keys.to_pylist()
+        for one in only_previewed(configuration, checkpoint.flavour, stores)
+    }
     if any(damage.key is None and damage.part != store.path for damage in damages):
-        wanted = set(wanted_keys(store, [use_of(configuration)]).to_pylist())
-        bad |= wanted - _listed(store)
-    names = []
+        wanted = set(wanted_keys(store, [use]).to_pylist())
+        bad |= wanted.union(*previewed.values()) - _listed(store)
+    names = [name for name, keys in previewed.items() if not bad.isdisjoint(keys)]
     for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, checkpoint.flavour)
-        beside = use_of(configuration).captions_beside
-        kind = store.recipe["rows"]
         keys = (
             table.latents()
             if kind == "latents"
@@ -158,7 +163,7 @@ def _samples(
             if kind == "weights"
             else table.prefixes
             if kind == "image prefix"
-            else table.tails(beside)
+            else table.tails(use.captions_beside)
         )
         hit = pc.is_in(keys.keys, value_set=pa.array(sorted(bad), pa.string()))
         rows = keys.rows[hit.to_numpy(zero_copy_only=False).astype(bool)]

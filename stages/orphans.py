@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..cache.errors import NotComplete
 from ..cache.repacking import Repacking, plan_repacking
 from ..cache.store import EMBEDS, LATENTS, RECIPE_FILE, Store
 from ..config.configuration import Configuration
 from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
 from .pairs_table import MANIFEST, is_whole, manifest_in
+from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
 from .tail_keys import belongs_to
 from .uses import Use, use_of, uses_of
@@ -50,7 +52,7 @@ def find_orphans(
     """Look at every store in the cache folders of this configuration; nothing is changed."""
     stores = open_stores(configuration, checkpoint)
     needed = needed_fingerprints(configuration, stores)
-    own = use_of(configuration)
+    own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
     found = []
     for store in stores_beside(stores):
         uses = [use for use in uses_of(store) if use.name != own.name and is_there(use)]
@@ -62,6 +64,15 @@ def find_orphans(
         wanted = wanted_keys(store, uses)
         found.append(Orphans(store, False, plan_repacking(store, wanted, compact=compact)))
     return [one for one in found if one]
+
+
+def _previewed(
+    configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
+) -> tuple[str, ...]:
+    try:
+        return keys_only_previewed(configuration, checkpoint.flavour, stores)
+    except NotComplete:
+        return ()  # where there are no pairs, nothing is previewed
 
 
 def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
@@ -108,6 +119,7 @@ def wanted_keys(store: Store, uses: Iterable[Use]) -> pa.ChunkedArray:
     chunks = [
         _keys_of(store, table, use.captions_beside) for use in uses for table in tables_of(use)
     ]
+    chunks += [pa.array(use.also, pa.string()) for use in uses]
     return pa.chunked_array(chunks, pa.string())
 
 

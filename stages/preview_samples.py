@@ -1,16 +1,49 @@
-"""Which samples are previewed, and at which size."""
+"""Which samples are previewed, how they look at inference, and at which size they are made.
+
+Inference crops nothing. Where training crops references, the samples that previews show want
+rows of their own: latents, prefixes and tails of whole references.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 
+import numpy as np
+import pyarrow as pa
+
 from ..config.configuration import Configuration
+from ..config.datasets import Dataset
 from ..config.kinds import PreviewSize
 from .models.checkpoint import Checkpoint
-from .rule_of_size import size_of_area
-from .samples import Sample
-from .stores import accepted_samples
+from .models.flavours import Flavour
+from .pairs_recipe import match_target_res
+from .rule_of_size import Amount, area_of, size_of_area, size_of_edge
+from .samples import Picture, Sample
+from .stores import RunStores, captions_beside, open_stores
+from .wanted import Keys, PairsKeys, pairs_keys
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample that previews show.
+
+    Attributes:
+        table, row: where it stands.
+        trained: as training sees it.
+        sample: as inference does; the same object where that is the same.
+    """
+
+    table: PairsKeys
+    row: int
+    trained: Sample
+    sample: Sample
+
+    def keys(self, kind: str, beside: Sequence[str]) -> Keys:
+        """The rows of one kind that a preview reads; captions `beside` go with every sample."""
+        found = _keys_of(self.sample, kind, beside)
+        return Keys(pa.array(found, pa.string()), np.full(len(found), self.row, np.int64))
 
 
 def preview_samples(
@@ -19,28 +52,84 @@ def preview_samples(
     """The first `num_eval_images` samples of the held-out datasets, and whether those exist.
 
     Without held-out datasets they are the first of those that are trained on. Datasets take
-    turns. Of rows that share a target (`Sample.group`) the first is taken.
+    turns. Of rows that share a target (`Sample.group`) the first is taken. Their references
+    are whole, as at inference, whatever training crops.
 
     Raises:
         NotComplete: the pairs of a dataset are not there.
     """
+    stores = open_stores(configuration, checkpoint)
+    shown = shown_samples(configuration, checkpoint.flavour, stores)
+    return [one.sample for one in shown], bool(configuration.eval_datasets())
+
+
+def only_previewed(
+    configuration: Configuration, flavour: Flavour, stores: RunStores
+) -> list[Shown]:
+    """The samples of which previews want rows that training does not: none without a crop.
+
+    Raises:
+        NotComplete: the pairs of a dataset are not there.
+    """
+    crops = any(main.crop for main in configuration.main_datasets())
+    if configuration.settings.validation_disable or configuration.eval_datasets() or not crops:
+        return []
+    shown = shown_samples(configuration, flavour, stores)
+    return [one for one in shown if one.sample is not one.trained]
+
+
+def keys_only_previewed(
+    configuration: Configuration, flavour: Flavour, stores: RunStores
+) -> tuple[str, ...]:
+    """The keys of every row of whole references, of all kinds."""
+    beside = captions_beside(configuration.settings)
+    found = {
+        key
+        for one in only_previewed(configuration, flavour, stores)
+        for kind in ("latents", "image prefix", "text tail")
+        for key in _keys_of(one.sample, kind, beside)
+    }
+    return tuple(sorted(found))
+
+
+def shown_samples(configuration: Configuration, flavour: Flavour, stores: RunStores) -> list[Shown]:
+    """What `preview_samples` chooses; only the beginning of each table is read.
+
+    A sample is passed over if a row of it was rejected and the user went on without it.
+    """
     held_out = configuration.eval_datasets()
+    beside, accepted = captions_beside(configuration.settings), _accepted(stores)
     tables = [
-        accepted_samples(configuration, main, checkpoint)
+        _shown_of(configuration, main, flavour)
         for main in held_out or configuration.main_datasets()
     ]
-    chosen = islice(_in_turns(tables), configuration.settings.num_eval_images)
-    return list(chosen), bool(held_out)
+    fit = [
+        (one for one in table if accepted.isdisjoint(_every_key(one, beside)))
+        if accepted
+        else table
+        for table in tables
+    ]
+    return list(islice(_in_turns(fit), configuration.settings.num_eval_images))
 
 
-def _in_turns(tables: Sequence[Sequence[Sample]]) -> Iterator[Sample]:
-    seen: set[str] = set()
-    for sample in chain.from_iterable(zip_longest(*tables)):
-        group = getattr(sample, "group", "")
-        if sample is None or (group and group in seen):
-            continue
-        seen.add(group)
-        yield sample
+def as_at_inference(
+    sample: Sample, configuration: Configuration, main: Dataset, *, flavour: Flavour
+) -> Sample:
+    """`sample` with whole references and its first caption; itself if nothing of it is cropped.
+
+    Sizes are those that `pair` gives the sample when `main` is not cropped.
+    """
+    if sample.target.whole:
+        return sample
+    area: Amount = flavour.vae_area
+    if match_target_res(configuration, flavour):
+        area = _area_of_whole(sample.target, main)
+    references = tuple(
+        _whole(picture, vae_area=area, vl_area=flavour.vl_area) for picture in sample.references
+    )
+    if references == sample.references:
+        return sample
+    return replace(sample, references=references, captions=sample.captions[:1])
 
 
 def preview_size(sample: Sample, wanted: PreviewSize) -> tuple[int, int]:
@@ -52,3 +141,67 @@ def preview_size(sample: Sample, wanted: PreviewSize) -> tuple[int, int]:
     if wanted.exact:
         return wanted.width, wanted.height
     return size_of_area(wanted.area, sample.target.width / sample.target.height)
+
+
+def _shown_of(configuration: Configuration, main: Dataset, flavour: Flavour) -> Iterator[Shown]:
+    table = pairs_keys(configuration, main, flavour)
+    for row, sample in enumerate(table.each()):
+        whole = as_at_inference(sample, configuration, main, flavour=flavour)
+        yield Shown(table, row, sample, whole)
+
+
+def _in_turns(tables: Sequence[Iterable[Shown]]) -> Iterator[Shown]:
+    seen: set[str] = set()
+    for one in chain.from_iterable(zip_longest(*tables)):
+        if one is None or (one.trained.group and one.trained.group in seen):
+            continue
+        seen.add(one.trained.group)
+        yield one
+
+
+def _area_of_whole(target: Picture, main: Dataset) -> float:
+    """The area that `match_target_res` gives to references when nothing is cropped."""
+    if main.resolution_type != "pixel":
+        return area_of(main.resolution, main.resolution_type)
+    width, height = size_of_edge(main.resolution, target.width / target.height)
+    return float(width * height)
+
+
+def _whole(picture: Picture, *, vae_area: Amount, vl_area: Amount) -> Picture:
+    ratio = picture.width / picture.height
+    return replace(
+        picture,
+        box=(0.0, 0.0, float(picture.width), float(picture.height)),
+        size=size_of_area(vae_area, ratio),
+        vl_size=size_of_area(vl_area, ratio),
+    )
+
+
+def _accepted(stores: RunStores) -> set[str]:
+    """The keys of rows that were rejected and that the user goes on without."""
+    return {
+        key
+        for shelf in stores.shelves()
+        for key, place in shelf.rejected().items()
+        if place.read(key).accepted
+    }
+
+
+def _every_key(shown: Shown, beside: Sequence[str]) -> Iterator[str]:
+    for sample in (shown.trained, shown.sample):
+        yield sample.target.latent_key
+        if sample.mask:
+            yield sample.mask.weight_key
+        for kind in ("latents", "image prefix", "text tail"):
+            yield from _keys_of(sample, kind, beside)
+
+
+def _keys_of(sample: Sample, kind: str, beside: Sequence[str]) -> list[str]:
+    """Of what a preview reads of `sample`: references and embeds, never the target."""
+    if kind == "latents":
+        return [picture.latent_key for picture in sample.references]
+    if kind == "image prefix":
+        return [sample.prefix_key]
+    if kind == "text tail":
+        return [sample.tail_key(caption) for caption in dict.fromkeys((*sample.captions, *beside))]
+    return []

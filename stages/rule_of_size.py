@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from math import sqrt
 
+from .models.flavours import MEGAPIXEL_AREA
+
+Size = tuple[int, int]
+Amount = float | int  # in the unit that `resolution_type` says
+
 GRID_PIXELS = 32
 
 # Ratios are held within these bounds before the rule of size, so that neither side can vanish
@@ -23,6 +28,19 @@ def size_of_area(area: float | int, ratio: float) -> tuple[int, int]:
     ratio = min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)
     width = sqrt(area * ratio)
     return on_grid(width), on_grid(width / ratio)
+
+
+def size_of_edge(edge: Amount, ratio: float) -> Size:
+    """The (width, height) whose shorter side is `edge` pixels, both rounded to 32."""
+    ratio = min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)
+    shorter = on_grid(edge)
+    longer = on_grid(shorter * max(ratio, 1 / ratio))
+    return (longer, shorter) if ratio >= 1 else (shorter, longer)
+
+
+def area_of(amount: Amount, unit: str) -> float:
+    """Square pixels of a `resolution` given as `area` (megapixels) or `pixel_area` (an edge)."""
+    return float(amount * MEGAPIXEL_AREA if unit == "area" else amount * amount)
 
 
 def on_grid(side: float | int) -> int:

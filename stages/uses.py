@@ -39,12 +39,15 @@ class Use:
         pairs: folders of pairs tables.
         tables: the names of its tables in them; none: of a note that tells of no names, so that
             every table there counts.
+        also: keys that are in no table: of whole references, where training crops them and
+            previews do not.
     """
 
     pairs: tuple[str, ...]
     output_dir: str
     captions_beside: tuple[str, ...]
     tables: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,7 +55,7 @@ class Use:
         return key_of([*self.pairs, self.output_dir])[:16]
 
 
-def use_of(configuration: Configuration) -> Use:
+def use_of(configuration: Configuration, *, also: tuple[str, ...] = ()) -> Use:
     """What a run with this configuration says of itself."""
     mains = used_main_datasets(configuration)
     folders = sorted({str(configuration.pairs_folder(main).resolve()) for main in mains})
@@ -62,12 +65,15 @@ def use_of(configuration: Configuration) -> Use:
         output_dir=str(Path(configuration.settings.output_dir).resolve()),
         captions_beside=captions_beside(configuration.settings),
         tables=tuple(sorted({table_folder(configuration, main, flavour).name for main in mains})),
+        also=also,
     )
 
 
-def note_use(stores: Sequence[Kept], configuration: Configuration) -> None:
+def note_use(
+    stores: Sequence[Kept], configuration: Configuration, *, also: tuple[str, ...] = ()
+) -> None:
     """Leave the run's note in each of these stores, if it is not there already."""
-    use = use_of(configuration)
+    use = use_of(configuration, also=also)
     for store in stores:
         if store.path.is_dir() and use not in uses_of(store):
             write_json(store.path / USES / f"{use.name}.json", asdict(use) | _place(store))
@@ -86,6 +92,7 @@ def uses_of(store: Kept) -> list[Use]:
                 said["output_dir"],
                 tuple(said["captions_beside"]),
                 tuple(said.get("tables", ())),
+                tuple(said.get("also", ())),
             )
             # a moved store keeps its inode, another mount of it its path; a copy has neither
             if any(said.get(name, value) == value for name, value in place.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +21,15 @@ from qedit.stages import preview_samples as preview_samples_module
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.denoise import denoise, load_scheduler
 from qedit.stages.models.transformer import load_transformer
-from qedit.stages.pairs_table import PairsTable
 from qedit.stages.preview_files import stem_of, stored_previews
 from qedit.stages.preview_samples import preview_size
+from qedit.stages.samples import Sample
 from qedit.stages.stores import open_stores
 from qedit.stages.tensors import tensor_of
 from qedit.stages.train import decoding as decoding_module
 from qedit.stages.train import loop, previews
 from qedit.stages.train.decoding import Decoding
+from qedit.stages.wanted import PairsKeys
 
 SMALL: dict[str, Any] = {
     "validation_disable": False,
@@ -103,17 +104,23 @@ def test_disabled_means_none(runs: Callable[..., Configuration]) -> None:
     assert there(configuration) == []
 
 
+class MadeTable(PairsKeys):
+    """Three samples, named after the table."""
+
+    def each(self) -> Iterator[Sample]:
+        return (made_sample(f"{self.path.name}{place}") for place in range(3))
+
+
 def test_held_out_pairs_are_shown_where_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = open_checkpoint(made_configuration(tmp_path).settings)
-    tables = {
-        name: PairsTable([made_sample(f"{name}{place}") for place in range(3)])
-        for name in ("main", "held", "more")
-    }
+    tables = {name: MadeTable(tmp_path / name) for name in ("main", "held", "more")}
     monkeypatch.setattr(
-        preview_samples_module, "read_pairs", lambda configuration, main, _: tables[main.id]
+        preview_samples_module, "pairs_keys", lambda configuration, main, _: tables[main.id]
     )
+    stores = open_stores(made_configuration(tmp_path), checkpoint)
+    monkeypatch.setattr(preview_samples_module, "open_stores", lambda *_: stores)
     held = [image(id=name, dataset_type="eval") for name in ("held", "more")]
     without = configured(tmp_path, {"num_eval_images": 2})
     chosen, held_out = previews.preview_samples(without, checkpoint)

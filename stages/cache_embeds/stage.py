@@ -27,6 +27,7 @@ from ..encoding.reference_sets import (
 )
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..preview_samples import keys_only_previewed
 from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..stage import Outcome, Progress
@@ -80,7 +81,8 @@ def run(
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
     rejections = _rejections(wanted, stores)
     if not dry_run:
-        note_use((*stores.prefixes.stores(), *stores.tails.stores()), configuration)
+        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        note_use((*stores.prefixes.stores(), *stores.tails.stores()), configuration, also=previewed)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = Count(filled.rows["prefixes"], filled.rows["tails"])
     remember_rate(

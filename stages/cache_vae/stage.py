@@ -19,6 +19,7 @@ from ..encoding.pace import facts_of
 from ..encoding.reference_sets import find_wanted
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..preview_samples import keys_only_previewed
 from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..samples import Picture
@@ -74,7 +75,10 @@ def run(
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
     rejections = wanted.rejections(stores)
     if not dry_run:
-        note_use((*stores.latents.stores(), *stores.weights.stores()), configuration)
+        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        note_use(
+            (*stores.latents.stores(), *stores.weights.stores()), configuration, also=previewed
+        )
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = filled.rows["latents"] + filled.rows["weights"]
     remember_rate(

@@ -10,6 +10,7 @@ import pyarrow as pa
 from ...config.configuration import Configuration
 from ..encoding.acceptance import Rejections
 from ..models.flavours import Flavour
+from ..preview_samples import Shown, only_previewed
 from ..samples import Picture, Sample
 from ..stores import RunStores, Shard, Shelf, used_main_datasets
 from ..wanted import Keys, PairsKeys, distinct, pairs_keys
@@ -65,7 +66,10 @@ class WantedPictures:
 def find_pictures(
     configuration: Configuration, flavour: Flavour, stores: RunStores
 ) -> WantedPictures:
-    """Hold the tables against the stores; only what is missing is read as samples."""
+    """Hold the tables against the stores; only what is missing is read as samples.
+
+    Besides what is trained on, that is the whole references of previewed samples.
+    """
     wanted = WantedPictures()
     for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, flavour)
@@ -76,7 +80,18 @@ def find_pictures(
             every.append((table, keys))
             for key, picture in _missing(table, keys, shelf, named):
                 missing.setdefault(key, picture)
+    _add_previewed(wanted, only_previewed(configuration, flavour, stores), stores.latents)
     return wanted
+
+
+def _add_previewed(wanted: WantedPictures, previewed: Iterable[Shown], shelf: Shelf) -> None:
+    """Whole references, where training crops them and previews show them."""
+    for one in previewed:
+        wanted.every_latent.append((one.table, one.keys("latents", ())))
+        rejected = shelf.rejected()
+        for picture in one.sample.references:
+            if picture.latent_key not in shelf and picture.latent_key not in rejected:
+                wanted.latents.setdefault(picture.latent_key, picture)
 
 
 def _missing(

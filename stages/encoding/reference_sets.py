@@ -15,6 +15,7 @@ import numpy as np
 
 from ...config.configuration import Configuration
 from ..models.flavours import Flavour
+from ..preview_samples import only_previewed
 from ..samples import Picture, Sample
 from ..stores import RunStores, captions_beside, used_main_datasets
 from ..wanted import Keys, PairsKeys, distinct, pairs_keys
@@ -80,7 +81,10 @@ class Wanted:
 
 
 def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStores) -> Wanted:
-    """Hold the tables against the stores; only what is missing is read as samples."""
+    """Hold the tables against the stores; only what is missing is read as samples.
+
+    Besides what is trained on, that is the whole references of previewed samples.
+    """
     beside = captions_beside(configuration.settings)
     wanted, samples = Wanted(), list[Sample]()
     for main in used_main_datasets(configuration):
@@ -93,6 +97,10 @@ def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStore
             for keys, shelf in ((prefixes, stores.prefixes), (tails, stores.tails))
         ]
         samples += table.samples(np.concatenate(absent))
+    for one in only_previewed(configuration, flavour, stores):
+        wanted.prefixes.append((one.table, one.keys("image prefix", beside)))
+        wanted.tails.append((one.table, one.keys("text tail", beside)))
+        samples.append(one.sample)
     wanted.work = missing_of(reference_sets(samples, beside), stores)
     return wanted
 

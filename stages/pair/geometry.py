@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from math import log, sqrt
 from typing import Literal
 
-from ..models.flavours import MEGAPIXEL_AREA
-from ..rule_of_size import LARGEST_RATIO, on_grid
+from ..rule_of_size import Amount as Amount
+from ..rule_of_size import Size as Size
+from ..rule_of_size import area_of as area_of
 from ..rule_of_size import size_of_area as size_of_area
+from ..rule_of_size import size_of_edge as size_of_edge
 
 Box = tuple[float, float, float, float]
-Size = tuple[int, int]
-Amount = float | int  # in the unit that `resolution_type` says
 
 # What `crop_aspect: closest` and `random` choose from when the dataset names no ratios.
 CROP_RATIOS = (0.5, 0.5625, 2 / 3, 0.75, 0.8, 1.0, 1.25, 4 / 3, 1.5, 16 / 9, 2.0)
@@ -47,19 +47,6 @@ class Framing:
     def draws(self) -> bool:
         """Whether chance, seeded per picture, has a say."""
         return self.crop and "random" in (self.crop_aspect, self.crop_style)
-
-
-def size_of_edge(edge: Amount, ratio: float) -> Size:
-    """The (width, height) whose shorter side is `edge` pixels, both rounded to 32."""
-    ratio = min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)
-    shorter = on_grid(edge)
-    longer = on_grid(shorter * max(ratio, 1 / ratio))
-    return (longer, shorter) if ratio >= 1 else (shorter, longer)
-
-
-def area_of(amount: Amount, unit: str) -> float:
-    """Square pixels of a `resolution` given as `area` (megapixels) or `pixel_area` (an edge)."""
-    return float(amount * MEGAPIXEL_AREA if unit == "area" else amount * amount)
 
 
 def whole(size: Size) -> Box:
