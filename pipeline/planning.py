@@ -7,7 +7,7 @@ folders) and the model's config.json. Loads no weights and imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -174,7 +174,7 @@ def _model_of(settings: Settings) -> Model:
 
 def _samples(
     configuration: Configuration, flavour: Flavour
-) -> tuple[dict[str, list[Sample]], int, str]:
+) -> tuple[dict[str, Sequence[Sample]], int, str]:
     """The samples of every main dataset, how many are rejected, and how that is known."""
     mains = (*configuration.main_datasets(), *configuration.eval_datasets())
     try:
@@ -187,7 +187,9 @@ def _samples(
     return {name: table.samples for name, table in tables.items()}, rejected, "pairs tables"
 
 
-def _largest(samples: list[Sample], model: Model, settings: Settings, way: Way) -> tuple[str, Load]:
+def _largest(
+    samples: Sequence[Sample], model: Model, settings: Settings, way: Way
+) -> tuple[str, Load]:
     """The sample whose forward needs most, and that forward."""
     loads: dict[tuple[tuple[int, int], ...], tuple[int, str]] = {}
     for sample in samples:
@@ -201,7 +203,7 @@ def _largest(samples: list[Sample], model: Model, settings: Settings, way: Way) 
     )
 
 
-def _steps(configuration: Configuration, samples: dict[str, list[Sample]]) -> int:
+def _steps(configuration: Configuration, samples: dict[str, Sequence[Sample]]) -> int:
     settings = configuration.settings
     if not settings.num_train_epochs:
         return settings.max_train_steps or 0

@@ -46,6 +46,13 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("mask", _MASK),
     ]
 )
+# The columns that samples are made of: the keys follow from them.
+OF_SAMPLES = (
+    *("sample", "dataset", "captions", "group"),
+    *(f"target.{one.name}" for one in _PICTURE if one.name != "latent_key"),
+    *(f"references.list.element.{one.name}" for one in _PICTURE if one.name != "latent_key"),
+    *(f"mask.{one.name}" for one in _MASK if one.name != "weight_key"),
+)
 REJECTED_SCHEMA = pa.schema(
     [
         pa.field(name, pa.string(), nullable=False)

@@ -32,6 +32,7 @@ from .beside import made_for_others
 from .models.flavours import Flavour
 from .pair_rows import (
     BLOCK_ROWS,
+    OF_SAMPLES,
     PAIRS_SCHEMA,
     REJECTED_SCHEMA,
     Rejection,
@@ -39,6 +40,7 @@ from .pair_rows import (
     samples_in,
 )
 from .pairs_recipe import pairs_recipe as pairs_recipe
+from .sample_rows import SampleRows
 from .samples import Sample
 
 FORMAT = 1
@@ -61,7 +63,7 @@ class PairsTable:
         facts: the manifest as it stands on disk.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     rejected: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
     accepted: bool = True
@@ -163,8 +165,8 @@ def _kept_as(folder: Path, what: str, schema: pa.Schema, blocks: Iterable[pa.Rec
     return name()
 
 
-def _table_at(path: Path) -> pa.Table:
-    return table_in(verified(path).read_bytes())
+def _table_at(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    return table_in(verified(path).read_bytes(), columns)
 
 
 def verified(path: Path) -> Path:
@@ -218,7 +220,7 @@ def read_table_in(folder: Path) -> PairsTable | None:
     if manifest is None or not is_whole(folder, manifest):
         return None
     return PairsTable(
-        samples=samples_in(_table_at(folder / manifest["pairs"])),
+        samples=SampleRows(_table_at(folder / manifest["pairs"], OF_SAMPLES)),
         rejected=manifest["rejected"],
         warnings=manifest["warnings"],
         accepted=manifest["accepted"],

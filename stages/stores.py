@@ -7,7 +7,7 @@ are read as one, so what two datasets share is encoded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,8 @@ class RunStores:
         return (self.latents, self.prefixes, self.tails, self.weights)
 
     def without_rejected(
-        self, samples: Iterable[Sample], captions_too: Iterable[str]
-    ) -> list[Sample]:
+        self, samples: Sequence[Sample], captions_too: Iterable[str]
+    ) -> Sequence[Sample]:
         """Those of `samples` of which no row was rejected.
 
         Raises:
@@ -140,7 +140,7 @@ class RunStores:
         for shelf in self.shelves():
             rejected |= shelf.rejected()
         if not rejected:
-            return list(samples)
+            return samples
         kept: list[Sample] = []
         extra = tuple(captions_too)
         for sample in samples:
@@ -317,7 +317,7 @@ def accepted_samples(
     checkpoint: Checkpoint,
     *,
     stores: RunStores | None = None,
-) -> list[Sample]:
+) -> Sequence[Sample]:
     """The samples of `main` without those of which a row was rejected, as the user accepted.
 
     Raises:

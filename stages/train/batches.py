@@ -6,18 +6,18 @@ uninterrupted one would have got.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 
 from ...cache.errors import WrongUse
+from ..sample_rows import Rows, Shape, numbered
+from ..sample_rows import shape_of as shape_of
 from ..samples import Sample
 from .draws import seed_of, stream
+from .mixture import Mixture, turns
 
-Shape = tuple[tuple[int, int], ...]
 # How much of a batch's image tokens may be padding where samples of several shapes join in it.
 MOST_PADDING = 0.04
 TOKEN_PIXELS = 16 * 16
@@ -50,19 +50,22 @@ class Source:
 class _Phase:
     """A stretch of steps with the same datasets: what an epoch in it shows.
 
-    A pass shows one of its candidates, which are neighbours in `samples`: a sample alone, or a
+    A pass shows one of its candidates, which are neighbours in `rows`: a sample alone, or a
     group that takes turns.
 
     Attributes:
+        samples: of every dataset in the mix.
+        rows: their places, with those of one group together.
         firsts, counts: of each pass, where its candidates begin and how many there are.
         hashes: of each pass, that of its group; empty where no group has several candidates.
         chances: of each pass to happen.
-        shapes: of each sample, the number of its shape.
+        shapes: of each row, the number of its sample's shape.
         tokens: of each shape, how many image tokens a sample has.
     """
 
     first_step: int
-    samples: list[Sample]
+    samples: Mixture
+    rows: Rows
     firsts: np.ndarray
     counts: np.ndarray
     hashes: np.ndarray
@@ -75,7 +78,7 @@ class _Phase:
         return bool((self.chances >= 1).all())
 
     def shown(self, key: int) -> np.ndarray:
-        """Which sample each pass shows in the epoch of `key`."""
+        """Which of `rows` each pass shows in the epoch of `key`."""
         if not len(self.hashes):
             return self.firsts
         turn = _mixed(self.hashes ^ np.uint64(key)) % self.counts.astype(np.uint64)
@@ -84,7 +87,7 @@ class _Phase:
 
 @dataclass
 class _Epoch:
-    """One epoch cut into batches of samples of its phase; `first` counts batches in the phase."""
+    """One epoch cut into batches of rows of its phase; `first` counts batches in the phase."""
 
     phase: _Phase
     number: int
@@ -113,16 +116,18 @@ class Order:
         self._epoch: _Epoch | None = None
 
     @property
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Mixture:
         """Every sample that any step may show."""
-        for source in self._sources:
-            yield from source.samples
+        return Mixture([source.samples for source in self._sources])
 
     def step(self, step: int) -> list[list[Sample]]:
         """The batches of `step` (from 1); samples of one shape are neighbours in theirs."""
-        phase = self._phase(step)
-        first = (step - phase.first_step) * self._accumulation
-        return [self._batch(phase, first + index) for index in range(self._accumulation)]
+        samples = self._phase(step).samples
+        return [[samples[row] for row in batch.tolist()] for batch in self._rows_of(step)]
+
+    def samples_in(self, step: int) -> int:
+        """How many samples `step` has."""
+        return sum(map(len, self._rows_of(step)))
 
     def steps_for(self, epochs: int) -> int:
         """How many whole steps it takes to show at least `epochs` epochs from the start."""
@@ -144,43 +149,47 @@ class Order:
         return self._phases[first_step]
 
     def _open_phase(self, first_step: int) -> _Phase:
-        samples: list[Sample] = []
-        firsts: list[np.ndarray] = []
-        counts: list[np.ndarray] = []
-        hashes: list[np.ndarray] = []
-        chances: list[np.ndarray] = []
-        for source in self._sources:
-            if not source.takes_part(first_step) or not source.probability > 0:
-                continue
-            in_turns, sizes, names = _turns(source)
-            passes = source.repeats + 1
-            firsts.append(np.repeat(len(samples) + np.cumsum(sizes) - sizes, passes))
-            counts.append(np.repeat(sizes, passes))
-            hashes.append(np.repeat(names, passes))
-            chances.append(np.full(len(sizes) * passes, source.probability))
-            samples += in_turns
-        if not samples:
+        sources = [
+            source
+            for source in self._sources
+            if source.takes_part(first_step) and source.probability > 0
+        ]
+        samples = Mixture([source.samples for source in sources])
+        if not len(samples):
             raise WrongUse(
                 f"No dataset has samples to train on at step {first_step}.",
                 "Change `start_step`, `end_step` or `probability` in the data configuration.",
             )
-        numbers: dict[Shape, int] = {}
-        shapes = [numbers.setdefault(shape_of(sample), len(numbers)) for sample in samples]
-        alternatives = np.concatenate(counts)
+        columns, start = [], 0
+        for source in sources:
+            columns.append(_passes(source, start))
+            start += len(source.samples)
+        rows, firsts, counts, hashes, chances = map(np.concatenate, zip(*columns, strict=True))
+        known = samples.shapes.numbers[rows]
+        tokens = np.asarray([tokens_of(shape) for shape in samples.shapes.distinct])
+        shapes = numbered(known)
         return _Phase(
             first_step=first_step,
             samples=samples,
-            firsts=np.concatenate(firsts),
-            counts=alternatives,
-            hashes=np.concatenate(hashes)[: len(alternatives) if alternatives.max() > 1 else 0],
-            chances=np.concatenate(chances),
-            shapes=np.asarray(shapes),
-            tokens=np.asarray([tokens_of(shape) for shape in numbers]),
+            rows=rows,
+            firsts=firsts,
+            counts=counts,
+            hashes=hashes[: len(counts) if counts.max() > 1 else 0],
+            chances=chances,
+            shapes=shapes,
+            tokens=tokens[known[np.unique(shapes, return_index=True)[1]]],
         )
 
-    def _batch(self, phase: _Phase, index: int) -> list[Sample]:
+    def _rows_of(self, step: int) -> list[Rows]:
+        """The batches of `step`, as places among the samples of its phase."""
+        phase = self._phase(step)
+        first = (step - phase.first_step) * self._accumulation
+        return [self._batch(phase, first + index) for index in range(self._accumulation)]
+
+    def _batch(self, phase: _Phase, index: int) -> Rows:
         epoch = self._epoch_with(phase, index)
-        return [phase.samples[place] for place in epoch.batches[index - epoch.first]]
+        rows: Rows = phase.rows[epoch.batches[index - epoch.first]]
+        return rows
 
     def _epoch_with(self, phase: _Phase, index: int) -> _Epoch:
         epoch = self._epoch
@@ -228,25 +237,17 @@ class Order:
                 begin = end
 
 
-def _turns(source: Source) -> tuple[Sequence[Sample], np.ndarray, np.ndarray]:
-    """The samples with those of one group together; the groups' sizes, and their hashes.
-
-    A sample without a group is one of its own.
-    """
-    groups: dict[str, list[Sample]] = {}
-    for sample in source.samples:
-        if sample.group:
-            groups.setdefault(sample.group, []).append(sample)
-    alone = [sample for sample in source.samples if not sample.group]
-    sizes = [len(group) for group in groups.values()] + [1] * len(alone)
-    hashes = [_hash(f"{source.name}/{name}") for name in groups] + [0] * len(alone)
-    in_turns = [*chain.from_iterable(groups.values()), *alone]
-    return in_turns, np.asarray(sizes, np.int64), np.asarray(hashes, np.uint64)
-
-
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _passes(source: Source, start: int) -> tuple[np.ndarray, ...]:
+    """Of a source whose samples begin at `start`: its rows, and what `_Phase` says of passes."""
+    rows, sizes, hashes = turns(source.samples, name=source.name)
+    passes = source.repeats + 1
+    return (
+        start + rows,
+        np.repeat(start + np.cumsum(sizes) - sizes, passes),
+        np.repeat(sizes, passes),
+        np.repeat(hashes, passes),
+        np.full(len(sizes) * passes, source.probability),
+    )
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -255,11 +256,6 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
-
-
-def shape_of(sample: Sample) -> Shape:
-    """What a batch has in common: the size of the target and of each reference, in pixels."""
-    return (sample.target.size, *(picture.size for picture in sample.references))
 
 
 def tokens_of(shape: Shape) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +19,8 @@ from ..models.streaming import config_in
 from ..samples import NULL_CAPTION, Sample
 from ..stores import RunStores
 from ..ways import way_of
-from .batches import shape_of, tokens_of
+from .batches import tokens_of
+from .mixture import Mixture
 from .plan import Plan
 
 # Of so many of the largest shapes, and so many samples of each, the texts are measured.
@@ -61,16 +62,17 @@ def fit_words(fit: Fit, plan: Plan) -> Iterator[str]:
         yield f"Memory: {takes}{fit.words(blocks=blocks)}."
 
 
-def largest_load(samples: Iterable[Sample], stores: RunStores, *, batch: int) -> Load:
+def largest_load(samples: Mixture, stores: RunStores, *, batch: int) -> Load:
     """The largest forward of the run: its pictures, and the longest text beside such pictures."""
-    by_shape: dict[tuple[tuple[int, int], ...], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        same = by_shape[shape_of(sample)]
-        if len(same) < SAMPLES_LOOKED_AT:
-            same.append(sample)
-    largest = sorted(by_shape, key=tokens_of)[-SHAPES_LOOKED_AT:]
-    text = max(_text_tokens(sample, stores) for shape in largest for sample in by_shape[shape])
-    return Load(largest[-1], text, batch)
+    shapes = samples.shapes
+    numbers = sorted(range(len(shapes.distinct)), key=lambda at: tokens_of(shapes.distinct[at]))
+    largest = numbers[-SHAPES_LOOKED_AT:]
+    text = max(
+        _text_tokens(samples[row], stores)
+        for number in largest
+        for row in np.flatnonzero(shapes.numbers == number)[:SAMPLES_LOOKED_AT].tolist()
+    )
+    return Load(shapes.distinct[largest[-1]], text, batch)
 
 
 def _text_tokens(sample: Sample, stores: RunStores) -> int:

@@ -24,6 +24,7 @@ from .batches import Order, Source
 from .columns import all_rows_are_there, collector_at_rest, samples_digest
 from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
+from .mixture import Mixture
 from .optimizers import optimizer_class
 from .record import describe_run
 from .rollout import rollouts_of
@@ -72,7 +73,6 @@ def _make_plan(configuration: Configuration) -> Plan:
     stores = open_stores(configuration, checkpoint)
     sources = _sources(configuration, checkpoint, stores)
     refuse_incomplete_base(checkpoint, settings)
-    samples = [sample for source in sources for sample in source.samples]
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
     digests = {}
     if all_rows_are_there(configuration, checkpoint, stores, beside=captions_beside(settings)):
@@ -81,6 +81,7 @@ def _make_plan(configuration: Configuration) -> Plan:
             for source in sources
         }
     else:
+        samples = Mixture([source.samples for source in sources])
         stores.missing(samples, beside).refuse(len(samples), then="qedit train")
     order = Order(
         sources,
