@@ -12,8 +12,9 @@ from .errors import Broken
 from .lock import writer_lock
 from .open_files import OpenFiles
 from .part import Part, read_part, rows_in
+from .recipe_file import RECIPE_FILE
 from .repacking import Repacking, carry_out
-from .store import RECIPE_FILE, Store
+from .store import Store
 from .verifying import Damage
 
 

@@ -146,3 +146,15 @@ def _rows_table(
             "crc32c": pa.array(checksums, pa.uint32()),
         }
     )
+
+
+def refuse_misfits(keys: Sequence[str], rows: Sequence[np.ndarray], layout: Layout) -> None:
+    """Refuse what is not rows of `layout`: a mistake of the program, never of its user."""
+    if len(keys) != len(rows) or len(set(keys)) != len(keys):
+        raise ValueError(f"{len(rows)} rows need as many different keys, not {len(keys)}")
+    dimensions = len(layout.dimension_names) - (0 if layout.ragged else 1)
+    if any(row.dtype != np.uint16 or row.ndim != dimensions or row.size == 0 for row in rows):
+        raise ValueError(f"rows of {layout.array} are uint16 and have {dimensions} dimensions")
+    same = slice(1 if layout.ragged else 0, None)
+    if len({row.shape[same] for row in rows}) > 1:
+        raise ValueError(f"the rows of a part of {layout.array} must have one shape")

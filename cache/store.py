@@ -7,7 +7,6 @@ A store is a folder of parts made by one recipe. What a stage still has to do is
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -18,22 +17,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .arrays import Bits
-from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name, write_json
+from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name
 from .claims import refuse_claims
-from .errors import AnotherRecipe, Broken, Damaged, NotComplete, QeditError
+from .errors import Broken, Damaged, NotComplete, QeditError
 from .fingerprint import fingerprint
 from .index import indices_in, read_index, replace_indices
 from .listing import Listing, Row, Rows
 from .lock import writer_lock
 from .manifest import MANIFEST_FILE
 from .owner import is_dead
-from .part import Layout, Part, read_part, write_part
+from .part import Layout, Part, read_part, refuse_misfits, write_part
+from .recipe_file import keep_recipe, wrong_recipe
 from .verifying import Damage, verify_part
 
 LATENTS = Layout("latents", ("sample", "channel", "height", "width"), ragged=False)
 EMBEDS = Layout("embeds", ("token", "channel"), ragged=True)
 
-RECIPE_FILE = "recipe.json"
 # a recipe that says so makes a store whose chunks are packed; one that says nothing does not
 COMPRESSION, ZSTD = "compression", "zstd"
 FEW_PARTS = 32  # to read the tables of so many takes a few hundredths of a second
@@ -138,7 +137,7 @@ class Store:
             AnotherRecipe: the folder of this name was made by another recipe.
         """
         make_folder(self.parts_folder)
-        self._keep_recipe()
+        keep_recipe(self.path, self.recipe)
         self.refresh()
         self._sweep()
         self._adders += 1
@@ -173,7 +172,7 @@ class Store:
             raise RuntimeError("Store.add is called inside `adding()` or `writing()` only")
         if not keys and not rows:
             return
-        _check(keys, rows, self.layout)
+        refuse_misfits(keys, rows, self.layout)
         path = self.parts_folder / unique_name()
         try:
             write_part(
@@ -208,7 +207,8 @@ class Store:
             seen: told how many parts have been read since it was last told.
         """
         wanted = None if keys is None else set(keys)
-        damages = [Damage(self.path, None, what) for what in self._wrong_recipe()]
+        said = wrong_recipe(self.path, self.recipe, has_parts=bool(self._part_names()))
+        damages = [Damage(self.path, None, what) for what in said]
         for path in self.part_paths():
             store = self.fingerprint
             damages += verify_part(path, self.layout, store=store, wanted=wanted, share=share)
@@ -278,30 +278,6 @@ class Store:
         replace_indices(self.path, listing, store=self.fingerprint)
         self._indexed = set(known.parts)
 
-    def _keep_recipe(self) -> None:
-        """Write recipe.json, for people, or make sure that it says the same."""
-        path = self.path / RECIPE_FILE
-        if not path.exists():
-            write_json(path, self.recipe)
-        for what in self._wrong_recipe():
-            raise AnotherRecipe(
-                f"{path}: {what}.",
-                f"Put it back, or delete the folder {self.path} to make its rows anew.",
-            )
-
-    def _wrong_recipe(self) -> Iterator[str]:
-        path = self.path / RECIPE_FILE
-        if not path.exists():
-            if self._part_names():
-                yield f"{RECIPE_FILE} is missing"
-            return
-        try:
-            said = fingerprint(json.loads(path.read_bytes()))
-        except ValueError:
-            said = "nothing readable"
-        if said != self.fingerprint:
-            yield f"it is not the recipe that the folder is named after, {self.fingerprint}"
-
     def _sweep(self) -> None:
         """Remove what processes that have died since left here, unfinished parts included."""
         sweep(self.path)
@@ -319,15 +295,3 @@ def _damaged(part: Path, subject: str, error: Broken) -> Damaged:
         f"{subject} is damaged: {error}; it lies in {part}.",
         "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes them anew.",
     )
-
-
-def _check(keys: Sequence[str], rows: Sequence[np.ndarray], layout: Layout) -> None:
-    """Refuse what is not rows of `layout`: a mistake of the program, never of its user."""
-    if len(keys) != len(rows) or len(set(keys)) != len(keys):
-        raise ValueError(f"{len(rows)} rows need as many different keys, not {len(keys)}")
-    dimensions = len(layout.dimension_names) - (0 if layout.ragged else 1)
-    if any(row.dtype != np.uint16 or row.ndim != dimensions or row.size == 0 for row in rows):
-        raise ValueError(f"rows of {layout.array} are uint16 and have {dimensions} dimensions")
-    same = slice(1 if layout.ragged else 0, None)
-    if len({row.shape[same] for row in rows}) > 1:
-        raise ValueError(f"the rows of a part of {layout.array} must have one shape")

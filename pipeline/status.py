@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..cache.errors import AnotherRecipe, NotComplete
-from ..cache.store import RECIPE_FILE
+from ..cache.recipe_file import RECIPE_FILE
 from ..config.configuration import Configuration
 from ..stages.frozen_base import (
     modulation_table,

@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..cache.errors import NotComplete
+from ..cache.recipe_file import RECIPE_FILE
 from ..cache.repacking import Repacking, plan_repacking
-from ..cache.store import EMBEDS, LATENTS, RECIPE_FILE, Store
+from ..cache.store import EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
