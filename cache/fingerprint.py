@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 FILE_BLOCK_BYTES = 1 << 20
+BLOCK_ITEMS = 4096
 
 
 def canonical_json(value: Any) -> str:
@@ -25,6 +27,21 @@ def fingerprint(recipe: Mapping[str, Any]) -> str:
     '8f6cd239adccad91'
     """
     return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_list(name: str, items: Iterable[Any]) -> str:
+    """`fingerprint({name: [*items]})` of a list too long to be held.
+
+    >>> fingerprint_of_list("a", iter([1, 2])) == fingerprint({"a": [1, 2]})
+    True
+    """
+    digest = hashlib.sha256(f"{{{canonical_json(name)}:[".encode())
+    left, comma = iter(items), ""
+    while block := list(islice(left, BLOCK_ITEMS)):
+        digest.update(f"{comma}{canonical_json(block)[1:-1]}".encode())
+        comma = ","
+    digest.update(b"]}")
+    return digest.hexdigest()[:16]
 
 
 def key_of(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...cache.fingerprint import fingerprint
+from ...cache.fingerprint import fingerprint_of_list
 from ...cache.tables import table_in
 from ...config.configuration import Configuration
 from ..models.checkpoint import Checkpoint
-from ..pair_rows import flat
+from ..pair_rows import BLOCK_ROWS, flat
 from ..stores import RunStores
 from ..wanted import pairs_keys
 
@@ -59,7 +60,9 @@ def samples_digest(configuration: Configuration, checkpoint: Checkpoint, name: s
     (main,) = (one for one in configuration.main_datasets() if one.id == name)
     path = pairs_keys(configuration, main, checkpoint.flavour).path
     table = table_in(path.read_bytes(), [*_NAMES, _REFERENCES]).combine_chunks()
-    return fingerprint({"samples": _identities(table)})
+    starts = range(0, len(table), BLOCK_ROWS)
+    blocks = (_identities(table.slice(start, BLOCK_ROWS)) for start in starts)
+    return fingerprint_of_list("samples", chain.from_iterable(blocks))
 
 
 def _has_more(path: Path) -> bool:
