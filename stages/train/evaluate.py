@@ -2,6 +2,8 @@
 
 Each sample is measured alone, at every sigma of a fixed grid, with noise that belongs to the
 sample. The mean over the grid is the loss: it does not depend on how training draws sigmas.
+Samples have the geometry of their pairs table, which crops no held-out picture; previews alone
+have rows of whole references where training crops them.
 """
 
 from __future__ import annotations
