@@ -98,6 +98,25 @@ def test_what_is_missing_is_made_alone(run: Path, monkeypatch: pytest.MonkeyPatc
     assert changed <= {"00-p0.ema.png", "00-p0.ema.webp"}
 
 
+def test_what_is_stored_meanwhile_is_made_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_files("preview")
+    late = run / "step-000003" / "01-p1.now.safetensors"
+    late.with_suffix(".png").unlink()
+    late.rename(run / "late")
+    (run / "step-000002" / "00-p0.ema.png").unlink()
+    load_it = LatentEncoder.load
+
+    def load_late(*arguments: Any, **options: Any) -> LatentEncoder:
+        if not late.exists():
+            (run / "late").rename(late)
+        return load_it(*arguments, **options)
+
+    monkeypatch.setattr(LatentEncoder, "load", load_late)
+    found = said(with_files("preview", "--json"))
+    assert (found["wanted"], found["computed"]) == (PICTURES, 2)
+    assert late.with_suffix(".png").exists()
+
+
 def test_one_step_alone(run: Path) -> None:
     found = said(with_files("preview", "--step", "2", "--json"))
     assert found["computed"] == 4

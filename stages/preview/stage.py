@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from ...cache.errors import QeditError
 from ...config.configuration import Configuration
@@ -40,10 +41,12 @@ def run(
     output_dir = configuration.settings.output_dir
     wanted = list(stored_previews(output_dir, step=step))
     missing = [stored for stored in wanted if not is_current(stored)]
-    sheets = []
+    sheets, left = [], [] if dry_run else missing
     if not dry_run:
-        if missing:
-            _decode(configuration, progress, missing=missing, device=device)
+        while left:
+            _decode(configuration, progress, missing=left, device=device)
+            left = _stored_since(output_dir, step=step, known=wanted)
+            wanted, missing = [*wanted, *left], [*missing, *left]
         sources = Sources(output_dir, picture_folders(configuration), progress.warn)
         shown = [stored for stored in stored_previews(output_dir) if is_current(stored)]
         sheets = bring_sheets_up_to_date(output_dir, shown, sources)
@@ -62,6 +65,15 @@ def run(
         facts={"sheets": [str(path) for path in sheets]},
         lines=(f"{sheets[-1]}", f"{output_dir / PAGE_FILE}") if sheets else (),
     )
+
+
+def _stored_since(output_dir: Path, *, step: int | None, known: Sequence[Stored]) -> list[Stored]:
+    """What training has stored meanwhile: it starts nobody else while somebody is at work."""
+    from .pictures import is_current
+
+    paths = {stored.path for stored in known}
+    found = stored_previews(output_dir, step=step)
+    return [stored for stored in found if stored.path not in paths and not is_current(stored)]
 
 
 def _decode(
