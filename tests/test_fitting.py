@@ -67,7 +67,9 @@ def test_what_fits_in_no_way_is_refused() -> None:
 
 
 def test_a_number_of_streamed_blocks_is_taken_as_it_is() -> None:
-    assert fit_into(140 * GB, FULL, load_of(1), BF16, streamed=7).streamed == 7
+    fit = fit_into(140 * GB, FULL, load_of(1), BF16, streamed=7)
+    # a block that is not computed again would hold its weights
+    assert (fit.recomputation, fit.streamed) == (Recomputation(attention=True), 7)
     with pytest.raises(WrongUse):
         fit_into(12 * GB, FULL, load_of(1), BF16, streamed=7)
 

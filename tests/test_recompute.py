@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,15 +151,37 @@ def test_inputs_of_blocks_lie_on_the_host_between_forward_and_backward(
     assert len(memory) == 0
 
 
-def test_host_memory_gives_back_what_was_put_and_uses_its_buffers_again() -> None:
+def test_host_memory_gives_back_what_was_put_and_brings_the_block_below() -> None:
     memory = HostMemory()
-    first, second = torch.randn(3, 4), torch.randn(3, 4)
-    held = [memory.put(first.clone()), memory.put(second.clone())]
-    assert torch.equal(memory.take(held[1]), second)
-    again = memory.put(first.clone())
-    assert again.host is held[1].host
-    assert torch.equal(memory.take(held[0]), first)
-    assert torch.equal(memory.take(again), first)
+    values = [torch.randn(3, 4) for _ in range(6)]
+    held = [memory.put(value.clone()) for value in values]
+    # the upper block's image, then its text: both of the block below are under way by then
+    for place in (4, 5):
+        assert torch.equal(memory.take(held[place]), values[place])
+    assert [one.back is not None for one in held[:4]] == [False, False, True, True]
+    for place in (2, 3, 0, 1):
+        assert torch.equal(memory.take(held[place]), values[place])
+    assert len(memory) == 0
+
+
+def test_nothing_is_kept_of_blocks_below_the_first_that_learns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put: list[torch.Size] = []
+    real = HostMemory.put
+
+    def watched(self: HostMemory, tensor: torch.Tensor) -> offload.Held:
+        put.append(tensor.shape)
+        return real(self, tensor)
+
+    monkeypatch.setattr(HostMemory, "put", watched)
+    transformer = made_transformer(layers=LAYERS).requires_grad_(False)
+    targets = target_modules(transformer, [f"transformer_blocks.{LAYERS - 2}.attn.to_q"])
+    weights = add_lora(transformer, targets, rank=2, alpha=2.0, seed=1)
+    drawn(weights)
+    recompute_blocks(transformer.train(), Recomputation(inputs_to_host=True))
+    step(transformer, weights)
+    assert len(put) == 2 * 2
 
 
 def test_streamed_blocks_are_spread() -> None:
@@ -168,38 +191,73 @@ def test_streamed_blocks_are_spread() -> None:
 
 
 @pytest.mark.parametrize("streamed", [1, 3, LAYERS])
-@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "how",
+    [None, Recomputation(inputs_to_host=True), Recomputation(attention=True)],
+    ids=repr,
+)
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_streamed_blocks_give_the_same_bits(
-    streamed: int, recomputed: bool, device: torch.device
+    streamed: int, how: Recomputation | None, device: torch.device
 ) -> None:
     plain, changed = (trained_transformer(device=device) for _ in range(2))
     stream_blocks(changed[0], streamed, device=device)
-    if recomputed:
-        recompute_blocks(changed[0], Recomputation(inputs_to_host=True))
+    if how:
+        recompute_blocks(changed[0], how)
     for _ in range(2):
         assert_same(step(*changed), step(*plain))
+
+
+def trained_in_few_bits(precision: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    transformer = made_transformer(layers=LAYERS).requires_grad_(False)
+    tensors = [(name, one.data) for name, one in transformer.named_parameters()]
+    form = precision_for(precision, device=CPU)
+    layers = quantize_layers(transformer, form)
+    made = quantized_tensors(tensors, layers, form, dtype=torch.float32, via=CPU)
+    fill(transformer, made, dtype=torch.float32, device=CPU, source=Path("made"))
+    targets = target_modules(transformer, "attention")
+    weights = add_lora(transformer, targets, rank=2, alpha=2.0, seed=1)
+    drawn(weights)
+    return transformer.train(), weights
 
 
 @pytest.mark.parametrize("precision", ["int8-quanto", "int4-quanto"])
-def test_streamed_weights_may_be_of_few_bits(precision: str) -> None:
-    def quantised() -> tuple[nn.Module, dict[str, nn.Parameter]]:
-        transformer = made_transformer(layers=LAYERS).requires_grad_(False)
-        tensors = [(name, one.data) for name, one in transformer.named_parameters()]
-        form = precision_for(precision, device=CPU)
-        layers = quantize_layers(transformer, form)
-        made = quantized_tensors(tensors, layers, form, dtype=torch.float32, via=CPU)
-        fill(transformer, made, dtype=torch.float32, device=CPU, source=Path("made"))
-        targets = target_modules(transformer, "attention")
-        weights = add_lora(transformer, targets, rank=2, alpha=2.0, seed=1)
-        drawn(weights)
-        return transformer.train(), weights
-
-    plain, changed = quantised(), quantised()
+@pytest.mark.parametrize(
+    "how", [Recomputation(inputs_to_host=True), Recomputation(attention=True)], ids=repr
+)
+def test_streamed_weights_may_be_of_few_bits(how: Recomputation, precision: str) -> None:
+    plain, changed = trained_in_few_bits(precision), trained_in_few_bits(precision)
     stream_blocks(changed[0], 3, device=CPU)
-    recompute_blocks(changed[0], Recomputation(inputs_to_host=True))
+    recompute_blocks(changed[0], how)
     for _ in range(2):
         assert_same(step(*changed), step(*plain))
+
+
+@pytest.mark.parametrize("precision", [None, "int8-quanto"])
+def test_nothing_holds_weights_that_were_let_go(
+    precision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought: list[weakref.ref[Any]] = []
+    real: Callable[..., Any] = BlockStreaming._bring
+
+    def bring(self: BlockStreaming, index: int) -> Any:
+        coming = real(self, index)
+        memory = coming.buffer.numpy().copy()
+        brought.append(weakref.ref(memory))
+        coming.buffer = torch.from_numpy(memory)  # it lives as long as any view of it
+        return coming
+
+    monkeypatch.setattr(BlockStreaming, "_bring", bring)
+    transformer, weights = trained_in_few_bits(precision) if precision else trained_transformer()
+    stream_blocks(transformer, LAYERS, device=CPU)
+    recompute_blocks(transformer, Recomputation())
+    there: list[int] = []
+    for block in transformer.transformer_blocks:  # type: ignore[union-attr]
+        block.register_forward_pre_hook(
+            lambda *_: there.append(sum(one() is not None for one in brought))
+        )
+    step(transformer, weights)
+    assert max(there) == 2
 
 
 def test_streamed_weights_are_on_the_device_only_while_they_are_used() -> None:

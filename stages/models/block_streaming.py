@@ -2,7 +2,9 @@
 
 Nothing is ever copied back: frozen weights do not change. One copy a block, on a stream of its
 own, begins when the streamed block before it starts to compute, in the backward in the opposite
-order. The device holds at most the blocks in use and the one under way.
+order. The device holds at most the blocks in use and the one under way: their memory is that of
+the stream that computes, so that what a block lets go of is there for the next but one, however
+far the host is ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 
 # Where each tensor begins in a block's one buffer: what vectorised kernels ask for.
 ALIGNMENT_BYTES = 256
@@ -129,29 +134,37 @@ class BlockStreaming:
         going_down = index < self._last or index == self._last == top
         following = index - 1 if going_down else index + 1
         self._last = index
-        coming = self._coming.get(index) or self._bring(index)
-        wanted = {index, following} & set(range(len(self._blocks)))
-        self._coming = {one: self._coming[one] for one in wanted if one in self._coming}
-        for one in wanted - set(self._coming):
-            self._bring(one)
+        wanted = [one for one in (index, following) if 0 <= one <= top]
+        for one in set(self._coming) - set(wanted):
+            self._wait_for(self._coming.pop(one))
+        # to bring them is no part of what a block computes, and is not always done again
+        with _disable_current_modes():
+            for one in wanted:
+                if one not in self._coming:
+                    self._coming[one] = self._bring(one)
+        self._wait_for(self._coming[index])
+        return self._coming[index].buffer
+
+    def _wait_for(self, coming: _Coming) -> None:
+        """Have what is computed from now on find the weights, or their memory, written."""
         if coming.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(coming.arrived)
-            coming.buffer.record_stream(torch.cuda.current_stream(self.device))
-        return coming.buffer
 
     def _bring(self, index: int) -> _Coming:
         host = self._blocks[index].buffer
         if self.device.type != "cuda":
-            coming = _Coming(host.to(self.device, copy=True), None)
-        else:
-            if self._stream is None:
-                self._stream = torch.cuda.Stream(self.device)
-            with torch.cuda.stream(self._stream):
-                coming = _Coming(host.to(self.device, non_blocking=True), torch.cuda.Event())
-                assert coming.arrived is not None
-                coming.arrived.record(self._stream)
-        self._coming[index] = coming
-        return coming
+            return _Coming(host.to(self.device, copy=True), None)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        # memory of the stream that computes: another stream's would be given to the next block
+        # only after the host has seen its last use end, and the host is blocks ahead
+        buffer = torch.empty(host.shape, dtype=host.dtype, device=self.device)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            buffer.copy_(host, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        return _Coming(buffer, arrived)
 
 
 def stream_blocks(transformer: nn.Module, streamed: int, *, device: torch.device) -> BlockStreaming:

@@ -126,8 +126,10 @@ def attention_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
 def _fits(sizes: Dimensions, *, streamed: int | None) -> Iterator[Fit]:
     """Every fit, the least costly first."""
     always = streamed or 0
-    yield Fit(None, streamed=always)
-    for kept in range(sizes.blocks - 1, -1, -1):
+    if not always:
+        yield Fit(None)
+    # a block that is not computed again holds its weights until its backward
+    for kept in range(0 if always else sizes.blocks - 1, -1, -1):
         yield Fit(Recomputation(kept=kept, attention=True), streamed=always)
     yield Fit(Recomputation(), streamed=always)
     most = sizes.blocks if streamed is None else streamed

@@ -2,18 +2,21 @@
 
 What recomputation keeps of a block is its input: at full scale 51 MB a block, 3 GB in all.
 Copies run one way at a time on a stream of their own: out while the next block computes, back
-one block before it is needed.
+one block before they are needed. All device memory is that of the stream that computes: it
+waits for a copy before it lets go of what was copied, and so uses it again in its own order,
+however far the host is ahead.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_Shape = tuple[torch.Size, torch.dtype]
+# A block has two inputs, the states of the image and of the text.
+INPUTS = 2
 
 
 @dataclass(eq=False)
@@ -29,13 +32,13 @@ class Held:
 class HostMemory:
     """Takes tensors in and gives them back, usually last in, first out.
 
-    Buffers are page-locked where the device is a GPU, and are used again: after the first step
-    nothing is allocated.
+    Buffers are page-locked where the device is a GPU. torch keeps those for later ones of about
+    the same size, so that steps of many shapes take no more than the largest of them.
     """
 
     def __init__(self) -> None:
-        self._free: dict[_Shape, list[Tensor]] = defaultdict(list)
         self._stack: list[Held] = []
+        self._leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._stream: torch.cuda.Stream | None = None
 
     def __len__(self) -> int:
@@ -44,34 +47,30 @@ class HostMemory:
 
     def put(self, tensor: Tensor) -> Held:
         """Copy `tensor` into host memory; the caller may let go of it at once."""
-        host = self._buffer(tensor)
-        held = Held(host, tensor.device)
+        host = torch.empty(
+            tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
+        )
         if tensor.is_cuda:
-            stream = self._side_stream(tensor.device)
-            stream.wait_stream(torch.cuda.current_stream(tensor.device))
-            with torch.cuda.stream(stream):
-                host.copy_(tensor, non_blocking=True)
-            # its memory is given to nobody else before the copy has read it
-            tensor.record_stream(stream)
+            left = self._copy(tensor, host, device=tensor.device)
+            self._leaving.append((tensor.detach(), left))
+            self._let_go(all_but=INPUTS)
         else:
             host.copy_(tensor)
+        held = Held(host, tensor.device)
         self._stack.append(held)
         return held
 
     def take(self, held: Held) -> Tensor:
-        """The tensor that was put in, on its device; begins to bring back the one below it."""
-        self._bring(held)
+        """The tensor that was put in, on its device; begins to bring back the block below."""
+        self._let_go(all_but=0)
         place = self._stack.index(held)
-        if place:
-            self._bring(self._stack[place - 1])
+        for one in self._stack[max(0, place - INPUTS) : place + 1][::-1]:
+            self._bring(one)
         del self._stack[place]
-        back = held.back
-        assert back is not None
+        assert held.back is not None
         if held.arrived is not None:
             torch.cuda.current_stream(held.device).wait_event(held.arrived)
-            back.record_stream(torch.cuda.current_stream(held.device))
-        self._free[held.host.shape, held.host.dtype].append(held.host)
-        return back
+        return held.back
 
     def _bring(self, held: Held) -> None:
         if held.back is not None:
@@ -79,22 +78,25 @@ class HostMemory:
         if held.device.type != "cuda":
             held.back = held.host.to(held.device, copy=True)
             return
-        stream = self._side_stream(held.device)
-        with torch.cuda.stream(stream):
-            # after every copy out, as the stream runs in order: the buffer holds its bytes
-            held.back = held.host.to(held.device, non_blocking=True)
-            held.arrived = torch.cuda.Event()
-            held.arrived.record(stream)
+        held.back = torch.empty(held.host.shape, dtype=held.host.dtype, device=held.device)
+        held.arrived = self._copy(held.host, held.back, device=held.device)
 
-    def _buffer(self, tensor: Tensor) -> Tensor:
-        free = self._free[tensor.shape, tensor.dtype]
-        if free:
-            return free.pop()
-        return torch.empty(
-            tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
-        )
+    def _let_go(self, *, all_but: int) -> None:
+        """Of the tensors that were copied out, but for so many of the last."""
+        while len(self._leaving) > all_but:
+            tensor, left = self._leaving.popleft()
+            torch.cuda.current_stream(tensor.device).wait_event(left)
 
-    def _side_stream(self, device: torch.device) -> torch.cuda.Stream:
+    def _copy(self, source: Tensor, copy: Tensor, *, device: torch.device) -> torch.cuda.Event:
+        """Copy on the side, once all is computed that was asked for so far; says when it is done.
+
+        Copies run in order: what comes back was written before.
+        """
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
-        return self._stream
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream), torch.no_grad():
+            copy.copy_(source, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(self._stream)
+        return done

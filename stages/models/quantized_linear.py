@@ -76,19 +76,25 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """The backward needs the bits alone, and holds those that the forward was given."""
+    """The backward needs the bits alone.
+
+    They are saved as autograd saves tensors: a block that is recomputed must not hold the bits
+    its first forward was given, which are on the device only while they are used.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, layer: QuantizedLinear, tensors: Mapping[str, Tensor]
     ) -> Tensor:
-        ctx.layer, ctx.tensors = layer, tensors
+        ctx.layer, ctx.names = layer, tuple(tensors)
+        ctx.save_for_backward(*tensors.values())
         return layer.product(input, tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
-        return gradient @ ctx.layer.dequantized(gradient.dtype, ctx.tensors), None, None
+        tensors = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        return gradient @ ctx.layer.dequantized(gradient.dtype, tensors), None, None
 
 
 # -- a whole transformer -----------------------------------------------------------------

@@ -9,7 +9,7 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,12 +38,18 @@ def recompute_blocks(transformer: nn.Module, how: Recomputation) -> None:
         recomputed = _from_host(recomputed, HostMemory())
 
     def run(block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor]:
-        if id(block) in alone:
+        if id(block) in alone or not _has_backward(block, inputs):
             states: tuple[Tensor, Tensor] = block(*inputs)
             return states
         return recomputed(block, *inputs)
 
     transformer.enable_gradient_checkpointing(run)  # type: ignore[operator]
+
+
+def _has_backward(block: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether anyone will ever ask for what is kept of `block`."""
+    tensors = (one for one in (*inputs, *block.parameters()) if isinstance(one, Tensor))
+    return any(one.requires_grad for one in tensors)
 
 
 def _recompute(block: nn.Module, *inputs: Any, **contexts: Any) -> tuple[Tensor, Tensor]:
