@@ -113,8 +113,22 @@ class Ranks:
         """
         if not self.are_several:
             return
-        for some in _buckets(weights):
+        every = list(weights)
+        self._meet(every[0].device)
+        for some in _buckets(every):
             self._sum(some)
+
+    def _meet(self, device: torch.device) -> None:
+        """Wait until all are done with what they compute: a sum on GPUs has little time.
+
+        Its clock runs from when the first one asks for it, and another may have pictures of a
+        preview to make before, or a longer way.
+        """
+        if self.gradients is None:
+            return
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        self.gathered(True)
 
     def _sum(self, some: list[torch.nn.Parameter]) -> None:
         device = some[0].device
