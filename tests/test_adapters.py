@@ -21,6 +21,8 @@ from qedit.stages.models.adapter_file import LOADS_IN, adapter_file
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.transformer import load_transformer
 from qedit.stages.train import loop
+from qedit.stages.train.lora_start import START_FILE
+from qedit.stages.train.model import open_model
 from qedit.stages.train.plan import make_plan
 
 CPU = torch.device("cpu")
@@ -197,6 +199,16 @@ def test_a_start_is_what_it_is_called(init: str) -> None:
         expected = orthogonal[:, :rank] @ triangular[:rank]
     torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one_forward(transformer), before, rtol=1e-4, atol=1e-4)
+
+
+def test_of_several_processes_one_alone_keeps_what_the_lora_began_as(made: Any) -> None:
+    configuration = made(lora_init_type="olora", use_ema=False)
+    plan, kept = make_plan(configuration), configuration.settings.output_dir / START_FILE
+    second = open_model(plan, device=CPU, writes=False)[1]
+    assert not kept.exists()
+    first = open_model(plan, device=CPU)[1]
+    assert kept.is_file()
+    assert all(torch.equal(first[name], weight) for name, weight in second.items())
 
 
 def test_a_file_to_begin_with_and_another_start_are_refused(made: Any) -> None:

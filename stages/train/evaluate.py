@@ -9,8 +9,6 @@ have rows of whole references where training crops them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +21,7 @@ from .feed import Feed
 from .plan import Plan
 from .ranks import ALONE, Ranks
 from .record import identity
+from .rolling import at_rest
 from .step import Objective
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -48,7 +47,7 @@ class HeldOut:
         Without gradients and without dropout; nothing that training draws is touched. A loss
         that is no finite number is None.
         """
-        with _at_rest(transformer):
+        with at_rest(transformer):
             losses = self.ranks.gathered(self._mine(transformer).tolist())
         every = torch.tensor(losses, dtype=torch.float64).sum(0)
         by_sigma = {
@@ -80,18 +79,6 @@ def held_out_of(plan: Plan, objective: Objective, ranks: Ranks = ALONE) -> HeldO
     if plan.held_out is None:
         return None
     return HeldOut(plan.held_out, plan.held_out_count, objective, ranks)
-
-
-@contextmanager
-def _at_rest(transformer: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients; afterwards it is as it was."""
-    was_training = transformer.training
-    transformer.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        transformer.train(was_training)
 
 
 def _number(value: float) -> float | None:

@@ -45,13 +45,16 @@ def training_dtype(plan: Plan) -> torch.dtype:
 
 
 def open_model(
-    plan: Plan, *, device: torch.device, start: Lora | None = None
+    plan: Plan, *, device: torch.device, start: Lora | None = None, writes: bool = True
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Load the base and put the LoRA on it (as `start`): the model, what is trained by name.
 
     With `model_type` full there is no LoRA: the base's own weights are trained.
 
     Where `qedit cache-base` has made the modulation table, a third of the base is not loaded.
+
+    Args:
+        writes: whether this process keeps beside the run what the LoRA began as.
     """
     settings = plan.settings
     if start:
@@ -62,7 +65,7 @@ def open_model(
         transformer = _load_base(plan, device=device)
         return transformer, train_weights(transformer, subset_of(settings))
     transformer = _load_base(plan, device=device)
-    weights = _add_adapter(plan, transformer)
+    weights = _add_adapter(plan, transformer, writes=writes)
     if start:
         start_from(
             weights,
@@ -104,7 +107,7 @@ def _refuse_start(settings: Settings) -> None:
             )
 
 
-def _add_adapter(plan: Plan, transformer: nn.Module) -> dict[str, nn.Parameter]:
+def _add_adapter(plan: Plan, transformer: nn.Module, *, writes: bool) -> dict[str, nn.Parameter]:
     settings = plan.settings
     rank, alpha = settings.lora_rank, float(settings.lora_alpha)
     init, where = settings.lora_init_type, settings.output_dir
@@ -123,7 +126,7 @@ def _add_adapter(plan: Plan, transformer: nn.Module) -> dict[str, nn.Parameter]:
         take_out_of_base(transformer, began, scale=alpha / rank)
         for name, weight in weights.items():
             weight.data.copy_(began[name])
-    elif init in CHANGES_BASE:
+    elif init in CHANGES_BASE and writes:
         keep_start(where, weights, run=plan.run)
     return weights
 

@@ -52,9 +52,13 @@ class Trainer:
             fit: how it is fitted into the device's memory; None: as memory and settings say.
         """
         settings, fit = plan.settings, fit or fit_of(plan, device)
-        transformer, weights = open_model(plan, device=load_device(fit, device), start=start)
+        transformer, weights = open_model(
+            plan, device=load_device(fit, device), start=start, writes=ranks.is_first
+        )
         transformer.train()
         apply_fit(fit, transformer, device=device)
+        for weight in weights.values():  # with `model_type` full these are beside the model
+            weight.data = weight.data.to(device)
         rate = learning_rate_schedule(
             settings.lr_scheduler,
             settings.learning_rate,
