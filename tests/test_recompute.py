@@ -228,6 +228,8 @@ def trained_in_few_bits(precision: str) -> tuple[nn.Module, dict[str, nn.Paramet
 def test_streamed_weights_may_be_of_few_bits(how: Recomputation, precision: str) -> None:
     plain, changed = trained_in_few_bits(precision), trained_in_few_bits(precision)
     stream_blocks(changed[0], 3, device=CPU)
+    streamed = changed[0].get_submodule("transformer_blocks.0.attn.to_k.base_layer")
+    assert [*streamed.parameters(), *streamed.buffers()] == []
     recompute_blocks(changed[0], how)
     for _ in range(2):
         assert_same(step(*changed), step(*plain))

@@ -184,7 +184,7 @@ def _to_host(block: nn.Module, *, pinned: bool) -> _HostBlock:
     frozen = [
         (module, name, weight)
         for module in block.modules()
-        for name, weight in module.named_parameters(recurse=False)
+        for name, weight in _weights_of(module)
         if not weight.requires_grad
     ]
     plain: list[tuple[_Place, Tensor]] = []
@@ -194,8 +194,16 @@ def _to_host(block: nn.Module, *, pinned: bool) -> _HostBlock:
     for place, tensor in plain:
         place.view(buffer).copy_(tensor)
     for module, name, _ in frozen:
-        del module._parameters[name]
+        del (module._parameters if name in module._parameters else module._buffers)[name]
     return _HostBlock(buffer, weights)
+
+
+def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Its own parameters, and the scales that turn few bits back: up to an eighth of them."""
+    yield from module.named_parameters(recurse=False)
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_floating_point():
+            yield name, buffer
 
 
 def _laid_out(weight: Tensor, plain: list[tuple[_Place, Tensor]]) -> _Place | _Wrapped:
