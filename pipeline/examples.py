@@ -74,6 +74,7 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
     }
     for dataset, folder in zip((main, *references), folders, strict=True):
         sets[f"data.{dataset.id}.instance_data_dir"] = str(folder)
+        sets[f"data.{dataset.id}.cache_dir_vae"] = str(TINY_FOLDER / "cache" / "vae" / dataset.id)
         sets[f"data.{dataset.id}.resolution"] = str(round(TINY_VAE_AREA**0.5))
     return tuple(f"{key}={value}" for key, value in sets.items())
 

@@ -102,5 +102,6 @@ def test_the_shipped_examples_run_on_the_tiny_model(
         "cache-embeds",
         "train",
     ]
+    assert [path.name for path in tmp_path.iterdir()] == ["qedit-tiny"]
     shutil.rmtree(tmp_path / "qedit-tiny" / "output")
     assert json.loads(qedit("train", *example, "--json").stdout)["computed"] == 2
