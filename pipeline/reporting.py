@@ -120,7 +120,8 @@ def with_options(
     >>> with_options("Run `qedit pair`.", config=Path("a b.json"), sets=("seed=3",))
     "Run `qedit pair --config 'a b.json' --set seed=3`."
     """
-    words = [*assignments, *(["--tiny"] if tiny else [])]
+    # without its example, --tiny itself is the mistake that `text` tells of
+    words = [*assignments, *(["--tiny"] if tiny and assignments else [])]
     for option, path in (("-C", folder), ("--config", config), ("--data", data)):
         words += [option, str(path)] if path is not None else []
     for setting in sets:

@@ -194,7 +194,9 @@ def test_wrong_words_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert "--set seed=3" in qedit("pair", "seed=3", expect=2).stderr
     assert "no folder" in qedit("pair", "-C", "nowhere", expect=2).stderr
-    assert "example=" in qedit("pair", "--tiny", expect=2).stderr
+    alone = qedit("pair", "--tiny", expect=2).stderr
+    assert "example=" in alone
+    assert "--tiny --tiny" not in alone
     assert "--config" in qedit("pair", expect=2).stderr
     assert "No such command" in qedit("cache", expect=2).stderr
 
