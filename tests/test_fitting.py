@@ -115,3 +115,9 @@ def test_every_way_trains_the_same_lora(
     assert found[0] == expected[0]
     for name, weight in expected[1].items():
         assert torch.equal(found[1][name], weight), name
+
+
+def test_more_streamed_blocks_than_there_are_is_told_as_all_of_them() -> None:
+    told = Fit(Recomputation(), streamed=99).words(blocks=3)
+    assert "the weights of 3 blocks" in told
+    assert "99" not in told

@@ -61,7 +61,8 @@ class Fit:
             if how.inputs_to_host:
                 said.append("their inputs wait in the computer's memory")
         if self.streamed:
-            said.append(f"the weights of {self.streamed} blocks wait in the computer's memory")
+            streamed = min(self.streamed, blocks)  # more may be asked for than there are
+            said.append(f"the weights of {streamed} blocks wait in the computer's memory")
         return "; ".join(said)
 
 
