@@ -62,8 +62,7 @@ def _rows(folder: Path, stage: str) -> Rows:
 @pytest.mark.parametrize(
     "deaths",
     [
-        1,
-        pytest.param(6, marks=pytest.mark.full),
+        pytest.param(3, marks=pytest.mark.full),
         pytest.param(10_000, marks=pytest.mark.exhaustive),
     ],
 )

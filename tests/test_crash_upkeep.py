@@ -26,8 +26,7 @@ KINDS = (
 DEATHS = pytest.mark.parametrize(
     "deaths",
     [
-        1,
-        pytest.param(8, marks=pytest.mark.full),
+        pytest.param(2, marks=pytest.mark.full),
         pytest.param(10_000, marks=pytest.mark.exhaustive),
     ],
 )

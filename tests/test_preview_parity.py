@@ -28,7 +28,13 @@ from qedit.stages.train.decoding import Decoding
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "inference.md"
 LORA = "out/pytorch_lora_weights.safetensors"
 STEPS, GUIDANCE, SEED = 4, 3.0, 11
-CASES = [("edit-v1", 1), ("edit-v2", 1), ("edit-v2", 3), ("edit-v3", 1), ("edit-v3", 3)]
+CASES = [
+    ("edit-v1", 1),
+    pytest.param(("edit-v2", 1), marks=pytest.mark.full),
+    ("edit-v2", 3),
+    pytest.param(("edit-v3", 1), marks=pytest.mark.full),
+    ("edit-v3", 3),
+]
 
 
 def blocks() -> tuple[str, str, str]:

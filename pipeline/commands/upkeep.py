@@ -62,13 +62,16 @@ def gc(compact: bool, yes: bool, **shared: Any) -> None:
         from ..report import size
 
         found = collect(configuration_of(progress, **shared), compact=compact)
-        for line in found.lines():
+        lines = list(found.lines())
+        for line in lines:
             progress.say(line)
         said, found.removed = found.as_object(), yes
         if yes:
             clear(found)
-        else:
+        elif lines:
             progress.say(f"{size(said['bytes'])} in all. To remove it: `qedit gc --yes`.")
+        else:
+            progress.say("Nothing to remove.")
         finish({**said, "removed": yes})
 
 

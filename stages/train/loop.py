@@ -96,7 +96,19 @@ def run(
         computed=plan.steps - kept,
         seconds=time.monotonic() - started,
         facts={"loss": loss} if kept < plan.steps else {},
+        lines=tuple(_what_there_is(plan, loss)) if kept < plan.steps else (),
     )
+
+
+def _what_there_is(plan: Plan, loss: float | None) -> Iterator[str]:
+    """Where the result of a run lies, a line each; a broken end is said."""
+    ending = "" if loss is None else f", its last loss {loss:.4f}"
+    yield f"Trained: {result_of(plan.settings)}{ending}."
+    if loss is None:
+        yield (
+            "The last step was skipped: its loss or gradient was no finite number. Look at the "
+            "curve before using this; a lower `learning_rate` may help."
+        )
 
 
 def _begin_anew(plan: Plan) -> Path | None:
