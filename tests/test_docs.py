@@ -81,7 +81,8 @@ def _messages() -> Iterator[str]:
     yield MESSAGES_HEAD
     for code, title in KINDS.items():
         yield f"\n## {title} (exit code {code})\n"
-        for one in _read():
+        # files come in any order, so equal beginnings are told apart by what follows
+        for one in sorted(_read(), key=lambda one: (one.what, one.do)):
             if one.exit_code == code:
                 do = " ".join(one.do.split())
                 yield f"\n- {' '.join(one.what.split())}" + (f"\n  *{do}*" if do else "")
