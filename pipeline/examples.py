@@ -76,6 +76,9 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
         sets[f"data.{dataset.id}.instance_data_dir"] = str(folder)
         sets[f"data.{dataset.id}.cache_dir_vae"] = str(TINY_FOLDER / "cache" / "vae" / dataset.id)
         sets[f"data.{dataset.id}.resolution"] = str(round(TINY_VAE_AREA**0.5))
+    for dataset in configuration.datasets:
+        if dataset.cache_dir:
+            sets[f"data.{dataset.id}.cache_dir"] = str(TINY_FOLDER / dataset.cache_dir)
     return tuple(f"{key}={value}" for key, value in sets.items())
 
 

@@ -100,6 +100,7 @@ def test_the_shipped_examples_run_on_the_tiny_model(
         "pair",
         "cache-vae",
         "cache-embeds",
+        "cache-base",
         "train",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["qedit-tiny"]

@@ -268,7 +268,8 @@ def test_one_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shared: Path, tmp_
     last = step_of(checkpoint)
     assert f"Stopped after step {last}. Run `qedit train` again to go on." in said
     assert "the same command goes on" in errors
-    steps = [json.loads(line)["step"] for line in (tmp_path / "once/metrics.jsonl").open()]
+    lines = (tmp_path / "once/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == list(range(1, last + 1))
 
 
