@@ -16,8 +16,8 @@ from PIL import Image
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
 from qedit.pipeline.report import TerminalProgress
+from qedit.stages.encoding.encoder import Encoder, Made
 from qedit.stages.encoding.fill import Work, fill
-from qedit.stages.encoding.filling import Encoder, Made
 from qedit.stages.encoding.keeping import Keeping
 from qedit.stages.encoding.ways import Ways
 from qedit.stages.pair.stage import run as pair

@@ -16,12 +16,14 @@ import torch
 from quiet import Quiet
 
 from qedit.cache.claims import Task, claimed_work, claims_in
-from qedit.cache.errors import QeditError
+from qedit.cache.errors import NotComplete, QeditError
 from qedit.cache.store import EMBEDS, Store
 from qedit.stages.encoding import filling as filling_module
 from qedit.stages.encoding.batch_size import BatchSize
-from qedit.stages.encoding.filling import Filling, Job, Made, Unfit
+from qedit.stages.encoding.encoder import Made, Unfit
+from qedit.stages.encoding.filling import Filling
 from qedit.stages.encoding.pace import Pace
+from qedit.stages.encoding.read_ahead import Job
 from qedit.stages.models import device as device_module
 from qedit.stages.models.device import Taken, is_out_of_memory
 from qedit.stages.rejected_rows import RejectedRow
@@ -41,15 +43,18 @@ class MadeUp:
         fits: how many go through together.
         spoilt: keys whose row is NaN; `contagious` ones only among others.
         unreadable: keys that cannot be read.
+        large: keys that never fit.
     """
 
     fits: int = 1000
     spoilt: frozenset[str] = frozenset()
     contagious: frozenset[str] = frozenset()
     unreadable: frozenset[str] = frozenset()
+    large: frozenset[str] = frozenset()
     reading: Callable[[], None] = lambda: None
     opened: int = 0
     batches: list[list[str]] = field(default_factory=list)
+    has_read: int = 0
     in_memory: int = 0
     most_in_memory: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -60,6 +65,7 @@ class MadeUp:
         if item in self.unreadable:
             raise Unfit("unreadable", "it is torn")
         with self.lock:
+            self.has_read += 1
             self.in_memory += 1
             self.most_in_memory = max(self.most_in_memory, self.in_memory)
         return item
@@ -82,7 +88,7 @@ class MadeUp:
 
     def encode(self, items: Sequence[str], read: Sequence[str]) -> list[Made]:
         self.batches.append(list(items))
-        if len(items) > self.fits:
+        if len(items) > self.fits or self.large.intersection(items):
             raise torch.OutOfMemoryError("made up")
         with self.lock:
             self.in_memory -= len(items)
@@ -171,9 +177,45 @@ def test_what_does_not_fit_is_halved_and_the_run_goes_on(tmp_path: Path) -> None
 
 
 def test_an_item_that_does_not_fit_alone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(QeditError, match=f"item {KEYS[0]} alone does not fit"):
-        fill(tmp_path, MadeUp(fits=0), Kept())
+    made_up = MadeUp(fits=0)
+    with pytest.raises(NotComplete, match=f"even alone: item {KEYS[0]}") as refused:
+        fill(tmp_path, made_up, Kept())
+    assert "--device cpu" in refused.value.do
+    assert len(made_up.batches) == 3  # of 4, 2 and 1: nothing larger is tried after that
     assert claims_in(Store(tmp_path, {"rows": "made up"}, EMBEDS).path) == []
+
+
+def test_an_item_too_large_for_the_device_takes_no_other_with_it(tmp_path: Path) -> None:
+    kept, large = Kept(), frozenset({KEYS[9], KEYS[30]})
+    with pytest.raises(NotComplete, match=f"These 2 do not fit .*{KEYS[9]}, item {KEYS[30]}"):
+        fill(tmp_path, MadeUp(large=large), kept)
+    assert kept.rows.keys() == set(KEYS) - large
+    assert kept.rejected == []  # a larger device may do
+    assert claims_in(Store(tmp_path, {"rows": "made up"}, EMBEDS).path) == []
+
+
+def test_an_encoder_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    class TooLarge(MadeUp):
+        def open(self) -> MadeUp:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(QeditError, match="encoder itself does not fit into memory: CUDA out"):
+        fill(tmp_path, TooLarge(), Kept())
+
+
+def test_the_next_batch_is_read_while_one_is_encoded(tmp_path: Path) -> None:
+    class Waiting(MadeUp):
+        def encode(self, items: Sequence[str], read: Sequence[str]) -> list[Made]:
+            wanted = min(len(KEYS), 4 * (len(self.batches) + 2))
+            until = time.monotonic() + 10
+            while self.has_read < wanted and time.monotonic() < until:
+                time.sleep(0.001)
+            assert self.has_read >= wanted
+            return super().encode(items, read)
+
+    kept = Kept()
+    fill(tmp_path, Waiting(), kept, workers=1)
+    assert_all_there(kept)
 
 
 def test_a_failing_item_takes_no_neighbour_with_it(tmp_path: Path) -> None:
@@ -195,7 +237,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     made_up, kept = MadeUp(), Kept()
     kept.writing = lambda: time.sleep(0.01)
     fill(tmp_path, made_up, kept, workers=2)
-    assert made_up.most_in_memory <= 4 + 2 * 2
+    assert made_up.most_in_memory <= 4 + 4 + 2  # a batch, the next one, and one for each reader
 
 
 def test_an_error_in_writing_ends_the_run_and_releases_the_claims(tmp_path: Path) -> None:

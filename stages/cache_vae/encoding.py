@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...config.configuration import Configuration
-from ..encoding.filling import Encoder, Made, Unfit
+from ..encoding.encoder import Encoder, Made, Unfit
 from ..encoding.opening import open_to_encode
 from ..encoding.spool import Spool, spool_key
 from ..images import pixels, resized

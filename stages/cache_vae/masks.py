@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ...config.configuration import Configuration
-from ..encoding.filling import Encoder, Made, Unfit
+from ..encoding.encoder import Encoder, Made, Unfit
 from ..encoding.opening import PASSING, bytes_as_paired
 from ..images import BinaryFile, Unreadable, decode, has_sixteen_bits, upright
 from ..rejected_rows import RejectedRow

@@ -10,7 +10,8 @@ from ..sharing import saying_what_is_kept
 from ..stage import Progress
 from ..stores import Shelf
 from .batch_size import BatchSize
-from .filling import Encoding, Filling
+from .encoder import Encoding
+from .filling import Filling
 from .keeping import Keeping, claimed_jobs
 from .pace import Pace
 from .ways import Ways
@@ -69,7 +70,7 @@ def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
             pace=pace,
             advance=advance,
         )
-        with saying_what_is_kept(progress, lambda: f"{_made(filling.added)} {work.rows}"):
+        with saying_what_is_kept(progress, lambda: _made(filling.added), work.rows):
             filling.run(
                 claimed_jobs(
                     work.claimed_in,

@@ -14,7 +14,8 @@ from ..rejected_rows import RejectedRow, RejectedRows
 from ..sharing import say_who_is_at_work
 from ..stage import Progress
 from ..stores import Shelf, add_missing
-from .filling import Job, Made
+from .encoder import Made
+from .read_ahead import Job
 
 
 class Keeping:

@@ -11,7 +11,7 @@ from ...cache.errors import NotComplete
 from ...cache.fingerprint import digest_bytes
 from ..images import Unreadable, open_upright
 from ..samples import Picture
-from .filling import Unfit
+from .encoder import Unfit
 
 # May pass by themselves, so they end a run and are no result.
 PASSING = frozenset({"permission_denied", "not_readable_now"})

@@ -1,0 +1,109 @@
+"""Items are claimed and read in threads while those before them are encoded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from ...cache.claims import Task
+from .encoder import Encoding
+
+
+@dataclass
+class Job:
+    """Items of one dataset that this process has claimed, in the order they are encoded in."""
+
+    task: Task
+    dataset: str
+    items: Sequence[Any]
+
+
+@dataclass
+class Reading:
+    """An item that is being read, or has been."""
+
+    job: Job
+    item: Any
+    last: bool  # of its job
+    future: Future[Any]
+
+
+class ReadAhead:
+    """The items of all jobs, in order; as many of them are read as are asked for.
+
+    Attributes:
+        waiting: being read or read, and not taken yet.
+        open: jobs that are claimed and not released yet.
+        ended: nothing is left to claim.
+        paused: all that is left is others' work.
+    """
+
+    def __init__(self, jobs: Iterator[Job | None], encoding: Encoding, *, workers: int) -> None:
+        self.waiting: deque[Reading] = deque()
+        self.open: list[Job] = []
+        self.ended = False
+        self.paused = False
+        self._items = self._flat(jobs)
+        self._encoding = encoding
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._items.close()
+        for job in self.open:
+            job.task.release()
+
+    def top_up(self, count: int) -> None:
+        """Have `count` items waiting, if there are so many that are free to be claimed."""
+        while len(self.waiting) < count and not (self.ended or self.paused):
+            try:
+                found = next(self._items)
+            except StopIteration:
+                self.ended = True
+                return
+            if found is None:
+                self.paused = True
+            else:
+                job, item, last = found
+                future = self._pool.submit(self._encoding.read, item)
+                self.waiting.append(Reading(job, item, last, future))
+
+    def take(self, most: int) -> list[Reading]:
+        """The next items that may be encoded together: of one job, at most so many."""
+        batch = [self.waiting.popleft()]
+        while self.waiting and len(batch) < most:
+            following = self.waiting[0]
+            if following.job is not batch[0].job:
+                break
+            if not self._encoding.together(batch[0].item, following.item):
+                break
+            batch.append(self.waiting.popleft())
+        return batch
+
+    def release(self, job: Job) -> None:
+        """What is still missing of `job` may be claimed by others."""
+        job.task.release()
+        self.open.remove(job)
+
+    def _flat(
+        self, jobs: Iterator[Job | None]
+    ) -> Generator[tuple[Job, Any, bool] | None, None, None]:
+        for job in jobs:
+            if job is None:
+                yield None
+                continue
+            self.open.append(job)
+            for number, item in enumerate(job.items):
+                yield job, item, number == len(job.items) - 1
