@@ -6,10 +6,12 @@ No torch: `status` and a run with nothing to do read this.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from ..cache.atomic import readable_json
@@ -29,10 +31,12 @@ TABLE_VERSION = 1
 QUANTIZED_VERSION = 1
 QUANTIZED_FILE = "quantized.json"
 
-# How far down noise levels are drawn often enough to be worth a row. Below, a row is computed
-# when it is asked for, which reads a third of the model once.
-LOWEST_SIGMA = 2.0**-10  # of a million sigmoid draws at full scale, none lies below
-LOWEST_SIGMA_OF_OTHERS = 2.0**-14
+# The noise level down to which every timestep has a row, whatever is drawn: evaluation, previews
+# and rollouts stay above. Where training draws lower ones, one draw in so many may lie below the
+# table: its row is then computed, which reads a third of the model once.
+LOWEST_SIGMA = 2.0**-10
+RARE_DRAW = 2.0**-16
+LOWEST_SIGMA_OF_ANY = 2.0**-24
 
 
 def base_folder(settings: Settings) -> Path:
@@ -61,10 +65,24 @@ def wants_quantized(settings: Settings) -> bool:
 
 
 def lowest_sigma(settings: Settings) -> float:
-    """The noise level down to which every timestep has a row."""
-    sigmoid = not (settings.flow_use_uniform_schedule or settings.flow_use_beta_schedule)
-    narrow = sigmoid and settings.flow_sigmoid_scale <= 1.0
-    return LOWEST_SIGMA if narrow else LOWEST_SIGMA_OF_OTHERS
+    """The noise level down to which every timestep has a row.
+
+    By the closed forms of what training draws: sigmoid(scale*z), or the beginning of the
+    distribution of Beta(a, b), x^a / (a*B(a, b)), whose special case Beta(1, 1) is uniform; and
+    the fixed shift, where it lowers them. The automatic shift raises them.
+    """
+    if settings.flow_use_uniform_schedule:
+        lowest = RARE_DRAW
+    elif settings.flow_use_beta_schedule:
+        a, b = settings.flow_beta_schedule_alpha, settings.flow_beta_schedule_beta
+        log_of_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        lowest = math.exp(min(0.0, (math.log(RARE_DRAW * a) + log_of_beta) / a))
+    else:
+        lowest = 1 / (1 + math.exp(-settings.flow_sigmoid_scale * NormalDist().inv_cdf(RARE_DRAW)))
+    if not settings.flow_schedule_auto_shift:
+        shift = settings.flow_schedule_shift or 1.0
+        lowest = shift * lowest / (1 + (shift - 1) * lowest)
+    return max(LOWEST_SIGMA_OF_ANY, min(LOWEST_SIGMA, lowest))
 
 
 def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:

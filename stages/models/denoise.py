@@ -80,7 +80,7 @@ def denoise(
     guided = guidance > 1 and null_embeds is not None
 
     def velocity(latents: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
-        batched = sigma.to(latents.device).expand(len(latents))
+        batched = sigma.expand(len(latents))
         return predict_velocity(transformer, latents, references, states, mask=None, sigma=batched)
 
     latents = noise

@@ -100,6 +100,8 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=_ADAPTER)  # type: ignore[operator]
+        if kind == "dora":
+            _give_directions(transformer, targets)
     weights = _lora_weights(transformer)
     # PEFT takes out what it has not yet rounded to the base's dtype: take out what is there
     for name, weight in whole.items():
@@ -107,6 +109,22 @@ def add_lora(
     if whole:
         take_out_of_base(transformer, weights, scale=alpha / rank)
     return weights
+
+
+@torch.no_grad()
+def _give_directions(transformer: nn.Module, targets: Sequence[str]) -> None:
+    """Begin a DoRA's rows without a direction, those of zeros, with one of magnitude zero.
+
+    Everybody who computes with a DoRA divides by the norms of its rows. Such a row stays zero
+    in what the layer gives, and can learn.
+    """
+    for name in targets:
+        layer: Any = transformer.get_submodule(name)
+        empty = layer.base_layer.weight.float().norm(dim=1) == 0
+        if bool(empty.any()):
+            up = layer.lora_B[_ADAPTER].weight
+            drawn = torch.randn(int(empty.sum()), up.shape[1])
+            up[empty] = drawn.to(up.device, up.dtype)
 
 
 def _config(

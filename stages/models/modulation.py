@@ -8,7 +8,8 @@ then the final norm's. With the rows at hand a third of the weights need not be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -114,10 +115,16 @@ def tabulate(transformer: nn.Module, read_row: ReadRow) -> None:
 
 
 class TimestepRows(nn.Module):
-    """In the place of the timestep's embedding: the timesteps' rows of the table."""
+    """In the place of the timestep's embedding: the timesteps' rows of the table.
+
+    Attributes:
+        told: the timesteps of the forward under way, where they are known on the CPU: to read
+            them from the device is to wait for all that it has still to compute.
+    """
 
     def __init__(self, read_row: ReadRow) -> None:
         super().__init__()
+        self.told: list[Bits] | None = None
         self._read_row = read_row
         self._zero: Tensor | None = None
 
@@ -127,17 +134,41 @@ class TimestepRows(nn.Module):
         hidden_states: Float[Tensor, ...],
         addition_t_cond: Tensor | None = None,
     ) -> BFloat16[Tensor, "batch layer channel"]:
-        bits = bits_of(timestep)
-        rows = {one: self._row(one) for one in set(bits)}
-        device = hidden_states.device
-        return torch.stack([rows[one].to(device, non_blocking=True) for one in bits])
+        bits = bits_of(timestep) if self.told is None else self.told
+        if len(bits) < len(timestep):  # with zero_cond_t those of the references follow
+            bits = [*bits, *[ZERO] * (len(timestep) - len(bits))]
+        rows = {one: self._row(one, hidden_states.device) for one in set(bits)}
+        return torch.stack([rows[one] for one in bits])
 
-    def _row(self, bits: Bits) -> Tensor:
+    def _row(self, bits: Bits, device: torch.device) -> Tensor:
         if bits != ZERO:
-            return self._read_row(bits)
-        if self._zero is None:
-            self._zero = self._read_row(ZERO)
+            return _placed(self._read_row(bits), device)
+        if self._zero is None or self._zero.device != device:
+            self._zero = _placed(self._read_row(ZERO), device)
         return self._zero
+
+
+def _placed(row: Tensor, device: torch.device) -> Tensor:
+    """On `device`, without waiting for it."""
+    return (row.pin_memory() if device.type == "cuda" else row).to(device, non_blocking=True)
+
+
+@contextmanager
+def told(transformer: nn.Module, timestep: Float[Tensor, " batch"]) -> Iterator[None]:
+    """Have a table in `transformer` know the timesteps of the forward in the block.
+
+    Args:
+        timestep: what the forward is given, on the CPU.
+    """
+    rows = getattr(transformer, "time_text_embed", None)
+    if not isinstance(rows, TimestepRows):
+        yield
+        return
+    rows.told = bits_of(timestep)
+    try:
+        yield
+    finally:
+        rows.told = None
 
 
 class TabulatedLayer(nn.Module):

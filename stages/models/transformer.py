@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .loading import load_part
+from .modulation import told
 from .side_by_side import Lengths, padding, seat_side_by_side
 
 # The pipelines' clock: sigma 1 is timestep 1000.
@@ -70,20 +72,37 @@ def predict_velocity(
         references: normalised latents, one tensor for each place in the list; sizes may
             differ between places, never within one.
         mask: which embeds are real; None when nothing is padded, as in the pipelines.
-        sigma: in (0, 1], one for each sample, in float32.
+        sigma: in (0, 1], one for each sample, in float32; on the CPU, or the device is waited for.
     """
     pictures = (noisy, *references)
     shapes = [_shape(picture) for picture in pictures]
-    tokens: Tensor = transformer(
-        hidden_states=torch.cat([pack(picture) for picture in pictures], dim=1),
-        timestep=_timestep(sigma, noisy.dtype),
-        guidance=None,
+    tokens = _forward(
+        transformer,
+        torch.cat([pack(picture) for picture in pictures], dim=1),
+        sigma,
         encoder_hidden_states=embeds,
         encoder_hidden_states_mask=mask,
         img_shapes=[shapes] * noisy.shape[0],
-        return_dict=False,
-    )[0]
+    )
     return _target(tokens, noisy)
+
+
+def _forward(
+    transformer: nn.Module,
+    tokens: Float[Tensor, "batch token dim"],
+    sigma: Float[Tensor, " batch"],
+    **others: Any,
+) -> Float[Tensor, "batch token dim"]:
+    timestep = _timestep(sigma.cpu(), tokens)
+    with told(transformer, timestep):
+        predicted: Tensor = transformer(
+            hidden_states=tokens,
+            timestep=timestep.to(tokens.device, non_blocking=True),
+            guidance=None,
+            return_dict=False,
+            **others,
+        )[0]
+    return predicted
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,7 @@ class Shown:
 
     Attributes:
         text_lengths: how many tokens of each text are real, those to the left.
+        sigma: on the CPU, where others may be on a device: it is looked at in every forward.
     """
 
     noisy: Float[Tensor, "batch channel height width"]
@@ -145,15 +165,14 @@ def predict_velocities(
     lengths: Lengths = tuple(
         (words, part.image_tokens) for part in shown for words in part.text_lengths
     )
-    tokens: Tensor = transformer(
-        hidden_states=torch.cat([_image_tokens(part, upto=image) for part in shown]),
-        timestep=torch.cat([_timestep(part.sigma, part.noisy.dtype) for part in shown]),
-        guidance=None,
+    tokens = _forward(
+        transformer,
+        torch.cat([_image_tokens(part, upto=image) for part in shown]),
+        torch.cat([part.sigma for part in shown]),
         encoder_hidden_states=torch.cat([_to_length(part.embeds, text) for part in shown]),
         img_shapes=[shapes for part in shown for shapes in _shapes(part, upto=image)],
         attention_kwargs={"lengths": lengths},
-        return_dict=False,
-    )[0]
+    )
     rows = tokens.split([len(part.sigma) for part in shown])
     return [_target(own, part.noisy) for own, part in zip(rows, shown, strict=True)]
 
@@ -173,8 +192,13 @@ def _shape(picture: Float[Tensor, "batch channel height width"]) -> tuple[int, i
     return (1, picture.shape[-2] // 2, picture.shape[-1] // 2)
 
 
-def _timestep(sigma: Float[Tensor, " batch"], dtype: torch.dtype) -> Float[Tensor, " batch"]:
-    return (sigma * TIMESTEPS).to(dtype) / TIMESTEPS
+def _timestep(sigma: Float[Tensor, " batch"], tokens: Tensor) -> Float[Tensor, " batch"]:
+    """On the CPU, as the pipelines compute it where `tokens` are: a GPU divides by a number by
+    multiplying with its reciprocal, which may round otherwise."""
+    clock = (sigma * TIMESTEPS).to(tokens.dtype)
+    if tokens.device.type != "cuda":
+        return clock / TIMESTEPS
+    return (clock.float() * (torch.ones(()) / TIMESTEPS)).to(tokens.dtype)
 
 
 def _to_length(

@@ -57,21 +57,18 @@ def roll_out(
     batches: Sequence[Batch],
     shown: Sequence[Shown],
     rollouts: Rollouts,
-    *,
-    sigmas: Sequence[Sequence[float]],
 ) -> list[Rolled | None]:
     """Roll out what the batches of one forward ask for; None for a batch that asks nothing.
 
     Args:
         shown: the batches as they would else be shown.
-        sigmas: theirs, on the host.
     """
     starts = {
         (number, row): Start(
             shown=shown[number].row(row),
             clean=batch.target[row : row + 1].float(),
             noise=batch.noise[row : row + 1],
-            sigma=sigmas[number][row],
+            sigma=float(shown[number].sigma[row]),
             steps=steps,
         )
         for number, batch in enumerate(batches)
@@ -124,7 +121,7 @@ class Start:
     Attributes:
         shown: its references and text; its state and sigma are those it is brought to.
         clean, noise: in float32.
-        sigma: as in `shown`, on the host.
+        sigma: as in `shown`.
         steps: how many, of 1/1000 each.
     """
 
@@ -137,7 +134,7 @@ class Start:
     def path(self, sampler: Sampler, order: int) -> Path:
         """From as much more noise down to `sigma`."""
         sigmas = [self.sigma + back / TIMESTEPS for back in range(self.steps, -1, -1)]
-        first = torch.full_like(self.shown.sigma, sigmas[0])
+        first = torch.full((1,), sigmas[0], dtype=torch.float32, device=self.clean.device)
         return Path(noised(self.clean, self.noise, first), sigmas, sampler, order)
 
 

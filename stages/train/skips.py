@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -38,7 +39,7 @@ class Skips:
         """A step was made."""
         self.in_a_row = 0
 
-    def skipped(self, why: str) -> None:
+    def skipped(self, broken: NotFinite) -> None:
         """A step was left out.
 
         Raises:
@@ -51,18 +52,34 @@ class Skips:
             if self.in_a_row <= SKIPPED_IN_A_ROW:
                 before = f"{self.in_all - 1} steps of this run"
             raise Agreed(
-                f"{why} {before} were left out for the like, so training ends here. "
+                f"{broken.why} {before} were left out for the like, so training ends here. "
                 "The last checkpoint is untouched.",
                 "Lower `learning_rate`, or take that sample out if it is broken; "
-                "`qedit inspect` shows what training sees of it.",
+                f"`qedit inspect {shlex.quote(broken.sample)}` shows what training sees of it.",
             )
 
 
-def what_is_not_finite(step: int, losses: StepLosses, norm: float) -> str | None:
-    """What of the step is no finite number, in a sentence; None where all is well."""
+@dataclass(frozen=True)
+class NotFinite:
+    """What of a step is no finite number.
+
+    Attributes:
+        why: in a sentence.
+        sample: the one to look at first.
+    """
+
+    why: str
+    sample: str
+
+
+def what_is_not_finite(step: int, losses: StepLosses, norm: float) -> NotFinite | None:
+    """What of the step is no finite number; None where all is well."""
     for name, loss in losses.not_finite.items():
         caption = losses.captions[losses.names.index(name)]
-        return f"The loss of {name} (caption: {caption!r}) at step {step} is {loss}."
+        return NotFinite(
+            f"The loss of {name} (caption: {caption!r}) at step {step} is {loss}.", name
+        )
     if math.isfinite(norm):
         return None
-    return f"The gradient of step {step} is {norm} (samples: {', '.join(losses.names)})."
+    shown = ", ".join(losses.names)
+    return NotFinite(f"The gradient of step {step} is {norm} (samples: {shown}).", losses.names[0])

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...cache.errors import QeditError
 from ..models.transformer import Shown, predict_velocities
 from .draws import seed_of
 from .feed import Batch, forwards
@@ -63,21 +62,6 @@ class StepLosses:
         broken = (~self.known.isfinite()).nonzero().flatten().tolist()
         return {self.names[place]: float(self.known[place]) for place in broken}
 
-    def refuse_not_finite(self, *, step: int) -> None:
-        """Raise if the loss of a sample is NaN or infinite.
-
-        Raises:
-            QeditError: names the first such sample.
-        """
-        for name, loss in self.not_finite.items():
-            caption = self.captions[self.names.index(name)]
-            raise QeditError(
-                f"The loss of {name} (caption: {caption!r}) at step {step} is {loss}. "
-                "The last checkpoint is untouched.",
-                "Lower `learning_rate`, or take that sample out if it is broken; "
-                "`qedit inspect` shows what training sees of it.",
-            )
-
 
 @dataclass(frozen=True)
 class Objective:
@@ -105,13 +89,19 @@ class Objective:
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def _shown(self, batch: Batch, state: Float[Tensor, "batch channel height width"]) -> Shown:
+    def _shown(
+        self,
+        batch: Batch,
+        state: Float[Tensor, "batch channel height width"],
+        *,
+        sigma: Float[Tensor, " batch"],
+    ) -> Shown:
         return Shown(
             noisy=state.to(self.dtype),
             references=tuple(reference.to(self.dtype) for reference in batch.references),
             embeds=batch.embeds.to(self.dtype),
             text_lengths=batch.text_lengths,
-            sigma=batch.sigma,
+            sigma=sigma,
         )
 
     def _losses(
@@ -122,14 +112,16 @@ class Objective:
         Args:
             step: given where they are trained on: samples are rolled out, dropout is drawn.
         """
-        sigmas = [batch.sigma.tolist() for batch in batches]  # before they are on the device
         placed = [batch.changed(self._to_device) for batch in batches]
         states = [noised(batch.target.float(), batch.noise, batch.sigma) for batch in placed]
-        shown = [self._shown(*pair) for pair in zip(placed, states, strict=True)]
+        shown = [
+            self._shown(batch, state, sigma=own.sigma)
+            for batch, state, own in zip(placed, states, batches, strict=True)
+        ]
         rolled: list[Rolled | None] = [None] * len(batches)
         if step is not None:
             if self.rollouts and any(batch.rollouts for batch in batches):
-                rolled = roll_out(transformer, placed, shown, self.rollouts, sigmas=sigmas)
+                rolled = roll_out(transformer, placed, shown, self.rollouts)
                 shown = [one.shown if one else own for one, own in zip(rolled, shown, strict=True)]
             torch.manual_seed(seed_of(self.seed, "forward", step, batches[0].first_position))
         velocities = predict_velocities(transformer, shown)

@@ -114,10 +114,10 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), limit))
         losses = _of_all(losses, self.ranks)
         about = {"lr": rate, "sigma": float(losses.sigma.mean()), "samples": len(losses.sigma)}
-        if why := what_is_not_finite(step, losses, norm):
+        if broken := what_is_not_finite(step, losses, norm):
             optimizer.zero_grad(set_to_none=True)
-            self.trained.skips.skipped(why)
-            return {"loss": None, "grad_norm": None, **about, "skipped": why}
+            self.trained.skips.skipped(broken)
+            return {"loss": None, "grad_norm": None, **about, "skipped": broken.why}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.trained.skips.made()
@@ -128,21 +128,27 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """While the block runs, the model has the averaged weights."""
+        """While the block runs, the model has the averaged weights, and the average the model's.
+
+        They change places, one after the other: with `model_type` full there is no room for
+        a third copy.
+        """
         ema, weights = self.trained.ema, self.trained.weights
         assert ema is not None, "only a run with `use_ema` has an average"
-        before = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
-            _become(weights, ema.shadow)
+            _exchange(weights, ema.shadow)
             yield
         finally:
-            _become(weights, before)
+            _exchange(weights, ema.shadow)
 
 
 @torch.no_grad()
-def _become(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def _exchange(weights: Mapping[str, nn.Parameter], shadow: Mapping[str, Tensor]) -> None:
     for name, weight in weights.items():
-        weight.copy_(values[name])
+        assert weight.dtype == shadow[name].dtype, "both are float32: nothing is rounded"
+        average = shadow[name].clone()
+        shadow[name].copy_(weight)
+        weight.copy_(average)
 
 
 def _of_all(losses: StepLosses, ranks: Ranks) -> StepLosses:
