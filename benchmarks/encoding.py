@@ -133,7 +133,7 @@ def main() -> None:
         for label, make in (("cache-vae", vae_work), ("cache-embeds", embeds_work)):
             make_work = partial(make, configuration, folder, ways)
             parts, whole = measure(make_work, ways)
-            report(label, parts, whole, items=len(make_work().items))
+            report(label, parts, whole, items=make_work().count)
         tails(checkpoint, configuration)
         flat(checkpoint)
         workers(configuration, folder)

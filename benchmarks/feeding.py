@@ -92,7 +92,7 @@ def batches_of(work: Work) -> Iterator[list[Any]]:
     for parts in work.parts.values():
         for keys in parts:
             batch: list[Any] = []
-            for item in (work.items[key] for key in keys):
+            for item in work.items_of(keys):
                 full = batch and len(batch) >= work.batch_size.of(work.encoding.cost(batch[0]))
                 if batch and (full or not work.encoding.together(batch[0], item)):
                     yield batch
@@ -143,8 +143,9 @@ def write(work: Work, made: Sequence[Made]) -> None:
     with keeping.adding():
         for dataset, parts in work.parts.items():
             for keys in parts:
-                keeping.keep(dataset, made[at : at + len(keys)])
-                at += len(keys)
+                count = len(work.items_of(keys))
+                keeping.keep(dataset, made[at : at + count])
+                at += count
 
 
 class Silent(TerminalProgress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import weakref
 from collections import Counter
@@ -195,7 +196,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     def vae(self: Any, items: Any, read: Any) -> Any:
         encoded["pictures"] += len(items)
         whole = self._encoder.encode
-        bad = [one.path == "p1.png" and one.dataset == "edited" for one in items]
+        bad = [one.first.path == "p1.png" and one.first.dataset == "edited" for one in items]
         self._encoder.encode = lambda pixels: whole(pixels).masked_fill(
             torch.tensor(bad)[:, None, None, None], float("nan")
         )
@@ -292,3 +293,34 @@ def test_a_dry_run_says_what_is_missing_and_forgets_nothing(
     with_files("cache-vae", "--on-reject", "skip")
     done = said(with_files("cache-vae", "-n", "--retry-rejected", "--json"))
     assert (done["kept"], done["failed"], done["missing"]) == (11, 1, 0)
+
+
+# -- one file in several geometries ------------------------------------------------------
+
+
+def test_a_file_wanted_at_two_sizes_is_decoded_once(
+    paired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decodes: Counter[str]
+) -> None:
+    """Two datasets of one folder, a target that is a reference as well."""
+    folder = tmp_path / "two"
+    shutil.copytree(paired, folder)
+    monkeypatch.chdir(folder)
+    shutil.copy("edited/p0.png", "reference-a/p0.png")
+    datasets = json.loads(Path("data.json").read_text())
+    datasets.append(datasets[0] | {"id": "larger", "resolution": 96})
+    Path("data.json").write_text(json.dumps(datasets))
+    with_files("pair")
+    done = said(with_files("cache-vae", "--vae-batch-size", "1", "--json"))
+    assert done["computed"] == 4 + 4 + 8 - 1  # both sizes, references, p0 being one of them
+    assert set(decodes.values()) == {1}
+    assert len(decodes) == 4 + 8 - 1
+    found = configuration()
+    stores = open_stores(found, open_checkpoint(found.settings))
+    for name in ("edited", "larger"):  # each in the store of its own dataset
+        assert len(stores.latents.of(name)) == 4
+    # what one of the two sizes lacks is made alone, and as before
+    rows = rows_here()
+    for part in stores.latents.of("larger").part_paths():
+        shutil.rmtree(part)
+    assert said(with_files("cache-vae", "--json", "--vae-batch-size", "1"))["computed"] == 4
+    assert_equal(rows_here(), rows)

@@ -118,10 +118,10 @@ def compare(what: str, make: Callable[[], Work], encoder: Any, ways: Ways) -> di
     bare = time.perf_counter() - started
     return {
         "what": what,
-        "items": len(work.items),
+        "items": work.count,
         "batch": max(map(len, batches)),
-        "per_second": len(work.items) / stage,
-        "bare_per_second": len(work.items) / bare,
+        "per_second": work.count / stage,
+        "bare_per_second": work.count / bare,
         "share_of_bare": bare / stage,
         "spent": filled.seconds,
     }

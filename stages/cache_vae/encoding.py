@@ -24,6 +24,7 @@ from ..rejected_rows import RejectedRow
 from ..samples import Picture
 from ..stores import picture_folders
 from ..tensors import bits_of
+from .one_file import OneFile
 
 STAGE = "cache-vae"
 LATENTS, SHOWN = "latents", "shown"
@@ -33,9 +34,14 @@ PIXELS_WHERE_NOTHING_IS_KNOWN = 1024 * 1024
 
 @dataclass(frozen=True)
 class Decoded:
-    """One picture at the VAE's size, and as rows of the spool what the next stage wants of it."""
+    """A file in every size the VAE is shown it, and what the next stage wants of it.
 
-    values: UInt8[np.ndarray, "height width 3"]
+    Attributes:
+        values: pixels, for each of the file's pictures.
+        shown: by key, rows of the spool.
+    """
+
+    values: list[UInt8[np.ndarray, "_height _width 3"]]
     shown: dict[str, np.ndarray]
 
 
@@ -60,34 +66,38 @@ class PictureEncoding:
         self._folders = picture_folders(configuration)
         self._device, self._spool, self._shown = device, spool, shown or {}
 
-    def read(self, item: Picture) -> Decoded:
+    def read(self, item: OneFile) -> Decoded:
         """Decode it once, and bring it to every size it is wanted in."""
-        opened = open_to_encode(self._folders[item.dataset], item)
-        values = np.asarray(resized(opened, item.box, item.size), np.uint8)
+        opened = open_to_encode(self._folders[item.first.dataset], item.first)
+        values = [
+            np.asarray(resized(opened, picture.box, picture.size), np.uint8)
+            for picture in item.pictures
+        ]
         shown: dict[str, np.ndarray] = {}
-        for wanted in self._shown.get(item.latent_key, ()):
-            assert self._spool is not None
-            assert wanted.vl_size is not None, "references always have one"
-            row = self._spool.row_of(resized(opened, wanted.box, wanted.vl_size))
-            if row is not None:
-                shown[spool_key(wanted)] = row
+        for picture in item.pictures:
+            for wanted in self._shown.get(picture.latent_key, ()):
+                assert self._spool is not None
+                assert wanted.vl_size is not None, "references always have one"
+                row = self._spool.row_of(resized(opened, wanted.box, wanted.vl_size))
+                if row is not None:
+                    shown[spool_key(wanted)] = row
         return Decoded(values, shown)
 
-    def cost(self, item: Picture) -> int:
-        """In pixels."""
-        return item.size[0] * item.size[1]
+    def cost(self, item: OneFile) -> int:
+        """In pixels: its sizes are encoded one after the other."""
+        return max(width * height for width, height in item.sizes)
 
-    def together(self, one: Picture, other: Picture) -> bool:
-        """Pictures of one size."""
-        return one.size == other.size
+    def together(self, one: OneFile, other: OneFile) -> bool:
+        """Files that are wanted in the same sizes."""
+        return one.sizes == other.sizes
 
-    def rejected(self, item: Picture, unfit: Unfit) -> Made:
+    def rejected(self, item: OneFile, unfit: Unfit) -> Made:
         """No latents."""
-        return Made(rejected={LATENTS: [_rejected(item, unfit)]})
+        return Made(rejected={LATENTS: [_rejected(picture, unfit) for picture in item.pictures]})
 
-    def name(self, item: Picture) -> str:
+    def name(self, item: OneFile) -> str:
         """The file's."""
-        return str(self._folders[item.dataset] / item.path)
+        return str(self._folders[item.first.dataset] / item.first.path)
 
     def open(self) -> Encoder:
         """Load the VAE."""
@@ -112,10 +122,14 @@ class OnDevice:
         return torch.device(self._encoder.vae.device)
 
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
-        """The latents of each picture; those that are NaN or infinite are rejected, no others."""
-        values = torch.from_numpy(np.stack([one.values for one in read])).to(self.device)
-        latents = self._encoder.encode(self._signed[values.long()].permute(0, 3, 1, 2))
-        return [_made(*three) for three in zip(items, read, latents, strict=True)]
+        """The latents of each file; those that are NaN or infinite are rejected, no others."""
+        made = [_nothing_yet(one) for one in read]
+        for place in range(len(items[0].pictures)):
+            values = torch.from_numpy(np.stack([one.values[place] for one in read]))
+            signed = self._signed[values.to(self.device).long()].permute(0, 3, 1, 2)
+            for one, item, latent in zip(made, items, self._encoder.encode(signed), strict=True):
+                _add(one, item.pictures[place], latent)
+        return made
 
 
 def signed_values() -> Float[Tensor, " 256"]:
@@ -124,15 +138,20 @@ def signed_values() -> Float[Tensor, " 256"]:
     return torch.from_numpy(pixels(ramp)[0, 0])
 
 
-def _made(item: Picture, read: Decoded, latent: Tensor) -> Made:
-    shown = {SHOWN: read.shown} if read.shown else {}
+def _nothing_yet(read: Decoded) -> Made:
+    return Made(rows={LATENTS: {}, SHOWN: read.shown}, rejected={LATENTS: []})
+
+
+def _add(made: Made, picture: Picture, latent: Tensor) -> None:
     if bool(torch.isfinite(latent).all()):
-        return Made(rows={LATENTS: {item.latent_key: bits_of(latent)}, **shown})
+        made.rows[LATENTS][picture.latent_key] = bits_of(latent)
+        made.datasets[picture.latent_key] = picture.dataset
+        return
     unfit = Unfit(
         "nan_latents", 'the VAE gives NaN or infinite values (`vae_dtype: "fp32"` is safe)'
     )
-    return Made(rows=shown, rejected={LATENTS: [_rejected(item, unfit)]})
+    made.rejected[LATENTS].append(_rejected(picture, unfit))
 
 
-def _rejected(item: Picture, unfit: Unfit) -> RejectedRow:
-    return RejectedRow(item.latent_key, STAGE, item.dataset, item.path, unfit.reason, unfit.detail)
+def _rejected(one: Picture, unfit: Unfit) -> RejectedRow:
+    return RejectedRow(one.latent_key, STAGE, one.dataset, one.path, unfit.reason, unfit.detail)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from ..samples import Picture
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
 from ..uses import note_use
+from .one_file import files_of, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
 
 STAGE = "cache-vae"
-ROWS_IN_PART = 64
 PIXELS_A_LATENT = 8 * 8
 BYTES_A_LATENT = 16 * 2  # channels of bfloat16
 
@@ -163,8 +163,9 @@ def pictures_work(
         stage=STAGE,
         unit="picture",
         rows="latents",
-        items=wanted.latents,
+        count=len({picture.digest for picture in wanted.latents.values()}),
         parts=parts_of(wanted.latents),
+        items_of=partial(files_of, wanted.latents),
         claimed_in=stores.latents,
         shelves=shelves,
         still=still_missing(stores.latents),
@@ -186,8 +187,9 @@ def masks_work(configuration: Configuration, stores: RunStores, wanted: WantedPi
         stage=STAGE,
         unit="mask",
         rows="rows of weights",
-        items=wanted.weights,
+        count=len(wanted.weights),
         parts=parts_of(wanted.weights),
+        items_of=lambda keys: [wanted.weights[key] for key in keys],
         claimed_in=stores.weights,
         shelves={"weights": stores.weights},
         still=still_missing(stores.weights),
@@ -215,22 +217,3 @@ def still_missing(shelf: Shelf) -> Callable[[Sequence[str]], list[str]]:
         return [key for key in shelf.missing(keys) if key not in rejected]
 
     return still
-
-
-def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
-    """By dataset, keys that are claimed and written together, decided by the keys alone."""
-    by_dataset: dict[str, dict[str, Picture]] = defaultdict(dict)
-    for key, picture in pictures.items():
-        by_dataset[picture.dataset][key] = picture
-    return {dataset: list(_cut(mine)) for dataset, mine in by_dataset.items()}
-
-
-def _cut(pictures: Mapping[str, Picture]) -> Iterator[list[str]]:
-    """Of one size each, at most 64."""
-    by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for key in sorted(pictures):
-        by_size[pictures[key].size].append(key)
-    for size in sorted(by_size):
-        keys = by_size[size]
-        for start in range(0, len(keys), ROWS_IN_PART):
-            yield keys[start : start + ROWS_IN_PART]

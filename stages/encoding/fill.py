@@ -25,8 +25,9 @@ class Work:
 
     Attributes:
         stage, unit, rows: the command, what it encodes, and what becomes of that, for people.
-        items: by key.
+        count: of items, all together.
         parts: by dataset, the keys that are claimed and written together.
+        items_of: what makes the rows of some keys of a part, in their order.
         claimed_in: the shelf that claims are made in.
         shelves: where rows go, by kind.
         still: which keys are missing, as it is now.
@@ -35,8 +36,9 @@ class Work:
     stage: str
     unit: str
     rows: str
-    items: Mapping[str, object]
+    count: int
     parts: Mapping[str, Sequence[Sequence[str]]]
+    items_of: Callable[[Sequence[str]], Sequence[object]]
     claimed_in: Shelf
     shelves: Mapping[str, Shelf]
     still: Callable[[Sequence[str]], list[str]]
@@ -61,7 +63,7 @@ class Filled:
 def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
     """Make the rows of `work` that nobody else makes, until none is missing."""
     keeping, pace = Keeping(work.shelves), Pace(progress)
-    with progress.bar(len(work.items), work.stage, unit=work.unit) as advance, keeping.adding():
+    with progress.bar(work.count, work.stage, unit=work.unit) as advance, keeping.adding():
         filling = Filling(
             work.encoding,
             keeping.keep,
@@ -75,7 +77,7 @@ def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
                 claimed_jobs(
                     work.claimed_in,
                     work.parts,
-                    work.items,
+                    items_of=work.items_of,
                     still=work.still,
                     stage=work.stage,
                     progress=progress,

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from ...cache.claims import claimed_work
+from ...cache.store import Store
 from ..rejected_rows import RejectedRow, RejectedRows
 from ..sharing import say_who_is_at_work
 from ..stage import Progress
@@ -38,17 +39,17 @@ class Keeping:
             yield
 
     def keep(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
-        """Add all rows of `made`, each kind as one part; how many of each kind were added.
+        """Add all rows of `made`, as few parts; how many of each kind were added.
 
         Rejections are remembered first: a row that was rejected is never thought missing.
         """
         added: Counter[str] = Counter()
         for kind, shelf in self._shelves.items():
-            store = shelf.of(dataset)
             for row in _rejected(made, kind):
-                RejectedRows(store.path).add(row)
+                RejectedRows(shelf.of(row.dataset).path).add(row)
                 added["rejected"] += 1
-            added[kind] += add_missing(store, _rows(made, kind))
+            for store, rows in _parts(made, kind, shelf=shelf, dataset=dataset):
+                added[kind] += add_missing(store, rows)
         return added
 
 
@@ -56,15 +57,25 @@ def _rejected(made: Sequence[Made], kind: str) -> list[RejectedRow]:
     return [row for one in made for row in one.rejected.get(kind, [])]
 
 
-def _rows(made: Sequence[Made], kind: str) -> dict[str, np.ndarray]:
-    return {key: row for one in made for key, row in one.rows.get(kind, {}).items()}
+def _parts(
+    made: Sequence[Made], kind: str, *, shelf: Shelf, dataset: str
+) -> Iterator[tuple[Store, dict[str, np.ndarray]]]:
+    """Rows of one kind that can lie in one part: of one store, and of one shape if need be."""
+    parts: dict[tuple[Store, tuple[int, ...]], dict[str, np.ndarray]] = {}
+    for one in made:
+        for key, row in one.rows.get(kind, {}).items():
+            store = shelf.of(one.datasets.get(key, dataset))
+            shape = () if store.layout.ragged else row.shape
+            parts.setdefault((store, shape), {})[key] = row
+    for (store, _), rows in parts.items():
+        yield store, rows
 
 
 def claimed_jobs(
     shelf: Shelf,
     parts: Mapping[str, Sequence[Sequence[str]]],
-    items: Mapping[str, object],
     *,
+    items_of: Callable[[Sequence[str]], Sequence[object]],
     still: Callable[[Sequence[str]], list[str]],
     stage: str,
     progress: Progress,
@@ -81,4 +92,4 @@ def claimed_jobs(
             still=still,
             waiting=partial(say_who_is_at_work, progress),
         ):
-            yield None if task is None else Job(task, dataset, [items[key] for key in task.keys])
+            yield None if task is None else Job(task, dataset, items_of(task.keys))

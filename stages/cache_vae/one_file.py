@@ -1,0 +1,64 @@
+"""Pictures that are one file: decoded once, whatever geometries they are wanted in.
+
+A file is wanted in several where two datasets of different resolution share it, where it is a
+target here and a reference there, and where previews show whole what training crops.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..samples import Picture
+
+FILES_IN_PART = 64
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OneFile:
+    """Pictures of one content, each in another geometry."""
+
+    pictures: tuple[Picture, ...]
+
+    @property
+    def first(self) -> Picture:
+        """The one whose file is opened."""
+        return self.pictures[0]
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """What they are resized to."""
+        return tuple(picture.size for picture in self.pictures)
+
+
+def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
+    """By dataset, keys that are claimed and written together, decided by the keys alone.
+
+    The keys of a file follow each other in the order of their sizes. The files of a part are
+    wanted in the same sizes, and there are at most 64.
+    """
+    files: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(pictures, key=lambda key: (pictures[key].size, key)):
+        files[pictures[key].digest].append(key)
+    alike: dict[tuple[str, tuple[Size, ...]], list[list[str]]] = defaultdict(list)
+    for keys in files.values():
+        sizes = tuple(pictures[key].size for key in keys)
+        alike[pictures[keys[0]].dataset, sizes].append(keys)
+    parts: dict[str, list[list[str]]] = defaultdict(list)
+    for dataset, sizes in sorted(alike):
+        found = sorted(alike[dataset, sizes])
+        for start in range(0, len(found), FILES_IN_PART):
+            part = found[start : start + FILES_IN_PART]
+            parts[dataset].append([key for keys in part for key in keys])
+    return dict(parts)
+
+
+def files_of(pictures: Mapping[str, Picture], keys: Sequence[str]) -> list[OneFile]:
+    """The files that give the rows of `keys`, which are some of a part's in its order."""
+    wanted = [pictures[key] for key in keys]
+    by_content = groupby(wanted, key=lambda picture: picture.digest)
+    return [OneFile(tuple(same)) for _, same in by_content]
