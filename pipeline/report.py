@@ -22,12 +22,19 @@ class TerminalProgress:
     """Bars and lines for one command.
 
     Bars go to standard error and only to a terminal. Lines go to standard output, or to
-    standard error when standard output is kept for one JSON object.
+    standard error when standard output is kept for one JSON object. `spelled` puts the
+    finishing touch to each of them.
     """
 
-    def __init__(self, *, as_json: bool = False, verbosity: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        verbosity: int = 0,
+        spelled: Callable[[str], str] = str,
+    ) -> None:
         self._lines: TextIO = sys.stderr if as_json else sys.stdout
-        self._verbosity = verbosity
+        self._verbosity, self._spelled = verbosity, spelled
         self._bar: tqdm[Any] | None = None
 
     @contextmanager
@@ -61,11 +68,11 @@ class TerminalProgress:
 
     def say(self, line: str) -> None:
         if self._verbosity >= 0:
-            self._write(line, self._lines)
+            self._write(self._spelled(line), self._lines)
 
     def warn(self, line: str) -> None:
         if self._verbosity > SILENT:
-            self._write(f"Warning: {line}", sys.stderr)
+            self._write(f"Warning: {self._spelled(line)}", sys.stderr)
 
     def _write(self, line: str, to: TextIO) -> None:
         if self._bar is None or self._bar.disable:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def reporting(
     # of several processes that train one run, the first one speaks
     silent = rank_of_this_process() > 0
     verbosity = SILENT if silent else -1 if quiet else verbose
-    progress = TerminalProgress(as_json=as_json, verbosity=verbosity)
+    # what a line says to type can then be typed as it stands
+    spelled = partial(with_options, folder=folder, **given)
+    progress = TerminalProgress(as_json=as_json, verbosity=verbosity, spelled=spelled)
 
     def finish(value: dict[str, Any]) -> None:
         if as_json and not silent:
@@ -68,7 +71,7 @@ def reporting(
         _leave(error.exit_code, when=silent and not isinstance(error, OfOneProcess))
         if debug:
             traceback.print_exc()
-        do = with_options(error.do, folder=folder, **given)
+        do = spelled(error.do)
         finish({"error": error.what, "do": do, "exit_code": error.exit_code})
         _fail(f"{error.what}\n{do}" if do else error.what, error.exit_code)
     except KeyboardInterrupt:
@@ -115,7 +118,7 @@ def with_options(
 ) -> str:
     """`text` with the options of this command added to every command that it names.
 
-    What a message says to type can then be typed as it stands.
+    One that has them already is left as it is.
 
     >>> with_options("Run `qedit pair`.", config=Path("a b.json"), sets=("seed=3",))
     "Run `qedit pair --config 'a b.json' --set seed=3`."
@@ -127,7 +130,12 @@ def with_options(
     for setting in sets:
         words += ["--set", setting]
     tail = "".join(f" {shlex.quote(word)}" for word in words)
-    return COMMAND.sub(lambda found: f"`qedit {found[1]}{found[2]}{tail}`", text)
+
+    def completed(found: re.Match[str]) -> str:
+        has_them = tail and tail in found[2]
+        return found[0] if has_them else f"`qedit {found[1]}{found[2]}{tail}`"
+
+    return COMMAND.sub(completed, text)
 
 
 def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, Any]], None]) -> None:
@@ -148,5 +156,6 @@ def _go_to(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise WrongUse(f"{folder} (-C) is a file, not a folder.", "Name the folder to work in.")
     if not folder.is_dir():
-        raise WrongUse(f"There is no folder {folder} (-C).", f"Make it: mkdir -p {folder}")
+        make_it = f"Make it: `mkdir -p {shlex.quote(str(folder))}`."
+        raise WrongUse(f"There is no folder {folder} (-C).", make_it)
     os.chdir(folder)

@@ -111,7 +111,7 @@ def status_of(configuration: Configuration) -> Status:
     if status.next_command:
         return status
     if not is_current(configuration):
-        status.found.append(Line("pairs", 1, 0, say="the folders have changed since `qedit pair`"))
+        status.found.append(Line("pairs", 1, 0, say="the folders have changed in the meantime"))
         status.next_command = "Run `qedit pair`."
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)

@@ -1,8 +1,10 @@
-"""inspect: one sample exactly as training sees it."""
+"""inspect: one sample exactly as training sees it, or as previews show it."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -15,8 +17,10 @@ from ..cache.atomic import write_bytes
 from ..cache.errors import WrongUse
 from ..config.configuration import Configuration
 from .models.checkpoint import ENCODERS, open_checkpoint
+from .models.flavours import Flavour
+from .preview_samples import as_at_inference, preview_samples
 from .samples import NULL_CAPTION, Picture, Sample
-from .stores import open_stores, samples_of
+from .stores import open_stores, samples_of, used_main_datasets
 from .tensors import tensor_of
 
 PATCH = 2
@@ -28,10 +32,12 @@ class Inspected:
 
     target_latents and reference_latents.0..n are [channel, height, width], normalised;
     prompt_embeds and null_embeds are [token, channel], image prefix and text tail joined.
+    `note` says what else there is to know of them; "" if nothing.
     """
 
     tensors: dict[str, Tensor]
     facts: dict[str, str]
+    note: str = ""
 
     def export(self, path: Path) -> None:
         """Write tensors and facts as one safetensors file, whole or not at all."""
@@ -39,15 +45,27 @@ class Inspected:
         write_bytes(path, safetensors.torch.save(self.tensors, metadata=self.facts))
 
 
-def inspect_sample(configuration: Configuration, name: str, *, caption: int = 0) -> Inspected:
+def inspect_sample(
+    configuration: Configuration, name: str, *, caption: int = 0, as_previewed: bool = False
+) -> Inspected:
     """Read sample `name` with its caption number `caption` from the caches.
+
+    Args:
+        as_previewed: with whole references and the negative prompt of previews, which can
+            be had of the samples that previews show; else as training sees it.
 
     Raises:
         WrongUse: there is no such sample or no such caption.
         NotComplete: its rows are not cached yet.
     """
     checkpoint = open_checkpoint(configuration.settings, spared=ENCODERS)
-    sample = find_sample(list(samples_of(configuration, checkpoint)), name)
+    if as_previewed:
+        shown, _ = preview_samples(configuration, checkpoint)
+        sample = find_sample(shown, name, among=f"the {len(shown)} that previews show")
+        negative = configuration.settings.validation_negative_prompt
+    else:
+        sample = find_sample(list(samples_of(configuration, checkpoint)), name)
+        negative = NULL_CAPTION
     if not 0 <= caption < len(sample.captions):
         raise WrongUse(
             f"Sample {sample.name} has {len(sample.captions)} captions, there is no number "
@@ -55,7 +73,8 @@ def inspect_sample(configuration: Configuration, name: str, *, caption: int = 0)
             f"Use --caption 0 to {len(sample.captions) - 1}.",
         )
     stores = open_stores(configuration, checkpoint)
-    stores.missing([sample], [NULL_CAPTION]).refuse(1, then=f"qedit inspect {name}")
+    again = "qedit inspect " + shlex.quote(name) + (" --as-previewed" if as_previewed else "")
+    stores.missing([sample], [negative]).refuse(1, then=again)
 
     def latents(picture: Picture) -> Tensor:
         return tensor_of(stores.latents.read(picture.latent_key, dataset=picture.dataset))
@@ -68,7 +87,7 @@ def inspect_sample(configuration: Configuration, name: str, *, caption: int = 0)
     for number, reference in enumerate(sample.references):
         tensors[f"reference_latents.{number}"] = latents(reference)
     tensors["prompt_embeds"] = torch.cat([prefix, tail(sample.captions[caption])])
-    tensors["null_embeds"] = torch.cat([prefix, tail(NULL_CAPTION)])
+    tensors["null_embeds"] = torch.cat([prefix, tail(negative)])
     shapes = [
         [1, latent.shape[1] // PATCH, latent.shape[2] // PATCH]
         for tensor_name, latent in tensors.items()
@@ -89,7 +108,25 @@ def inspect_sample(configuration: Configuration, name: str, *, caption: int = 0)
                 ensure_ascii=False,
             ),
         },
+        note="" if as_previewed else _note(configuration, sample, checkpoint.flavour),
     )
+
+
+def sample_names(configuration: Configuration) -> list[str]:
+    """What the samples are called, dataset by dataset.
+
+    Raises:
+        NotComplete: the pairs of a dataset are not there.
+    """
+    checkpoint = open_checkpoint(configuration.settings, spared=ENCODERS)
+    return [sample.name for sample in samples_of(configuration, checkpoint)]
+
+
+def _note(configuration: Configuration, sample: Sample, flavour: Flavour) -> str:
+    (main,) = (one for one in used_main_datasets(configuration) if one.id == sample.dataset)
+    if as_at_inference(sample, configuration, main, flavour=flavour) is sample:
+        return ""
+    return "Its references are cropped for training; previews show them whole (`--as-previewed`)."
 
 
 def geometry_of(picture: Picture) -> dict[str, object]:
@@ -106,13 +143,17 @@ def geometry_of(picture: Picture) -> dict[str, object]:
     return facts
 
 
-def find_sample(samples: list[Sample], name: str) -> Sample:
+def find_sample(samples: Iterable[Sample], name: str, *, among: str = "") -> Sample:
     """The sample called `name`: its target's path with or without extension, where two
     datasets hold the same path with "<dataset id>:" before it.
+
+    Args:
+        among: what `samples` are, in words; "": all of them.
 
     Raises:
         WrongUse: none or several samples are called so.
     """
+    samples = list(samples)
     exact = [sample for sample in samples if name in (sample.name, _qualified(sample))]
     if len(exact) == 1:
         return exact[0]
@@ -129,8 +170,8 @@ def find_sample(samples: list[Sample], name: str) -> Sample:
         raise WrongUse(f"Several samples are called '{name}': {names}.", "Use one of these names.")
     near = get_close_matches(name, [sample.name for sample in samples], n=3, cutoff=0.4)
     raise WrongUse(
-        f"There is no sample called '{name}' among {len(samples)}.",
-        f"Near it: {', '.join(near)}." if near else "`qedit status` says which datasets there are.",
+        f"There is no sample called '{name}' among {among or len(samples)}.",
+        f"Near it: {', '.join(near)}." if near else "`qedit inspect` without a name lists them.",
     )
 
 

@@ -16,10 +16,12 @@ def say_who_is_at_work(progress: Progress, holder: Holder) -> None:
 
 
 @contextlib.contextmanager
-def saying_what_is_kept(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C, say what was finished before; the part in work is given up."""
+def saying_what_is_kept(progress: Progress, made: Callable[[], int], rows: str) -> Iterator[None]:
+    """On Ctrl-C, say how many `rows` were finished before; the part in work is given up."""
     try:
         yield
     except KeyboardInterrupt:
-        progress.warn(f"{kept()} were made and are kept; the part in work is given up.")
+        count = made()
+        kept = f"{count} {rows} were made and are kept" if count else f"no {rows} were made yet"
+        progress.warn(f"{kept}; the part in work is given up.")
         raise

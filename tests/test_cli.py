@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from safetensors import safe_open
 from small_run import AREA, draw, make_run, qedit, said, with_files
 
+from qedit.pipeline.reporting import with_options
 from qedit.stages.models.tiny import make_tiny
 
 
@@ -103,6 +106,25 @@ def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {path.name for path in new} <= {"model-digests.json"}
 
 
+def test_every_line_that_names_a_command_can_be_typed(copy: Path) -> None:
+    """Those that are said on the way as much as errors, with each option that was given."""
+    given = ("--config", "config.json", "--data", "data.json", "--set", "seed=42")
+    told = with_files("gc", "--set", "seed=42", "--set", "validation_disable=true").stdout
+    assert "Nothing to remove" in told
+    (copy / "edited" / "p1.txt").write_text("turn it blue")
+    with_files("pair")
+    line = with_files("gc", *given[4:]).stdout.splitlines()[-1]
+    typed = re.search(r"`qedit (gc [^`]+)`", line)
+    assert typed is not None, line
+    assert shlex.split(typed[1]) == ["gc", "--yes", *given]
+    assert said(qedit(*shlex.split(typed[1]), "--json"))["removed"]
+
+
+def test_options_are_added_once() -> None:
+    once = with_options("Run `qedit pair`.", config=Path("c.json"))
+    assert with_options(once, config=Path("c.json")) == once == "Run `qedit pair --config c.json`."
+
+
 def test_status_says_what_is_there_and_what_comes_next(copy: Path) -> None:
     done = said(with_files("status", "--json"))
     assert done["next"] == ""
@@ -151,6 +173,13 @@ def test_a_sample_is_found_by_each_of_its_names(copy: Path, name: str) -> None:
 
 def test_an_unknown_sample_shows_names_near_it(copy: Path) -> None:
     assert "p1.png" in with_files("inspect", "p11.png", expect=2).stderr
+
+
+def test_without_a_sample_inspect_lists_them(copy: Path) -> None:
+    assert with_files("inspect").stdout.split() == ["p0.png", "p1.png", "p2.png", "p3.png"]
+    assert said(with_files("inspect", "--json"))["samples"][1] == "p1.png"
+    # the example's name is not taken for a sample's
+    assert "edit-v1-lora" in qedit("inspect", "example=nothing", expect=2).stderr
 
 
 def test_an_unknown_caption_number_says_how_many_there_are(copy: Path) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quiet import Quiet
 from small_run import make_run, said, with_files
 
 from qedit.stages.cache_vae import stage
 from qedit.stages.models.vae import LatentEncoder
+from qedit.stages.sharing import saying_what_is_kept
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +35,10 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "2 latents were made and are kept" in told
     assert list((tmp_path / "caches").rglob("claims/*.json")) == []
     assert said(with_files("cache-vae", "--json"))["computed"] == 8 - 2
+
+
+def test_who_made_nothing_does_not_say_that_it_is_kept() -> None:
+    quiet = Quiet()
+    with pytest.raises(KeyboardInterrupt), saying_what_is_kept(quiet, lambda: 0, "latents"):
+        raise KeyboardInterrupt
+    assert quiet.warned == ["no latents were made yet; the part in work is given up."]

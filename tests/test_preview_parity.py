@@ -150,7 +150,7 @@ def test_a_script_makes_the_preview(run: Any, monkeypatch: pytest.MonkeyPatch) -
     folder, flavour = run
     monkeypatch.chdir(folder)
     for stored in at_end():
-        with_files("inspect", stored.sample, "--export", "sample.safetensors")
+        with_files("inspect", stored.sample, "--as-previewed", "--export", "sample.safetensors")
         with as_here(folder, flavour):
             picture = made_by(shared_code(stored, flavour) + blocks()[1])
         assert largest_difference(stored, picture) <= 2, stored.sample
@@ -178,7 +178,7 @@ def test_the_average_is_that_of_the_published_lora(
         pytest.skip("the average is made in the same way for every flavour: seen once is enough")
     monkeypatch.chdir(folder)
     stored = next(one for one in stored_previews(Path("out"), step=3) if one.part == "ema")
-    with_files("inspect", stored.sample, "--export", "sample.safetensors")
+    with_files("inspect", stored.sample, "--as-previewed", "--export", "sample.safetensors")
     with as_here(folder, flavour):
         code = shared_code(stored, flavour, lora=f"out/ema/{os.path.basename(LORA)}")
         picture = made_by(code + blocks()[1])

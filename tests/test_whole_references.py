@@ -146,6 +146,24 @@ def test_a_preview_is_given_what_the_stock_pipeline_sees(
     assert reference.shape[2] != reference.shape[3]
 
 
+def test_inspect_shows_what_is_previewed_and_says_that_it_differs(here: Path) -> None:
+    trained = said(with_files("inspect", "p1", *CROP, "--json"))
+    assert "--as-previewed" in trained["note"]
+    assert "--as-previewed" not in with_files("inspect", "p0", *CROP).stdout  # nothing is cut off
+    whole = said(with_files("inspect", "p1", *CROP, "--as-previewed", "--json"))
+    # 128x72 at an area of 64x64 is 96x64 by the rule of size, its square crop 64x64
+    assert trained["tensors"]["reference_latents.0"] == [16, 8, 8]
+    assert whole["tensors"]["reference_latents.0"] == [16, 8, 12]
+    assert whole["tensors"]["target_latents"] == trained["tensors"]["target_latents"]
+    assert whole["note"] == ""
+    error = with_files("inspect", "p2", *CROP, "--as-previewed", expect=2).stderr
+    assert f"the {SHOWN} that previews show" in error
+    negative = ("--set", "validation_negative_prompt=blurry")
+    error = with_files("inspect", "p1", *CROP, *negative, "--as-previewed", expect=4).stderr
+    assert "`qedit cache-embeds --config" in error
+    assert "`qedit inspect p1 --as-previewed --config" in error
+
+
 def test_training_asks_for_the_rows_that_previews_need(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

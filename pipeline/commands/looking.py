@@ -11,27 +11,50 @@ from ..options import device_option, dry_run_option, shared_options
 from ..reporting import reporting
 from .running import configuration_of, run_named
 
+LISTED = 20
+
 
 @click.command()
-@click.argument("sample")
+@click.argument("sample", required=False)
 @shared_options
 @click.option("--caption", default=0, show_default=True, help="Which of its captions.")
 @click.option(
+    "--as-previewed",
+    is_flag=True,
+    help="As previews show it: whole references, validation_negative_prompt.",
+)
+@click.option(
     "--export", type=click.Path(path_type=Path, dir_okay=False), help="Write a safetensors file."
 )
-def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> None:
-    """One sample exactly as training sees it. SAMPLE is its target's path in the dataset."""
+def inspect(
+    sample: str | None, caption: int, as_previewed: bool, export: Path | None, **shared: Any
+) -> None:
+    """One sample exactly as training sees it. SAMPLE is its target's path in the dataset.
+
+    Without SAMPLE: what samples there are.
+    """
+    name, shared["assignments"] = _sample_among((sample, *shared["assignments"]))
     with reporting(**shared) as (progress, finish):
-        from ...stages.inspect_sample import inspect_sample
+        from ...stages.inspect_sample import inspect_sample, sample_names
 
         configuration = configuration_of(progress, **shared)
-        inspected = inspect_sample(configuration, sample, caption=caption)
-        shapes = {name: list(tensor.shape) for name, tensor in inspected.tensors.items()}
-        for name, shape in shapes.items():
-            dtype = str(inspected.tensors[name].dtype).removeprefix("torch.")
-            progress.say(f"{name:22} {dtype} {shape}")
-        for name, fact in inspected.facts.items():
-            progress.say(f"{name:22} {fact}")
+        if name is None:
+            names = sample_names(configuration)
+            for one in names[:LISTED]:
+                progress.say(one)
+            if len(names) > LISTED:
+                progress.say(f"... {len(names)} in all")
+            finish({"stage": "inspect", "samples": names, "where": ""})
+            return
+        inspected = inspect_sample(configuration, name, caption=caption, as_previewed=as_previewed)
+        shapes = {what: list(tensor.shape) for what, tensor in inspected.tensors.items()}
+        for what, shape in shapes.items():
+            dtype = str(inspected.tensors[what].dtype).removeprefix("torch.")
+            progress.say(f"{what:22} {dtype} {shape}")
+        for what, fact in inspected.facts.items():
+            progress.say(f"{what:22} {fact}")
+        if inspected.note:
+            progress.say(inspected.note)
         if export is not None:
             inspected.export(export)
             progress.say(f"Written: {export}")
@@ -40,9 +63,19 @@ def inspect(sample: str, caption: int, export: Path | None, **shared: Any) -> No
                 "stage": "inspect",
                 "tensors": shapes,
                 **inspected.facts,
+                "note": inspected.note,
                 "where": str(export) if export else "",
             }
         )
+
+
+def _sample_among(words: tuple[str | None, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The first word that is no `example=NAME`, and the others."""
+    given = [word for word in words if word is not None]
+    name = next((word for word in given if not word.startswith("example=")), None)
+    if name is not None:
+        given.remove(name)
+    return name, tuple(given)
 
 
 @click.command()
