@@ -17,6 +17,7 @@ from training import lora, made_runs, train
 
 from qedit.cache.errors import NotComplete, WrongUse
 from qedit.config.loading import Configuration
+from qedit.stages.cache_base import quantizing
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.frozen_base import base_folder, quantized_base
 from qedit.stages.models import quantized_linear
@@ -229,6 +230,35 @@ def test_a_device_that_cannot_compute_it_is_refused_before_anything_is_loaded(
         )
     with pytest.raises(WrongUse, match="quantize_activations"):
         cached(made("fp8-quanto", quantize_activations=True))
+
+
+def test_weights_are_quantised_where_quantize_via_says(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the base is read to the host because it is streamed; and there it is refused
+    by what it is computed on."""
+    used: list[str] = []
+
+    class Seen(Exception):
+        pass
+
+    def seeing(*args: Any, via: torch.device, **named: Any) -> Any:
+        used.append(via.type)
+        raise Seen
+
+    monkeypatch.setattr(model, "quantized_tensors", seeing)
+    monkeypatch.setattr(quantizing, "quantized_tensors", seeing)
+    monkeypatch.setattr(quantizing, "best_device", lambda device: torch.device("meta"))
+    for via in ("cpu", "accelerator"):
+        configuration = made(mixed_precision="no", quantize_via=via)
+        with pytest.raises(Seen):
+            model.open_model(make_plan(configuration), device=CPU, computes_on=torch.device("meta"))
+        with pytest.raises(Seen):
+            cached(configuration)
+    assert used == ["cpu", "cpu", "meta", "meta"]
+    streamed = make_plan(made("fp8-quanto", mixed_precision="no"))
+    with pytest.raises(WrongUse, match="cannot run on mps"):
+        model.open_model(streamed, device=CPU, computes_on=torch.device("mps"))
 
 
 def test_a_missing_package_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

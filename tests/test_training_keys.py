@@ -12,13 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from training import lora, made_runs, metrics, train
+from torch import Tensor
+from training import made_runs
 
+from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
+from qedit.config.settings import Settings
 from qedit.stages.models.learning_rate import learning_rate_schedule
+from qedit.stages.train import trainer as trainer_module
 from qedit.stages.train.plan import make_plan
+from qedit.stages.train.trainer import Trainer
 
-TWO: dict[str, Any] = {"max_train_steps": 2, "checkpoint_step_interval": 100}
+CPU = torch.device("cpu")
 # key -> a value, and what else makes its effect visible in two steps
 DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (7, {}),
@@ -44,7 +49,55 @@ DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
     "loss_type": ("huber", {}),
     "huber_c": (2.0, {"loss_type": "smooth_l1"}),
     "caption_dropout_probability": (1.0, {}),
+    "model_flavour": ("edit-v2+", {}),
+    "max_train_steps": (3, {}),
+    "lora_rank": (2, {}),
+    "lora_target_modules": ("joint-attention", {}),
+    "lora_type": ("dora", {}),
+    "base_model_precision": ("int8-quanto", {}),
+    "quantize_activations": (True, {"base_model_precision": "int8-quanto"}),
+    "scheduled_sampling_probability": (1.0, {"scheduled_sampling_max_step_offset": 2}),
+    "scheduled_sampling_max_step_offset": (2, {"scheduled_sampling_probability": 1.0}),
+    "scheduled_sampling_reflexflow": (
+        True,
+        {"scheduled_sampling_max_step_offset": 2, "scheduled_sampling_probability": 1.0},
+    ),
 }
+# key -> where it is tested that it does what it says
+ELSEWHERE = {
+    "num_train_epochs": "test_train.py::test_epochs_give_the_number_of_steps",
+    "model_type": "test_full.py::test_a_full_run_resumes_and_is_saved_as_diffusers_loads_it",
+    "init_lora": "test_optimizers.py::test_a_run_begins_as_the_lora_it_is_given",
+    "gradient_checkpointing": "test_step.py::test_gradient_checkpointing_changes_no_bit",
+    "quantize_via": "test_quantize.py::test_weights_are_quantised_where_quantize_via_says",
+    "flow_schedule_auto_shift": "test_feed.py::test_the_sigma_settings_reach_the_feed",
+    "use_ema": "test_training_keys.py::test_what_is_averaged_how_and_where",
+    "ema_decay": "test_training_keys.py::test_what_is_averaged_how_and_where",
+    "ema_update_interval": "test_training_keys.py::test_what_is_averaged_how_and_where",
+    "ema_device": "test_training_keys.py::test_what_is_averaged_how_and_where",
+    "lora_format": "test_train.py::test_the_lora_is_published_in_the_style_asked_for",
+    **dict.fromkeys(
+        (
+            f"scheduled_sampling_{key}"
+            for key in (
+                *("strategy", "prob_start", "prob_end", "ramp_steps", "start_step"),
+                *("ramp_shape", "sampler", "order"),
+                *("reflexflow_alpha", "reflexflow_beta1", "reflexflow_beta2"),
+            )
+        ),
+        "test_rollout.py::test_every_setting_reaches_the_rollouts",
+    ),
+}
+# What is not of the loop: which model and files, how it fits, what is measured, kept and told.
+OTHERS = {
+    *("model_family", "model_kwargs", "revision", "output_dir", "cache_dir", "data_backend_config"),
+    *(f"pretrained_{part}model_name_or_path" for part in ("", "transformer_", "vae_")),
+    "pretrained_text_encoder_model_name_or_path",
+    *("vae_dtype", "text_encoder_dtype", "text_encoder_precision", "cache_compression"),
+    *("conditioning_multidataset_sampling", "keep_best", "num_eval_images"),
+    *("report_to", "tracker_project_name"),
+}
+OF_OTHERS = ("memory", "blocks_", "compile", "validation_", "eval_", "checkpoint", "resume_")
 
 
 @pytest.fixture
@@ -53,45 +106,60 @@ def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 
 # what runs without a key have learned, by what else they were given
-_without: dict[str, dict[str, torch.Tensor]] = {}
+_without: dict[str, dict[str, Tensor]] = {}
 
 
-def learned(made: Any, **settings: Any) -> dict[str, torch.Tensor]:
-    configuration = made(**{**TWO, **settings})
-    train(configuration)
-    return lora(configuration)
+def trained(configuration: Configuration) -> Trainer:
+    """All steps of a run, without its files."""
+    plan = make_plan(configuration)
+    trainer = Trainer.load(plan, device=CPU)
+    for step, batches in plan.feed.ahead(range(1, plan.steps + 1)):
+        trainer.step(step, batches, of_samples=plan.feed.samples_in(step))
+    return trainer
+
+
+def learned(made: Any, **settings: Any) -> dict[str, Tensor]:
+    if flavour := settings.pop("model_flavour", None):
+        settings["flavour"] = flavour
+    given = {"max_train_steps": 2, "use_ema": False, **settings}
+    weights = trained(made(**given)).trained.weights
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def test_every_key_is_tested_somewhere() -> None:
+    known = {*DECISIVE, *ELSEWHERE, *OTHERS}
+    assert {key for key in Settings.model_fields if not key.startswith(OF_OTHERS)} == known
+    for place in ELSEWHERE.values():
+        file, _, name = place.partition("::")
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(encoding="utf-8"), place
 
 
 @pytest.mark.parametrize("key", DECISIVE)
 def test_a_key_decides_what_is_learned(made: Any, key: str) -> None:
     value, beside = DECISIVE[key]
     if repr(beside) not in _without:
-        _without[repr(beside)] = learned(made, output="without", **beside)
-    one, other = _without[repr(beside)], learned(made, output="with", **beside, **{key: value})
-    assert one.keys() == other.keys()
-    assert any(not torch.equal(one[name], other[name]) for name in one), key
+        _without[repr(beside)] = learned(made, **beside)
+    one, other = _without[repr(beside)], learned(made, **beside, **{key: value})
+    assert one.keys() != other.keys() or any(
+        not torch.equal(one[name], other[name]) for name in one
+    )
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"ema_decay": 0.05}, {"ema_update_interval": 2}],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_key_decides_the_average_and_nothing_else(made: Any, change: dict[str, Any]) -> None:
+def test_what_is_averaged_how_and_where(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[dict[str, Any]] = [{}, {"ema_decay": 0.05}, {"ema_update_interval": 2}]
     # an average that is in front in so few steps: its decay begins at 0.1
-    three = {**TWO, "max_train_steps": 3}
-    one, other = made(**three, output="one"), made(**three, **change, output="other")
-    train(one)
-    train(other)
-    assert all(torch.equal(tensor, lora(other)[name]) for name, tensor in lora(one).items())
-    averages = lora(one, "ema"), lora(other, "ema")
-    assert any(not torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
-
-
-def test_without_an_average_there_is_no_file_of_it(made: Any) -> None:
-    configuration = made(**TWO, use_ema=False)
-    train(configuration)
-    assert not (configuration.settings.output_dir / "ema").exists()
+    runs = [trained(made(max_train_steps=3, **change)).trained for change in changes]
+    for run in runs:
+        assert all(torch.equal(run.weights[name], one) for name, one in runs[0].weights.items())
+    averages = [torch.cat([one.flatten() for one in run.ema.shadow.values()]) for run in runs]
+    assert not torch.equal(averages[0], averages[1])
+    assert not torch.equal(averages[0], averages[2])
+    assert trained(made(max_train_steps=1, use_ema=False)).trained.ema is None
+    weights = {"a": torch.nn.Parameter(torch.ones(2))}
+    for place, where in (("cpu", "cpu"), ("accelerator", "meta")):
+        plan = make_plan(made(ema_device=place))
+        ema = trainer_module._average(plan, weights, device=torch.device("meta"))
+        assert ema.shadow["a"].device.type == where
 
 
 def shown(configuration: Configuration, steps: int) -> list[str]:
@@ -109,30 +177,37 @@ def test_repeats_probability_start_and_end_of_a_dataset_reach_the_order(made: An
     rare = made(train_batch_size=1, data={"probability": 0.3}, num_train_epochs=8)
     assert make_plan(rare).steps < 0.6 * 8 * len(names)
     late = made(train_batch_size=1, data={"start_step": 3})
-    with pytest.raises(Exception, match="No dataset has samples to train on at step 1"):
+    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 1"):
         shown(late, 1)
     ends = made(train_batch_size=1, data={"end_step": 2})
-    with pytest.raises(Exception, match="No dataset has samples to train on at step 3"):
+    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 3"):
         shown(ends, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("constant", {}),
-        ("constant_with_warmup", {}),
-        ("linear", {}),
-        ("cosine", {}),
-        ("cosine_with_restarts", {"num_cycles": 2}),
-        ("polynomial", {"power": 2.0}),
-        ("piecewise_constant", {"step_rules": "1:4,0.5"}),
-    ],
-)
-def test_every_schedule_is_the_one_diffusers_drives_an_optimizer_with(
-    made: Any, name: str, config: dict[str, Any]
-) -> None:
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "constant_with_warmup": {},
+    "linear": {},
+    "cosine": {},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "polynomial": {"power": 2.0},
+    "piecewise_constant": {"step_rules": "1:4,0.5"},
+}
+
+
+def test_every_schedule_of_diffusers_may_be_chosen() -> None:
+    from diffusers.optimization import SchedulerType
+
+    assert {kind.value for kind in SchedulerType} == SCHEDULES.keys()
+    for name in SCHEDULES:
+        Settings.model_validate({"model_flavour": "edit-v2", "lr_scheduler": name})
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_is_the_one_diffusers_drives_an_optimizer_with(made: Any, name: str) -> None:
     from diffusers.optimization import get_scheduler
 
+    config = SCHEDULES[name]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
     schedule = get_scheduler(name, optimizer, num_warmup_steps=2, num_training_steps=6, **config)
     expected = []
@@ -144,9 +219,6 @@ def test_every_schedule_is_the_one_diffusers_drives_an_optimizer_with(
         expected = [0.0, 0.005, 0.01, 0.01, 0.01, 0.01]
     rate = learning_rate_schedule(name, 0.01, steps=6, warmup_steps=2, config=config)
     assert [rate(step) for step in range(1, 7)] == pytest.approx(expected)
-    configuration = made(max_train_steps=3, lr_scheduler=name, lr_scheduler_config=config or None)
-    if name == "cosine_with_restarts":  # one of them goes all the way through a run
-        train(configuration)
-        rate = learning_rate_schedule(name, 0.01, steps=3, config=config)
-        rates = [line["lr"] for line in metrics(configuration)]
-        assert rates == pytest.approx([rate(1), rate(2), rate(3)])
+    settings = {"lr_scheduler": name, "lr_scheduler_config": config or None, "lr_warmup_steps": 2}
+    of_run = Trainer.load(make_plan(made(**settings)), device=CPU).learning_rate
+    assert [of_run(step) for step in range(1, 7)] == pytest.approx(expected)

@@ -8,7 +8,7 @@ they stay. What the model has no place for is not read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...cache.errors import Damaged, WrongUse
+from .layers import PRESETS, fits
 
 Prepare = Callable[[str, Tensor], Mapping[str, Tensor]]
 """A tensor of a checkpoint, by name: as the model holds it, by names."""
@@ -151,6 +152,21 @@ def count_numbers(folder: Path) -> int:
         with _opened(path) as file:
             count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
+
+
+def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The layers in `folder` that a preset or list of names reaches: outputs and inputs of each,
+    by the headers of the files."""
+    names = PRESETS[wanted] if isinstance(wanted, str) else wanted
+    shapes: dict[str, tuple[int, int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                layer, _, leaf = name.rpartition(".")
+                shape = file.get_slice(name).get_shape()
+                if leaf == "weight" and len(shape) == 2 and any(fits(layer, one) for one in names):
+                    shapes[layer] = shape[0], shape[1]
+    return shapes
 
 
 def config_in(folder: Path) -> dict[str, Any]:

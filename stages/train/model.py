@@ -30,13 +30,22 @@ from ..models.lora_file import Lora
 from ..models.modulation import tabulate
 from ..models.quantize import Precision, precision_for
 from ..models.quantized_linear import quantize_layers, quantized_tensors
-from ..models.streaming import count_numbers, empty_transformer, fill, tensors_in
+from ..models.streaming import (
+    count_numbers,
+    empty_transformer,
+    fill,
+    layer_shapes,
+    tensors_in,
+)
 from ..models.timesteps import spared_bytes
 from ..modulation_rows import ModulationRows
 from .draws import seed_of
 from .lora_start import keep_start, kept_start
 from .plan import Plan
 from .transformer_result import refuse_strange_transformer
+
+# With less, Prodigy learns next to nothing.
+LEAST_FOR_PRODIGY = 0.1
 
 
 def training_dtype(plan: Plan) -> torch.dtype:
@@ -45,7 +54,12 @@ def training_dtype(plan: Plan) -> torch.dtype:
 
 
 def open_model(
-    plan: Plan, *, device: torch.device, start: Lora | None = None, writes: bool = True
+    plan: Plan,
+    *,
+    device: torch.device,
+    start: Lora | None = None,
+    writes: bool = True,
+    computes_on: torch.device | None = None,
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Load the base and put the LoRA on it (as `start`): the model, what is trained by name.
 
@@ -54,17 +68,19 @@ def open_model(
     Where `qedit cache-base` has made the modulation table, a third of the base is not loaded.
 
     Args:
+        device: where the base is read to.
         writes: whether this process keeps beside the run what the LoRA began as.
+        computes_on: where it is used; None: there as well.
     """
-    settings = plan.settings
+    settings, used_on = plan.settings, computes_on or device
     if start:
         _refuse_start(settings)
     if settings.model_type == "full":
         _refuse_with_full(settings)
         refuse_strange_transformer(settings.output_dir)
-        transformer = _load_base(plan, device=device)
+        transformer = _load_base(plan, device=device, computes_on=used_on)
         return transformer, train_weights(transformer, subset_of(settings))
-    transformer = _load_base(plan, device=device)
+    transformer = _load_base(plan, device=device, computes_on=used_on)
     weights = _add_adapter(plan, transformer, writes=writes)
     if start:
         start_from(
@@ -149,6 +165,19 @@ def remarks(plan: Plan) -> Iterator[str]:
             f"To train all {count / 1e9:.1f} billion weights takes {need:.0f} GB with AdamW, "
             "beside activations; `lora_target_modules` names fewer."
         )
+    if settings.optimizer == "prodigy" and settings.learning_rate < LEAST_FOR_PRODIGY:
+        yield (
+            "Prodigy finds the learning rate itself and multiplies it by `learning_rate`, which is "
+            f"{settings.learning_rate:g}: 1 is usual."
+        )
+    if settings.model_type == "lora" and settings.lora_type != "lokr":
+        shapes = layer_shapes(checkpoint.transformer, settings.lora_target_modules)
+        layer = min(shapes, key=lambda name: min(shapes[name]), default="")
+        if layer and settings.lora_rank > min(shapes[layer]):
+            yield (
+                f"`lora_rank` {settings.lora_rank} is more than {layer} can use: its matrix is "
+                f"{shapes[layer][0]}x{shapes[layer][1]}, so {min(shapes[layer])} hold any change."
+            )
     if wants_quantized(settings) and not quantized_base(checkpoint, settings).is_there():
         yield (
             "The base is quantised as it is loaded. Run `qedit cache-base` once, and each start "
@@ -156,11 +185,11 @@ def remarks(plan: Plan) -> Iterator[str]:
         )
 
 
-def _load_base(plan: Plan, *, device: torch.device) -> nn.Module:
+def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -> nn.Module:
     """The frozen transformer, read tensor by tensor to where it stays."""
     checkpoint, settings = plan.checkpoint, plan.settings
     folder, dtype = checkpoint.transformer, training_dtype(plan)
-    precision = _precision(settings, device=device)
+    precision = _precision(settings, device=computes_on)
     transformer = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
     if wants_table(settings) and has_table(checkpoint, settings):
         tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), folder))
@@ -175,7 +204,7 @@ def _load_base(plan: Plan, *, device: torch.device) -> nn.Module:
     if kept.is_there():
         tensors, folder = tensors_in(kept.folder), kept.folder
     else:
-        via = device if settings.quantize_via == "accelerator" else torch.device("cpu")
+        via = computes_on if settings.quantize_via == "accelerator" else torch.device("cpu")
         read = tensors_in(folder, wanted=wanted.__contains__)
         tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
     return fill(transformer, tensors, dtype=dtype, device=device, source=folder)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.errors import WrongUse
+from ...config.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,29 @@ def optimizer_class(name: str) -> Any:
         ) from error
 
 
+def refuse_optimizer(settings: Settings) -> None:
+    """Raise if `optimizer` and `optimizer_config` cannot be, before there is a model to train.
+
+    Raises:
+        WrongUse: a package is missing, or an option does not fit.
+    """
+    vectors = {"full": "biases and norms", "dora": "a norm for each output"}
+    kind = "full" if settings.model_type == "full" else settings.lora_type
+    if settings.optimizer == "muon" and kind in vectors:
+        key = "model_type" if kind == "full" else "lora_type"
+        raise WrongUse(
+            f"`optimizer` muon changes matrices alone, and `{key}` {kind} trains "
+            f"{vectors[kind]} too.",
+            f"Choose another `optimizer`, or another `{key}`.",
+        )
+    make_optimizer(
+        {"any": nn.Parameter(torch.zeros(2, 2))},
+        learning_rate=settings.learning_rate,
+        name=settings.optimizer,
+        config=settings.optimizer_config,
+    )
+
+
 def make_optimizer(
     weights: Mapping[str, nn.Parameter],
     *,
@@ -96,6 +120,8 @@ def optimizer_tensors(
 ) -> dict[str, Tensor]:
     """The optimizer's state as `<what>:<name of the weight>`, as in `exp_avg:….lora_A.weight`.
 
+    Tensors are the optimizer's own, where they are.
+
     Numbers are 0-d tensors of 64 bits under `<what>#:<name>`; those that an optimizer keeps
     beside the weights are `<what>#:group`.
     """
@@ -113,8 +139,8 @@ def optimizer_tensors(
 
 def _entry(what: str, name: str, value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
-        # what weights share (8-bit optimizers: a table of levels) is kept for each of them
-        return {f"{what}:{name}": value.detach().to("cpu", copy=True)}
+        # what weights share (8-bit optimizers: a table of levels) is named for each of them
+        return {f"{what}:{name}": value.detach()}
     if value is None:
         return {}
     kind = torch.int64 if isinstance(value, int) else torch.float64

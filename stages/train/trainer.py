@@ -18,7 +18,7 @@ from .ema import Ema
 from .feed import Batch
 from .fitting import apply_fit, fit_of, load_device
 from .model import open_model, training_dtype
-from .optimizers import make_optimizer
+from .optimizers import make_optimizer, refuse_optimizer
 from .plan import Plan
 from .ranks import ALONE, Ranks
 from .skips import what_is_not_finite
@@ -52,13 +52,7 @@ class Trainer:
             fit: how it is fitted into the device's memory; None: as memory and settings say.
         """
         settings, fit = plan.settings, fit or fit_of(plan, device)
-        transformer, weights = open_model(
-            plan, device=load_device(fit, device), start=start, writes=ranks.is_first
-        )
-        transformer.train()
-        apply_fit(fit, transformer, device=device)
-        for weight in weights.values():  # with `model_type` full these are beside the model
-            weight.data = weight.data.to(device)
+        refuse_optimizer(settings)
         rate = learning_rate_schedule(
             settings.lr_scheduler,
             settings.learning_rate,
@@ -66,6 +60,17 @@ class Trainer:
             warmup_steps=settings.lr_warmup_steps,
             config=settings.lr_scheduler_config,
         )
+        transformer, weights = open_model(
+            plan,
+            device=load_device(fit, device),
+            start=start,
+            writes=ranks.is_first,
+            computes_on=device,
+        )
+        transformer.train()
+        apply_fit(fit, transformer, device=device)
+        for weight in weights.values():  # with `model_type` full these are beside the model
+            weight.data = weight.data.to(device)
         optimizer = make_optimizer(
             weights,
             learning_rate=settings.learning_rate,
