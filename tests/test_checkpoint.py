@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from qedit.cache.errors import Damaged, NotComplete, WrongUse
-from qedit.stages.models import digests
+from qedit.stages.models import digests, hub
 from qedit.stages.models.checkpoint import (
     files_digest,
     flavour_of,
@@ -24,6 +30,7 @@ from qedit.stages.models.checkpoint import (
     open_checkpoint,
 )
 from qedit.stages.models.flavours import FLAVOURS
+from qedit.stages.models.part_config import part_config
 
 
 @dataclass(frozen=True)
@@ -252,7 +259,9 @@ def test_the_hub_is_asked_for_the_parts_that_are_needed(
 
     asked = {}
 
-    def snapshot_download(repository: str, *, revision: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        repository: str, *, revision: str, allow_patterns: list[str], local_files_only: bool
+    ) -> str:
         asked.update(repository=repository, revision=revision, patterns=allow_patterns)
         return str(folder)
 
@@ -283,7 +292,50 @@ def test_a_hub_out_of_reach_says_what_to_do(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WrongUse, match="hub cannot be reached for Qwen/Qwen-Image-Edit") as refusal:
         open_checkpoint(Settings("edit-v1"))
+    refusal.match("Unset HF_HUB_OFFLINE, or fetch it")
     refusal.match("set pretrained_model_name_or_path to the folder")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reachable"),
+    [
+        (None, True),
+        (HTTPError("", 403, "no", Message(), None), True),
+        (URLError(ssl.SSLError("a certificate of the house")), True),
+        (URLError(OSError("Name or service not known")), False),
+        (TimeoutError("no answer"), False),
+    ],
+)
+def test_without_a_connection_nothing_is_tried_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: Exception | None, reachable: bool
+) -> None:
+    """One question, and then the hub's client is told not to ask."""
+    import huggingface_hub.constants
+
+    asked, told = [], []
+
+    def urlopen(request: Request, timeout: float) -> io.BytesIO:
+        asked.append(request.full_url)
+        if answer:
+            raise answer
+        return io.BytesIO()
+
+    def from_cache(*_: str, local_files_only: bool, **__: object) -> str:
+        told.append(local_files_only)
+        raise LocalEntryNotFoundError("not there")
+
+    hub._answers.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "urlopen", urlopen)
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", from_cache)
+    with pytest.raises(WrongUse, match="hub cannot be reached") as refusal:
+        open_checkpoint(Settings("edit-v1"))
+    refusal.match(r"Fetch it on any machine \(`hf download Qwen/Qwen-Image-Edit ")
+    assert part_config(Settings("edit-v1"), "transformer") == {}  # the classes' own sizes
+    assert told == [not reachable] * 2
+    assert asked == [huggingface_hub.constants.ENDPOINT]
+    hub._answers.cache_clear()
 
 
 # -- digests ---------------------------------------------------------------------------

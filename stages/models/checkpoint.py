@@ -6,7 +6,6 @@ Reads names and small JSON files only: no weights, no torch. A model is loaded e
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from ...cache.errors import NotComplete, WrongUse
 from .digests import files_digest, model_digest
 from .flavours import FLAVOURS, Flavour
+from .hub import fetched, local_folder
 
 __all__ = [
     "ENCODERS",
@@ -102,14 +102,14 @@ def flavour_of(settings: ModelSettings) -> Flavour:
             f"Set model_flavour to one of {', '.join(FLAVOURS)}.",
         )
     flavour = FLAVOURS[name]
-    folder = _local_folder(settings.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    folder = local_folder(settings.pretrained_model_name_or_path, "pretrained_model_name_or_path")
     if folder is None:
         return flavour
     if settings.pretrained_transformer_model_name_or_path is None:
         _refuse_contradiction(flavour, folder, transformer=folder / "transformer")
     if not (folder / AREAS_FILE).is_file():
         return flavour
-    areas = _read_json(folder / AREAS_FILE)
+    areas = json_object(folder / AREAS_FILE)
     unknown = areas.keys() - {"vae_area", "vl_area"}
     if unknown or not all(type(area) is int and area > 0 for area in areas.values()):
         raise WrongUse(
@@ -137,10 +137,10 @@ def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) ->
         for part in _WEIGHTS
         if (name := getattr(settings, f"pretrained_{part}_model_name_or_path"))
     }
-    root = _local_folder(source, "pretrained_model_name_or_path")
+    root = local_folder(source, "pretrained_model_name_or_path")
     if root is None:
         wanted = [part for part in PARTS if part not in overrides and part not in spared]
-        root = _download(source, settings.revision, patterns=_patterns(wanted))
+        root = fetched(source, revision=settings.revision, patterns=_patterns(wanted))
     parts = {part: root / part for part in PARTS}
     for part, name in overrides.items():
         parts[part] = _override(part, name)
@@ -157,36 +157,13 @@ def processor_of(settings: ModelSettings) -> Path:
         WrongUse: a folder or repository that cannot be had.
     """
     source = settings.pretrained_model_name_or_path or flavour_of(settings).repository
-    root = _local_folder(source, "pretrained_model_name_or_path")
+    root = local_folder(source, "pretrained_model_name_or_path")
     if root is None:
-        root = _download(source, settings.revision, patterns=_patterns(["processor"]))
+        root = fetched(source, revision=settings.revision, patterns=_patterns(["processor"]))
     return root / "processor"
 
 
 # -- where it lies ---------------------------------------------------------------------
-
-
-def _local_folder(name: str | None, key: str) -> Path | None:
-    """The folder that `name` means, or None where it can only be a repository of the hub."""
-    if name is None:
-        return None
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if _is_repository(name) and not folder.exists():
-        return None
-    problem = "is not a folder" if folder.exists() else "does not exist"
-    raise WrongUse(
-        f"{key} is {name}, which {problem} (looked for {folder.absolute()}).",
-        "Correct the path, or name a repository as owner/name.",
-    )
-
-
-def _is_repository(name: str) -> bool:
-    """Whether `name` reads as owner/name rather than as a path."""
-    owner, _, repository = name.partition("/")
-    pathlike = name.startswith((".", "~")) or os.sep in repository or "\\" in name
-    return bool(owner and repository and "/" not in repository and not pathlike)
 
 
 def _patterns(parts: list[str]) -> list[str]:
@@ -195,47 +172,13 @@ def _patterns(parts: list[str]) -> list[str]:
     return [INDEX_FILE, *(f"{part}/*.{ending}" for part in parts for ending in endings)]
 
 
-def _download(repository: str, revision: str | None, *, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    by_hand = (
-        f"Download {repository} yourself (on any machine) and set pretrained_model_name_or_path "
-        "to the folder."
-    )
-    named = f"{repository} (revision {revision})" if revision else repository
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise WrongUse(
-            f"{named} asks for an agreement before it may be downloaded.",
-            f"Agree on https://huggingface.co/{repository} and log in with `hf auth login`.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise WrongUse(
-            f"{repository} has no revision {revision}.", "Correct or remove `revision`."
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise WrongUse(
-            f"There is no folder and no hub repository {named}.",
-            "Correct pretrained_model_name_or_path; for a private repository log in first.",
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise WrongUse(f"The hub cannot be reached for {named}.", by_hand) from error
-
-
 def _override(part: str, name: str) -> Path:
     """The folder of `part` in `name`: the part itself, or a checkpoint that has it."""
-    folder = _local_folder(name, f"pretrained_{part}_model_name_or_path")
+    folder = local_folder(name, f"pretrained_{part}_model_name_or_path")
     if folder is None:
         stem = _WEIGHTS[part]
-        folder = _download(name, None, patterns=["config.json", f"{stem}*", *_patterns([part])])
+        patterns = ["config.json", f"{stem}*", *_patterns([part])]
+        folder = fetched(name, revision=None, patterns=patterns)
     return folder / part if (folder / part).is_dir() else folder
 
 
@@ -264,7 +207,7 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return [folder / f"{stem}.safetensors"]
-    return [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+    return [folder / name for name in sorted(set(json_object(index)["weight_map"].values()))]
 
 
 def _refuse_contradiction(
@@ -274,8 +217,8 @@ def _refuse_contradiction(
     index, config = root / INDEX_FILE, transformer / "config.json"
     if not (index.is_file() and config.is_file()):
         return  # a half checkpoint: `open_checkpoint` says what is missing
-    pipeline = _read_json(index).get("_class_name")
-    zero_cond_t = bool(_read_json(config).get("zero_cond_t"))
+    pipeline = json_object(index).get("_class_name")
+    zero_cond_t = bool(json_object(config).get("zero_cond_t"))
     expected = flavour.zero_cond_t and not flavour.overrides_zero_cond_t
     if (pipeline, zero_cond_t) == (flavour.pipeline, expected):
         return
@@ -298,9 +241,19 @@ def _refuse_contradiction(
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+        NotComplete: there is no such file, or something else in it.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotComplete(
+            f"The checkpoint is not complete: {path} is missing.",
+            "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
+        ) from None
     except ValueError as error:
         raise NotComplete(f"{path} is not JSON: {error}.", "Download the file again.") from error
     if not isinstance(value, dict):

@@ -6,12 +6,12 @@ downloaded, these few kilobytes are fetched and nothing else.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import NotComplete, WrongUse
-from .checkpoint import ModelSettings, flavour_of
+from ...cache.errors import WrongUse
+from .checkpoint import ModelSettings, flavour_of, json_object
+from .hub import fetched_file
 
 CONFIG_FILE = "config.json"
 
@@ -32,41 +32,16 @@ def part_config(settings: ModelSettings, part: str, file: str = CONFIG_FILE) -> 
     folder = Path(name).expanduser()
     if folder.is_dir():
         path = folder / part / file if (folder / part).is_dir() or own is None else folder / file
-        return _object_in(path)
+        return json_object(path)
     revision = settings.revision if own is None else None
-    fetched = _fetched(name, f"{part}/{file}", revision=revision)
-    if fetched is None and own is not None:
-        fetched = _fetched(name, file, revision=None)
-    if fetched is not None:
-        return _object_in(fetched)
+    path = fetched_file(name, f"{part}/{file}", revision=revision)
+    if path is None and own is not None:
+        path = fetched_file(name, file, revision=None)
+    if path is not None:
+        return json_object(path)
     if name == flavour.repository:
         return {}
     raise WrongUse(
         f"{name} is not downloaded, and its {part}/{file} cannot be fetched from the hub.",
         "Check the name and the connection, or name a folder that holds the checkpoint.",
     )
-
-
-def _fetched(repository: str, file: str, *, revision: str | None) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError):
-        return None  # the caller says what that means
-
-
-def _object_in(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotComplete(
-            f"The checkpoint is not complete: {path} is missing.",
-            "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
-        ) from None
-    except ValueError as error:
-        raise NotComplete(f"{path} is not JSON: {error}.", "Download the file again.") from error
-    if not isinstance(value, dict):
-        raise NotComplete(f"{path} does not hold a JSON object.", "Download the file again.")
-    return value
