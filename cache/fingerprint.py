@@ -51,12 +51,19 @@ def key_of(value: Any) -> str:
 
 def digest_bytes(data: bytes | memoryview) -> str:
     """The 32-hex-digit content digest (blake2b-128) of `data`."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    digest = new_digest()
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def new_digest() -> hashlib.blake2b:
+    """The content digest of what it is given piece by piece (`update`, at last `hexdigest`)."""
+    return hashlib.blake2b(digest_size=16)
 
 
 def digest_file(path: Path) -> str:
     """The content digest of the file at `path`: same bytes, same digest, whatever its name."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = new_digest()
     with path.open("rb") as file:
         while block := file.read(FILE_BLOCK_BYTES):
             digest.update(block)

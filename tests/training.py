@@ -17,6 +17,7 @@ from qedit.config.loading import Configuration
 from qedit.stages.samples import Sample
 from qedit.stages.stage import Outcome
 from qedit.stages.train import loop
+from qedit.stages.train.checkpoint import Trained
 
 SAMPLES = made_samples_with_edits(8, sizes=[(64, 64), (64, 96)])
 LORA = "pytorch_lora_weights.safetensors"
@@ -74,3 +75,14 @@ def lora(configuration: Configuration, name: str = "") -> dict[str, torch.Tensor
 def checkpoint_names(configuration: Configuration) -> list[str]:
     """The checkpoints in the output folder."""
     return sorted(path.name for path in configuration.settings.output_dir.glob("checkpoint-*"))
+
+
+def bits_of(trained: Trained) -> dict[str, dict[str, bytes]]:
+    """All that a step changes, to the bit, by the files of a checkpoint."""
+    return {
+        file: {
+            name: tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+            for name, tensor in named.items()
+        }
+        for file, named in trained.tensors().items()
+    }

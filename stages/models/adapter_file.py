@@ -7,7 +7,6 @@ that a reader who takes it for 1 is right.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .lora_file import PREFIXES, Style, in_order
+from .tensor_file import as_text
 
 # Who reads a file of each kind, as its metadata and the model card say it.
 LOADS_IN = {
@@ -59,7 +59,4 @@ def adapter_file(
         "trained_alpha": alpha,
         "trained_scale": alpha / rank,
     }
-    metadata = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
-    }
-    return in_order(safetensors.torch.save(tensors, metadata))
+    return in_order(safetensors.torch.save(tensors, as_text(facts)))

@@ -23,6 +23,7 @@ from torch import Tensor
 from ...cache.errors import WrongUse
 from ...cache.fingerprint import canonical_json
 from .layers import BLOCK_LINEARS, MODULATION
+from .tensor_file import as_text
 
 Style = Literal["diffusers", "comfyui", "kohya"]
 
@@ -107,10 +108,7 @@ def lora_file(
     beside them the alpha and the scale it was trained with.
     """
     facts = {**about, "trained_alpha": alpha, "trained_scale": alpha / rank}
-    metadata = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
-    }
-    return as_file(Lora(lora_of(weights, alpha=alpha), metadata), style)
+    return as_file(Lora(lora_of(weights, alpha=alpha), as_text(facts)), style)
 
 
 def as_file(lora: Lora, style: Style) -> bytes:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from ...cache.atomic import new_folder, write_bytes, write_json
+from ...cache.atomic import new_folder, write_json
+from .tensor_file import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model"
-# So much is held in memory at a time, and twice that while it is written.
+# So much is held in memory at a time.
 FILE_BYTES = 1 << 30
 
 
@@ -23,7 +23,7 @@ def write_transformer(
     config: Mapping[str, Any],
     about: Mapping[str, str],
 ) -> int:
-    """Write `tensors` and their config as a transformer in diffusers' layout; its bytes.
+    """Write `tensors` and their config as a transformer in diffusers' layout; their bytes.
 
     The folder is there whole or not at all.
 
@@ -35,10 +35,9 @@ def write_transformer(
     with new_folder(folder) as partial:
         for number, held in enumerate(_files(tensors), start=1):
             name = f"{WEIGHTS}-{number:05}.safetensors"
-            data = safetensors.torch.save(held, {"format": "pt", **about})
-            write_bytes(partial / name, data)
+            write_tensors(partial / name, held, metadata={"format": "pt", **about})
             places |= dict.fromkeys(held, name)
-            total += len(data)
+            total += sum(tensor.nbytes for tensor in held.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(partial / f"{WEIGHTS}.safetensors.index.json", index)
         write_json(partial / "config.json", dict(config))

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...cache.atomic import readable_json, write_bytes, write_text
+from ...cache.atomic import readable_json, write_text
 from ..models.lora_file import LORA_FILE
 from .checkpoint import STATE_FILE, Trained
 from .publish import Publisher
@@ -72,7 +72,7 @@ class Best:
             assert trained.ema is not None, "only an average that is there was measured"
             tensors = trained.ema.shadow
         about = {"steps": step, "ema": which == "ema", KEY: state}
-        write_bytes(self.path, self.publisher.file_of(tensors, about))
+        self.publisher.write(self.path, tensors, about)
         self._say(state)
         return True
 

@@ -2,8 +2,8 @@
 
 `checkpoint-N/` holds the state after N steps: `weights.safetensors` (what is trained, as it
 is), `optimizer.safetensors`, `ema.safetensors` where there is one, and `state.json`, which
-names the others with their digests. Batches and draws need no state: they are functions of
-the step.
+names the others with their digests. All are written tensor by tensor, so that a whole model is
+never in memory once more. Batches and draws need no state: they are functions of the step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ...cache.atomic import new_folder, remove, sweep, write_bytes, write_json
+from ...cache.atomic import new_folder, remove, sweep, write_json
 from ...cache.errors import Damaged, WrongUse
-from ...cache.fingerprint import digest_bytes, digest_file
+from ...cache.fingerprint import digest_file
+from ..models.tensor_file import write_tensors
 from .ema import Ema
 from .optimizers import optimizer_tensors, restore_optimizer
 from .skips import Skips
@@ -41,15 +42,15 @@ class Trained:
     ema: Ema | None
     skips: Skips = field(default_factory=Skips)
 
-    def files(self) -> dict[str, bytes]:
-        """The state as the files of a checkpoint."""
-        tensors: dict[str, Mapping[str, Tensor]] = {
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """The state by the files of a checkpoint: the tensors themselves, where they are."""
+        files: dict[str, Mapping[str, Tensor]] = {
             WEIGHTS_FILE: self.weights,
             OPTIMIZER_FILE: optimizer_tensors(self.optimizer, self.weights),
         }
         if self.ema:
-            tensors[EMA_FILE] = self.ema.shadow
-        return {name: _as_bytes(named) for name, named in tensors.items()}
+            files[EMA_FILE] = self.ema.shadow
+        return files
 
     @torch.no_grad()
     def restore(self, checkpoint: Path) -> None:
@@ -57,18 +58,24 @@ class Trained:
         for name, tensor in read_tensors(checkpoint, WEIGHTS_FILE).items():
             self.weights[name].copy_(tensor)
         state = read_tensors(checkpoint, OPTIMIZER_FILE)
-        restore_optimizer(self.optimizer, self.weights, state)
+        restore_optimizer(self.optimizer, self.weights, self._in_place(state))
         if self.ema:
             for name, tensor in read_tensors(checkpoint, EMA_FILE).items():
                 self.ema.shadow[name].copy_(tensor)
         # checkpoints of the first version count nothing
         self.skips.restore(read_state(checkpoint).get("skips", Skips().as_object()))
 
+    def _in_place(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the optimizer's tensors beside their weights, one after the other.
 
-def _as_bytes(named: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-    )
+        What is mapped from a file must not change with the file. Numbers stay on the CPU.
+        """
+        copies = {}
+        for key, tensor in state.items():
+            weight = self.weights.get(key.partition(":")[2])
+            is_number = weight is None or tensor.ndim == 0
+            copies[key] = tensor.to("cpu" if is_number else weight.device, copy=True)
+        return copies
 
 
 def save_checkpoint(
@@ -90,11 +97,11 @@ def save_checkpoint(
     sweep(output_dir)
     if _is_checkpoint(folder):
         remove(folder)
-    files = trained.files()
     with new_folder(folder) as partial:
-        for name, data in files.items():
-            write_bytes(partial / name, data)
-        digests = {name: digest_bytes(data) for name, data in files.items()}
+        digests = {
+            name: write_tensors(partial / name, tensors)
+            for name, tensors in trained.tensors().items()
+        }
         state = {
             "step": step,
             "of_steps": of_steps,

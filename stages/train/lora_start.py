@@ -6,26 +6,25 @@ and a published file, which meets a base that is whole, must subtract it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ...cache.atomic import write_bytes
 from ...cache.fingerprint import fingerprint
+from ..models.tensor_file import as_text, write_tensors
+from .record import is_same_run
 
 START_FILE = "lora-start.safetensors"
 
 
 def keep_start(output_dir: Path, weights: Mapping[str, Tensor], *, run: Mapping[str, Any]) -> None:
     """Write what the LoRA of `run` begins as."""
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    data = safetensors.torch.save(tensors, {"run": fingerprint(run)})
-    write_bytes(output_dir / START_FILE, data)
+    write_tensors(output_dir / START_FILE, weights, metadata=as_text({"run": run}))
 
 
 def kept_start(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -34,9 +33,14 @@ def kept_start(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor]
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
-        if (file.metadata() or {}).get("run") != fingerprint(run):
+        if not _is_of(run, (file.metadata() or {}).get("run", "")):
             return None
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _is_of(run: Mapping[str, Any], said: str) -> bool:
+    """Whether what a file says of its run is `run`; the first files had a fingerprint alone."""
+    return is_same_run(json.loads(said), run) if said.startswith("{") else said == fingerprint(run)
 
 
 def less_start(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:

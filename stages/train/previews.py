@@ -169,6 +169,8 @@ class Previews:
         decided = {**about, "prefix": sample.prefix_key, "references": keys, "target": None}
         recipe = {"version": VERSION, "model": model, "part": part, "step": step, **decided}
         recipe["precision"] = settings.mixed_precision
+        if sample.mask:  # says where drift is looked for; decides nothing of the preview
+            about["mask"] = _facts(sample.mask)
         return Preview(sample, part, path, fingerprint(recipe), about)
 
     def _make(self, trainer: Trainer, preview: Preview) -> bool:
@@ -227,7 +229,7 @@ def weights_of(trainer: Trainer, part: Part) -> Iterator[None]:
         with _without_adapters(trainer.transformer):
             yield
     elif part == "ema" and trainer.trained.ema:
-        with _exchanged(trainer.trained.weights, trainer.trained.ema.shadow):
+        with trainer.averaged():
             yield
     else:
         yield
@@ -247,21 +249,6 @@ def _without_adapters(transformer: nn.Module) -> Iterator[None]:
         model.enable_adapters()
         for name, weight in transformer.named_parameters():
             weight.requires_grad_(asked[name])
-
-
-@contextmanager
-def _exchanged(weights: dict[str, nn.Parameter], others: dict[str, Tensor]) -> Iterator[None]:
-    """While the block runs, `weights` hold what `others` do; afterwards, to the bit, their own."""
-    own = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
-    try:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(others[name])
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(own[name])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from .card import CARD_FILE, MADE_BY, model_card
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .lora_start import kept_start, less_start
 from .plan import Plan
-from .transformer_result import FOLDER, publish_transformer, weights_file
+from .transformer_result import FOLDER, publish_transformer, write_trained
 
 EMA_FOLDER = "ema"
 # What of the settings the metadata tell.
@@ -72,7 +72,7 @@ class Publisher:
                     "ema": source == EMA_FILE,
                     "checkpoint_digest": digests[source],
                 }
-                write_bytes(path, self.file_of(read_tensors(checkpoint, source), about))
+                self.write(path, read_tensors(checkpoint, source), about)
         self._write_card(step)
 
     def _write_card(self, step: int) -> None:
@@ -82,11 +82,15 @@ class Publisher:
         if before is None or (before != card and MADE_BY in before):
             write_text(path, card)
 
-    def file_of(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-        """The LoRA file of `weights`; its metadata say `about` beside what the run says."""
+    def write(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Make `path` the file of `weights`; its metadata say `about` beside what the run says."""
         facts = {**self.about, **about}
         if self.base is not None:
-            return weights_file(weights, about=facts)
+            write_trained(path, weights, about=facts)
+        else:
+            write_bytes(path, self._adapter(weights, facts))
+
+    def _adapter(self, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
         if self.kind != "lora":
             return adapter_file(
                 self.kind, weights, rank=self.rank, alpha=self.alpha, about=facts, style=self.style

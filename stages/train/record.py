@@ -16,8 +16,9 @@ from .batches import Source
 
 RUN_FILE = "run.json"
 
-# Settings that may differ between two starts of one run. Everything else decides it: either it
-# stands in the record itself, or (models, encoders, VAE) what it stands for does.
+# Every setting is of one of these two; docs/resume.md says the same in words. Those that are free
+# may differ between two starts of one run: they decide nothing of it, or (models, encoders, VAE,
+# data) what they stand for is in the record itself.
 FREE = (
     "max_train_steps",
     "num_train_epochs",
@@ -44,6 +45,39 @@ FREE = (
     "vae_dtype",
     "text_encoder_*",
 )
+DECISIVE = (
+    "model_type",
+    "model_family",
+    "model_flavour",
+    "model_kwargs",
+    "seed",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "mixed_precision",
+    "base_model_precision",
+    "quantize_activations",
+    "learning_rate",
+    "optimizer",
+    "optimizer_config",
+    "lr_*",
+    "max_grad_norm",
+    "lora_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_init_type",
+    "init_lora",
+    "flow_*",
+    "loss_type",
+    "huber_c",
+    "caption_dropout_probability",
+    "conditioning_multidataset_sampling",
+    "use_ema",
+    "ema_decay",
+    "ema_update_interval",
+    "scheduled_sampling_*",
+)
 
 
 def describe_run(
@@ -61,19 +95,19 @@ def describe_run(
         digests: of the samples of each source, where they are known already.
         recipes: fingerprints of the stores that rows are read from.
     """
-    decisive = {
-        key: value
-        for key, value in settings.model_dump(mode="json").items()
-        if not any(fnmatchcase(key, pattern) for pattern in FREE)
-    }
+    values = settings.model_dump(mode="json")
     return {
-        "settings": decisive,
+        "settings": {key: value for key, value in values.items() if not _is_free(key)},
         "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
         "recipes": dict(recipes),
         "datasets": {
             source.name: _describe(source, (digests or {}).get(source.name)) for source in sources
         },
     }
+
+
+def _is_free(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in FREE)
 
 
 def digest_of_samples(samples: Sequence[Sample]) -> str:
@@ -107,13 +141,17 @@ def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, wher
     Raises:
         AnotherRecipe: with every difference in words.
     """
-    differences = list(_differences(there, run, settings=run["settings"]))
-    if differences:
+    if differences := list(_differences(there, run)):
         raise AnotherRecipe(
             f"{where} belongs to another run:\n" + "\n".join(f"  {line}" for line in differences),
             "Choose another folder (`--set output_dir=…`), put the settings back, "
             "or move that folder away.",
         )
+
+
+def is_same_run(there: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether `refuse_another_run` would let `run` go on where `there` was."""
+    return not any(_differences(there, run))
 
 
 def refuse_strangers(foreign: Sequence[Path], *, where: Path) -> NoReturn:
@@ -129,10 +167,8 @@ def refuse_strangers(foreign: Sequence[Path], *, where: Path) -> NoReturn:
     )
 
 
-def _differences(
-    there: Mapping[str, Any], run: Mapping[str, Any], *, settings: Mapping[str, Any]
-) -> Iterator[str]:
-    for key, value in settings.items():
+def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in run["settings"].items():
         before = there["settings"].get(key, _default(key))
         if before != value:
             yield f"{key}: {_plain(before)} there, {_plain(value)} now"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch import Tensor
 from ...cache.atomic import remove
 from ...cache.errors import WrongUse
 from ..models.streaming import config_in, tensors_in
+from ..models.tensor_file import as_text, write_tensors
 from ..models.transformer_folder import write_transformer
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 
@@ -43,7 +42,7 @@ def publish_transformer(
             folder,
             _stored(base, trained),
             config=config_in(base),
-            about=_as_text(facts),
+            about=as_text(facts),
         )
 
 
@@ -78,13 +77,7 @@ def _digest_in(folder: Path) -> str | None:
         return None
 
 
-def weights_file(weights: Mapping[str, Tensor], *, about: Mapping[str, Any]) -> bytes:
-    """The trained weights alone, in bfloat16, as a safetensors file."""
-    tensors = {name: one.detach().to("cpu", _STORED).contiguous() for name, one in weights.items()}
-    return safetensors.torch.save(tensors, {"format": "pt", **_as_text(about)})
-
-
-def _as_text(about: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
-    }
+def write_trained(path: Path, weights: Mapping[str, Tensor], *, about: Mapping[str, Any]) -> None:
+    """Make `path` a safetensors file of the trained weights alone, in bfloat16."""
+    metadata = {"format": "pt", **as_text(about)}
+    write_tensors(path, weights, metadata=metadata, dtype=_STORED)
