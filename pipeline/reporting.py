@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,10 @@ def reporting(
     # of several processes that train one run, the first one speaks
     silent = rank_of_this_process() > 0
     verbosity = SILENT if silent else -1 if quiet else verbose
-    # what a line says to type can then be typed as it stands
-    spelled = partial(with_options, folder=folder, **given)
+    def spelled(line: str) -> str:
+        """What it says to type can then be typed as it stands."""
+        return with_options(line, folder=folder, **given)
+
     progress = TerminalProgress(as_json=as_json, verbosity=verbosity, spelled=spelled)
 
     def finish(value: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ from small_run import make_run, said, with_files
 
 from qedit.config.loading import load
 from qedit.stages.cache_vae.encoding import signed_values
-from qedit.stages.cache_vae.masks import open_mask, weights_of
+from qedit.stages.cache_vae.masks import weights_of
 from qedit.stages.images import pixels
+from qedit.stages.mask_values import open_mask
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.stores import open_stores
 from qedit.stages.tensors import tensor_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from qedit.stages.tensors import tensor_of
 from qedit.stages.train import decoding as decoding_module
 from qedit.stages.train import loop, previews
 from qedit.stages.train.decoding import Decoding
+from qedit.stages.train.plan import make_plan
 from qedit.stages.wanted import PairsKeys
 
 SMALL: dict[str, Any] = {
@@ -166,6 +168,19 @@ def test_the_base_is_the_model_without_the_lora(
     # and the LoRA it began with makes a difference, or this would show nothing
     trained = next(iter(stored_previews(first.settings.output_dir, step=3)))
     assert not torch.allclose(trained.latents(), plain, atol=1e-3)
+
+
+def test_a_mask_is_named_for_who_measures_drift_and_decides_nothing(
+    runs: Callable[..., Configuration],
+) -> None:
+    plan, sample = make_plan(runs()), SAMPLES[0]
+    masked = replace(sample, mask=replace(sample.target, dataset="masks"))
+    about = [
+        previews.Previews(plan, [one], progress=Quiet())._missing(0)[0] for one in (sample, masked)
+    ]
+    assert about[1].about["mask"]["dataset"] == "masks"
+    assert "mask" not in about[0].about
+    assert about[0].recipe == about[1].recipe
 
 
 @pytest.mark.parametrize(

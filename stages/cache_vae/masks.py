@@ -1,9 +1,7 @@
 """Masks in, rows of loss weights out: how much each latent pixel of the target counts.
 
-White counts fully, black not at all, grey in proportion: the weight is the value over the
-largest value of its depth, of a coloured mask the luminance. What is transparent does not
-count: alpha multiplies the weight. The picture is brought to latent resolution by averaging
-areas, in one step and in floating point.
+The picture is brought to latent resolution by averaging areas, in one step and in floating
+point.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ from PIL import Image
 from ...config.configuration import Configuration
 from ..encoding.encoder import Encoder, Made, Unfit
 from ..encoding.opening import PASSING, bytes_as_paired
-from ..images import BinaryFile, Unreadable, decode, has_sixteen_bits, upright
+from ..images import Unreadable
+from ..mask_values import mask_values, open_mask
 from ..rejected_rows import RejectedRow
 from ..samples import Picture
 from ..stores import picture_folders
@@ -27,7 +26,6 @@ from ..tensors import bits_of
 STAGE = "cache-vae"
 WEIGHTS = "weights"
 FACTOR = 8
-WHITE, DEEP_WHITE = 255, 65535
 
 
 def weights_of(
@@ -39,26 +37,10 @@ def weights_of(
         box: what of the mask is used, in (fractional) pixels.
         size: of the target in pixels.
     """
-    values = Image.fromarray(_values(mask))
+    values = Image.fromarray(mask_values(mask))
     width, height = size[0] // FACTOR, size[1] // FACTOR
     small = values.resize((width, height), Image.Resampling.BOX, box=box)
     return np.clip(np.asarray(small, np.float32), 0.0, 1.0)[None]
-
-
-def _values(mask: Image.Image) -> np.ndarray:
-    if has_sixteen_bits(mask):
-        return np.asarray(mask).astype(np.float32) / np.float32(DEEP_WHITE)
-    if not mask.has_transparency_data:
-        return np.asarray(mask.convert("L"), np.float32) / np.float32(WHITE)
-    seen = mask.convert("RGBA")
-    grey = np.asarray(seen.convert("RGB").convert("L"), np.float32)
-    alpha = np.asarray(seen.getchannel("A"), np.float32)
-    return grey * alpha / np.float32(WHITE * WHITE)
-
-
-def open_mask(file: BinaryFile) -> Image.Image:
-    """Decode a mask and turn it upright; raises Unreadable."""
-    return upright(decode(file))
 
 
 class MaskReading:

@@ -12,14 +12,15 @@ import numpy as np
 from PIL import Image
 
 from ...cache.atomic import write_json
-from ..alignment import Drift, drift_of, edited_region
+from ..alignment import LEAST_UNCHANGED, Drift, drift_of, edited_region
 from ..preview_files import Stored, step_folder
 from .pictures import Sources, opened, picture_path
 
 DRIFT_FILE = "alignment.json"
-VERSION = 3  # raised whenever the same pictures measure otherwise
+VERSION = 4  # raised whenever the same pictures measure otherwise
 MEASURED_PIXELS = 512  # the longer edge at which it is measured
 LARGEST_STRETCH = 1.04  # between reference and target
+MASKED = 0.02  # of white: from there on a mask's pixel is to change
 ROUNDED_PIXELS = 16  # by which the rule of size may move a side
 
 
@@ -49,8 +50,9 @@ def _found(one: Stored, before: dict[str, Any], sources: Sources) -> dict[str, A
 def measured(one: Stored, sources: Sources) -> Drift | None:
     """The drift of a preview from its first reference, in the preview's own pixels.
 
-    None where reference or target are gone, are of another ratio, or where the edit is to
-    change nearly all of the picture.
+    What is to change says the sample's mask, and without one the difference of target and
+    reference. None where reference or target are gone, are of another ratio, or where the
+    edit is to change nearly all of the picture.
     """
     output = opened(picture_path(one))
     reference = sources.whole(one.about["references"][0])
@@ -64,10 +66,22 @@ def measured(one: Stored, sources: Sources) -> Drift | None:
     reduced = min(1.0, MEASURED_PIXELS / max(output.size))
     size = (round(output.width * reduced), round(output.height * reduced))
     seen, was, wanted = (_values(picture, size) for picture in (output, reference, target))
-    drift = drift_of(was, seen, edited_region(was, wanted))
+    masked = _masked(one, sources, size)
+    drift = drift_of(was, seen, edited_region(was, wanted) if masked is None else masked)
     if drift is None:
         return None
     return Drift(drift.shift_x / reduced, drift.shift_y / reduced, drift.scale, drift.outside)
+
+
+def _masked(one: Stored, sources: Sources, size: tuple[int, int]) -> np.ndarray | None:
+    """Where the sample's mask says that something is to change; None without a mask, or with
+    one that leaves too little alone to look at."""
+    facts = one.about.get("mask")
+    mask = sources.mask(facts) if facts else None
+    if mask is None:
+        return None
+    region = np.asarray(mask.resize(size, Image.Resampling.BOX)) > MASKED
+    return None if 1 - region.mean() < LEAST_UNCHANGED else region
 
 
 def _alike(one: Image.Image, other: Image.Image, stretch: float) -> bool:

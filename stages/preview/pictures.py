@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from ...cache.atomic import new_file
 from ...cache.fingerprint import fingerprint
 from ..images import Unreadable, open_upright
+from ..mask_values import mask_values, open_mask
 from ..preview_files import LATENTS, PREVIEWS, Stored
 
 SMALL_PIXELS = 640  # the longer edge of what the page and the sheets show of a picture
@@ -100,13 +101,29 @@ class Sources:
 
     def whole(self, facts: Mapping[str, Any]) -> Image.Image | None:
         """The picture itself, upright; None where it cannot be had."""
+        return self._opened(facts, open_upright)
+
+    def mask(self, facts: Mapping[str, Any]) -> Image.Image | None:
+        """How much each pixel of a mask counts, as a picture of mode F; None likewise."""
+
+        def values(path: Path) -> Image.Image:
+            with path.open("rb") as file:
+                return Image.fromarray(mask_values(open_mask(file)))
+
+        return self._opened(facts, values)
+
+    def _opened(
+        self, facts: Mapping[str, Any], open_it: Callable[[Path], Image.Image]
+    ) -> Image.Image | None:
         folder = self._folders.get(facts["dataset"])
         try:
             if folder is not None:
-                return open_upright(folder / facts["path"])
+                return open_it(folder / facts["path"])
             why = f"dataset {facts['dataset']} is not in the configuration"
         except Unreadable as error:
             why = error.what
+        except OSError as error:
+            why = str(error.strerror)
         if facts["digest"] not in self._told:
             self._warn(f"{facts['path']} cannot be shown: {why}.")
         self._told.add(facts["digest"])
