@@ -175,12 +175,31 @@ def dequantized(
     if precision.name == "nf4-bnb":
         return _from_nf4(bits, scale, shape=shape, dtype=dtype)
     if precision.grouped:
-        levels = unpacked_bits(bits, precision.bits).to(dtype)
-        groups = levels.unflatten(1, (scale.shape[1], -1))
-        lowest = tensors["lowest"].to(dtype)
-        return torch.addcmul(lowest, groups, scale.to(dtype)).flatten(1)
-    values = bits.view(_FLOAT8) if precision.name == "fp8-quanto" else bits
-    return values.to(dtype) * scale.to(dtype)
+        return _from_groups(tensors, precision.bits, shape=shape, dtype=dtype)
+    if precision.name == "fp8-quanto":
+        return bits.view(_FLOAT8).to(dtype) * scale.to(dtype)
+    return bits * scale.to(dtype)  # 8 bits are exact in `dtype`, and are read once
+
+
+def _from_groups(
+    tensors: Mapping[str, Tensor], bits: int, *, shape: tuple[int, int], dtype: torch.dtype
+) -> Float[Tensor, "out in"]:
+    """Each share of a byte's bits goes straight to its place in the weight."""
+    scale, lowest = (tensors[name].to(dtype) for name in ("scale", "lowest"))
+    shares = 8 // bits
+    if scale.shape[1] % shares:  # a group lies across the border of two shares
+        groups = unpacked_bits(tensors["weight"], bits).unflatten(1, (scale.shape[1], -1))
+        return torch.addcmul(lowest, groups.to(dtype), scale).flatten(1)
+    weight = torch.empty(shape, dtype=dtype, device=scale.device)
+    for place, (target, factor, offset) in enumerate(
+        zip(*(one.chunk(shares, dim=1) for one in (weight, scale, lowest)), strict=True)
+    ):
+        levels = tensors["weight"] if place == 0 else tensors["weight"] >> (bits * place)
+        if place < shares - 1:  # above the last share there is nothing
+            levels = levels & (2**bits - 1)
+        groups, into = (one.unflatten(1, (factor.shape[1], -1)) for one in (levels, target))
+        torch.addcmul(offset, groups, factor, out=into)
+    return weight
 
 
 def unpacked_bits(packed: UInt8[Tensor, "out _bytes"], bits: int) -> UInt8[Tensor, "out in"]:
