@@ -74,16 +74,16 @@ class _Block:
         self.listing, self.first = listing, first
         self.part_ends: list[int] = np.cumsum(listing.counts).tolist()
         table = listing.rows
-        self.starts: npt.NDArray[np.int64] = table["start"].to_numpy()
-        self.lengths: npt.NDArray[np.int32] = table["length"].to_numpy()
-        self.checksums: npt.NDArray[np.uint32] = table["crc32c"].to_numpy()
+        # one number of a memoryview is had several times faster than one of an array
+        self.starts = table["start"].to_numpy().data
+        self.lengths = table["length"].to_numpy().data
+        self.checksums = table["crc32c"].to_numpy().data
 
     def place(self, number: int) -> tuple[int, Row]:
         """Which of the listing's parts row `number` lies in, and where in it."""
         at = number - self.first
         part = bisect.bisect_right(self.part_ends, at)
-        row = Row(int(self.starts[at]), int(self.lengths[at]), int(self.checksums[at]))
-        return part, row
+        return part, Row(self.starts[at], self.lengths[at], self.checksums[at])
 
 
 class Rows:

@@ -9,6 +9,9 @@ import errno
 import os
 import threading
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import Broken
 
 MOST_OPEN = 128  # of the 256 (macOS) or 1024 files that a process may have open
@@ -30,6 +33,24 @@ class OpenFile:
     def size(self) -> int:
         """Its length in bytes, as it is now."""
         return os.fstat(self.number).st_size
+
+    def fill(self, space: npt.NDArray[np.uint8], offset: int) -> None:
+        """Fill `space` with the bytes at `offset`, however many the system gives at a time.
+
+        Raises:
+            Broken: the file is too short, cannot be read, or has gone (on a network's disk).
+        """
+        try:
+            got = os.preadv(self.number, (space.data,), offset)
+            while got < len(space):
+                if got == 0:
+                    raise Broken("the shard's file is too short")
+                space, offset = space[got:], offset + got
+                got = os.preadv(self.number, (space.data,), offset)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.ESTALE):
+                raise
+            raise Broken("the disk cannot read it") from error
 
 
 class OpenFiles:
@@ -55,35 +76,3 @@ class OpenFiles:
             while len(self._files) > self._most:
                 del self._files[next(iter(self._files))]
         return file
-
-
-def read_into(file: OpenFile, offset: int, views: list[memoryview]) -> None:
-    """Fill `views` with the bytes at `offset`, however many the system gives at a time.
-
-    Raises:
-        Broken: the file is too short, cannot be read, or has gone (on a network's disk).
-    """
-    wanted = sum(map(len, views)) if len(views) > 1 else len(views[0])
-    try:
-        got = os.preadv(file.number, views[:BUFFERS_A_CALL], offset)
-        while got < wanted:
-            if got == 0:
-                raise Broken("the shard's file is too short")
-            views, offset, wanted = _after(views, got), offset + got, wanted - got
-            got = os.preadv(file.number, views[:BUFFERS_A_CALL], offset)
-    except OSError as error:
-        if error.errno not in (errno.EIO, errno.ESTALE):
-            raise
-        raise Broken("the disk cannot read it") from error
-
-
-BUFFERS_A_CALL = 512  # systems take at least 1024
-
-
-def _after(views: list[memoryview], got: int) -> list[memoryview]:
-    """What is left to fill of `views` once the first `got` bytes are."""
-    full = 0
-    while got >= len(views[full]):
-        got -= len(views[full])
-        full += 1
-    return [views[full][got:], *views[full + 1 :]]

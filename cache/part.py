@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from .arrays import Bits, write_array
@@ -48,20 +49,31 @@ class Part:
     ) -> None:
         self.path, self.layout = path, layout
         self._array = ArrayReader(path / layout.array, grid, files=files)
+        self._rest = grid.shape[1:]
 
     def read(self, row: Row, *, verified: bool = True) -> Bits:
         """The row's bits; raises Broken. Without `verified` its checksums are not looked at."""
-        slab = self._array.read(row.start, row.length, checksum=row.checksum if verified else None)
-        return slab if self.layout.ragged else slab[0]
+        bits = np.empty(self.shape(row), "<u2")
+        self.read_into(bits, row, verified=verified)
+        return bits
 
-    def check(self, row: Row) -> None:
-        """Make sure that the row can be read as it was written; raises Broken."""
-        self._array.check(row.start, row.length, checksum=row.checksum)
+    def read_into(self, space: Bits, row: Row, *, verified: bool = True) -> None:
+        """The same into `space`, a contiguous array of the row's shape."""
+        checksum = row.checksum if verified else None
+        flat = space.reshape(-1).view(np.uint8)
+        self._array.read_into(flat, row.start, row.length, checksum=checksum)
+
+    def check(self, row: Row, space: npt.NDArray[np.uint8] | None = None) -> None:
+        """Make sure that the row can be read as it was written; raises Broken.
+
+        Args:
+            space: of any length, to read into.
+        """
+        self._array.check(row.start, row.length, checksum=row.checksum, space=space)
 
     def shape(self, row: Row) -> tuple[int, ...]:
         """The row's shape; nothing is read."""
-        rest = self._array.grid.shape[1:]
-        return (row.length, *rest) if self.layout.ragged else rest
+        return (row.length, *self._rest) if self.layout.ragged else self._rest
 
 
 def write_part(

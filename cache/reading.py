@@ -1,13 +1,15 @@
 """Rows read from a Zarr v3 array, straight to where they belong, each checked as it comes.
 
-What a shard's file looks like is said in `arrays.py`, which writes it.
+What a shard's file looks like is said in `arrays.py`, which writes it. The checksums that lie
+between the chunks say nothing that a row's checksum does not, which is one of theirs: so it
+is enough to sum up what was read. `check` looks at them as well.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +17,24 @@ import numpy.typing as npt
 from .checksum import CRC_BYTES, PIECE_BYTES, crc32c, crc32c_of_more
 from .errors import Broken
 from .grid import Grid
-from .open_files import OpenFile, OpenFiles, read_into
+from .open_files import OpenFile, OpenFiles
 
 Bits = npt.NDArray[np.uint16]
 Bytes = npt.NDArray[np.uint8]
 
 KEPT_OPEN = OpenFiles()
+NO_CHUNKS = "its chunks are missing from the shard's index"
+NOT_ITS_CHECKSUM = "its bytes do not match their checksum"
+
+
+class _Shard(NamedTuple):
+    """What a shard's index says: where each chunk begins and how long it is with its checksum,
+    and how many chunks, from each on, follow each other in the file."""
+
+    path: str
+    offsets: memoryview
+    sizes: memoryview
+    following: memoryview
 
 
 class ArrayReader:
@@ -33,156 +47,149 @@ class ArrayReader:
     def __init__(self, folder: Path, grid: Grid, *, files: OpenFiles = KEPT_OPEN) -> None:
         self.grid, self._folder, self._files = grid, os.path.abspath(folder), files
         self._shard_length, self._chunk_length = grid.shard[0], grid.chunk[0]
-        self._chunk_bytes = grid.chunk_bytes
-        self._row_shape = (-1, *grid.chunk[1:])
-        self._shards: dict[int, tuple[str, npt.NDArray[np.uint64]]] = {}
+        self._chunk_bytes, self._compressed = grid.chunk_bytes, grid.compressed
+        self._shards: dict[int, _Shard] = {}
 
-    def read(self, start: int, length: int, *, checksum: int | None) -> Bits:
-        """The row of `length` that starts at `start`.
+    def read_into(self, space: Bytes, start: int, length: int, *, checksum: int | None) -> None:
+        """Fill `space` with the row of `length` that starts at `start`.
 
         Args:
+            space: of as many bytes as the row has.
             checksum: of the row; None leaves all checksums aside.
 
         Raises:
             Broken: it is not the row that was written.
         """
-        file, chunks = self._chunks(start, length)
-        data = np.empty(len(chunks) * self._chunk_bytes, np.uint8)
-        if self.grid.compressed:
-            crcs = self._unpack(file, chunks, data, checked=checksum is not None)
-        elif checksum is None:
-            _read_plain(file, chunks, data)
-        else:
-            crcs = _read_checked(file, chunks, data)
-        if checksum is not None:
-            _refuse_another(crcs, checksum)
-        return data.view("<u2").reshape(self._row_shape)[:length]
+        shard, first, count = self._place(start, length)
+        if self._compressed:
+            self._unpack(shard, first, space, count=count, checksum=checksum)
+            return
+        file, offset = self._files.get(shard.path), shard.offsets[first]
+        if checksum is None:
+            self._fill(file, offset, space)
+            return
+        crcs, step = bytearray(), self._chunk_bytes
+        for begin in range(0, len(space), step):
+            chunk = space if count == 1 else space[begin : begin + step]
+            crc = _filled(file, offset, chunk)
+            if len(chunk) < step:  # the last one is longer than the row
+                rest = np.empty(step - len(chunk), np.uint8)
+                crc = _filled(file, offset + len(chunk), rest, crc)
+            crcs += crc.to_bytes(CRC_BYTES, "little")
+            offset += step + CRC_BYTES
+        if crc32c(bytes(crcs)) != checksum:
+            self.check(start, length, checksum=checksum)
+            raise Broken("it was read as something else than it is: the memory may be at fault")
 
-    def check(self, start: int, length: int, *, checksum: int) -> None:
-        """Make sure that the row is there as it was written; raises Broken. Keeps nothing."""
-        file, chunks = self._chunks(start, length)
-        space = np.empty(min(PIECE_BYTES, max(size for _, size in chunks)), np.uint8)
-        crcs = bytearray(len(chunks) * CRC_BYTES)
-        for at, (offset, size) in enumerate(chunks):
-            stored = memoryview(crcs)[at * CRC_BYTES : (at + 1) * CRC_BYTES]
-            _check_chunk(file, offset, size - CRC_BYTES, into=space, stored=stored)
-        _refuse_another(crcs, checksum)
+    def check(self, start: int, length: int, *, checksum: int, space: Bytes | None = None) -> None:
+        """Make sure that the row is there as it was written; raises Broken. Keeps nothing.
 
-    def _chunks(self, start: int, length: int) -> tuple[OpenFile, list[list[int]]]:
-        """The file of a row, and where its chunks lie in it: (offset, bytes) of each."""
-        shard, within = divmod(start, self._shard_length)
+        Args:
+            space: of any length, to read into.
+        """
+        shard, first, count = self._place(start, length)
+        file = self._files.get(shard.path)
+        space = np.empty(PIECE_BYTES, np.uint8) if space is None else space
+        stored, crcs = np.empty(CRC_BYTES, np.uint8), bytearray()
+        for chunk in range(first, first + count):
+            begin = shard.offsets[chunk]
+            end, crc = begin + shard.sizes[chunk] - CRC_BYTES, 0
+            for at in range(begin, end, len(space)):
+                piece = space[: min(len(space), end - at)]
+                file.fill(piece, at)
+                crc = crc32c_of_more(crc, piece)
+            file.fill(stored, end)
+            if crc.to_bytes(CRC_BYTES, "little") != stored.tobytes():
+                raise Broken(NOT_ITS_CHECKSUM)
+            crcs += stored.tobytes()
+        if crc32c(bytes(crcs)) != checksum:
+            raise Broken("another row lies in its place")
+
+    def _place(self, start: int, length: int) -> tuple[_Shard, int, int]:
+        """The shard of a row, and which of its chunks are the row's: the first, and how many."""
+        number, within = divmod(start, self._shard_length)
         first, count = within // self._chunk_length, -(-length // self._chunk_length)
-        known = self._shards.get(shard)
-        if known is None:
-            path = os.path.join(self._folder, self.grid.shard_name(shard))
-            file = self._files.get(path)
-            index = _read_index(file, self.grid)
-            self._shards[shard] = path, index
-        else:
-            path, index = known
-            file = self._files.get(path)
-        chunks: list[list[int]] = index[first : first + count].tolist()
-        if not chunks or not self._are_one_row(chunks, count):
-            raise Broken("its chunks are missing from the shard's index")
-        return file, chunks
+        shard = self._shards.get(number)
+        if shard is None:
+            path = os.path.join(self._folder, self.grid.shard_name(number))
+            shard = _index_of(self._files.get(path), path, self.grid)
+            self._shards[number] = shard
+        if not 0 < count <= shard.following[first]:
+            raise Broken(NO_CHUNKS)
+        return shard, first, count
 
-    def _are_one_row(self, chunks: list[list[int]], count: int) -> bool:
-        """Whether these are chunks of this array, which follow each other."""
-        if self.grid.compressed:
-            end = chunks[0][0]
-            for offset, size in chunks:
-                if offset != end or not CRC_BYTES < size <= 2 * self._chunk_bytes + 64:
-                    return False
-                end += size
-            return len(chunks) == count
-        stored = self._chunk_bytes + CRC_BYTES
-        begin = chunks[0][0]
-        return chunks == [[begin + number * stored, stored] for number in range(count)]
+    def _fill(self, file: OpenFile, offset: int, space: Bytes) -> None:
+        """Fill `space` with chunk after chunk, whatever the checksums between them say."""
+        step = self._chunk_bytes
+        for begin in range(0, len(space), step):
+            file.fill(space[begin : begin + step], offset)
+            offset += step + CRC_BYTES
 
     def _unpack(
-        self, file: OpenFile, chunks: list[list[int]], data: Bytes, *, checked: bool
-    ) -> bytearray:
-        """Fill `data` with the chunks unpacked; their checksums."""
+        self, shard: _Shard, first: int, space: Bytes, *, count: int, checksum: int | None
+    ) -> None:
+        """Fill `space` with the chunks unpacked."""
         from .packing import unpack_into
 
-        begin, end = chunks[0][0], sum(chunks[-1])
-        packed, crcs = np.empty(end - begin, np.uint8), bytearray()
-        read_into(file, begin, [packed.data])
-        for at, (offset, size) in enumerate(chunks):
-            chunk = packed[offset - begin : offset - begin + size - CRC_BYTES]
-            stored = packed[offset - begin + len(chunk) :][:CRC_BYTES].tobytes()
-            if checked and crc32c(chunk).to_bytes(CRC_BYTES, "little") != stored:
-                raise Broken("its bytes do not match their checksum")
+        file, crcs, step = self._files.get(shard.path), bytearray(), self._chunk_bytes
+        for begin, chunk in zip(
+            range(0, len(space), step), range(first, first + count), strict=True
+        ):
+            packed = np.empty(shard.sizes[chunk], np.uint8)
+            file.fill(packed, shard.offsets[chunk])
+            packed, stored = packed[:-CRC_BYTES], packed[-CRC_BYTES:].tobytes()
+            if checksum is not None and crc32c(packed).to_bytes(CRC_BYTES, "little") != stored:
+                raise Broken(NOT_ITS_CHECKSUM)
             crcs += stored
+            here = space[begin : begin + step]
+            whole = here if len(here) == step else np.empty(step, np.uint8)
             try:
-                unpack_into(data[at * self._chunk_bytes : (at + 1) * self._chunk_bytes], chunk)
+                unpack_into(whole, packed)
             except (ValueError, RuntimeError) as error:
                 raise Broken("a chunk cannot be unpacked") from error
-        return crcs
+            if whole is not here:
+                here[:] = whole[: len(here)]
+        if checksum is not None and crc32c(bytes(crcs)) != checksum:
+            raise Broken("another row lies in its place")
 
 
-def _read_index(file: OpenFile, grid: Grid) -> npt.NDArray[np.uint64]:
-    """The (offset, bytes) pairs at the end of a shard's file."""
+def _filled(file: OpenFile, offset: int, space: Bytes, checksum: int = 0) -> int:
+    """Fill `space` piece by piece; the checksum of what `checksum` is of and it together."""
+    for begin in range(0, len(space), PIECE_BYTES):
+        piece = space[begin : begin + PIECE_BYTES]
+        file.fill(piece, offset + begin)
+        checksum = crc32c_of_more(checksum, piece)
+    return checksum
+
+
+def _index_of(file: OpenFile, path: str, grid: Grid) -> _Shard:
+    """What the index at the end of a shard's file says."""
     index = np.empty((grid.chunks_a_shard, 2), "<u8")
     stored = np.empty(1, "<u4")
     begin = file.size() - index.nbytes - stored.nbytes
     if begin < 0:
         raise Broken("the shard's file is too short")
-    read_into(file, begin, [_bytes_of(index), _bytes_of(stored)])
+    file.fill(_bytes_of(index), begin)
+    file.fill(_bytes_of(stored), begin + index.nbytes)
     if crc32c(index) != int(stored[0]):
         raise Broken("the shard's index does not match its checksum")
-    return index
+    offsets, sizes = index.T.copy()
+    return _Shard(path, offsets.data, sizes.data, _following(offsets, sizes, grid).data)
 
 
-def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+def _following(
+    offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], grid: Grid
+) -> npt.NDArray[np.int64]:
+    """How many chunks of this array follow each other in the file, from each on; 0: no chunk."""
+    plain = grid.chunk_bytes + CRC_BYTES
+    packed = (sizes > CRC_BYTES) & (sizes <= 2 * plain + 64)
+    there = packed if grid.compressed else sizes == plain
+    goes_on = there[:-1] & there[1:] & (offsets[:-1] + sizes[:-1] == offsets[1:])
+    following = there.astype(np.int64)
+    for at in np.flatnonzero(goes_on)[::-1].tolist():
+        following[at] += following[at + 1]
+    return following
 
 
-def _read_plain(file: OpenFile, chunks: list[list[int]], data: Bytes) -> None:
-    """Fill `data` with one system call, whatever the checksums between the chunks say."""
-    space, passed = data.data, memoryview(bytearray(CRC_BYTES))
-    step = len(data) // len(chunks)
-    views = [space[:step]]
-    for at in range(1, len(chunks)):
-        views += [passed, space[at * step : (at + 1) * step]]
-    read_into(file, chunks[0][0], views)
-
-
-def _read_checked(file: OpenFile, chunks: list[list[int]], data: Bytes) -> bytearray:
-    """Fill `data`, hold every chunk against its own checksum; the checksums."""
-    crcs, step = bytearray(len(chunks) * CRC_BYTES), len(data) // len(chunks)
-    stored = memoryview(crcs)
-    for at, (offset, size) in enumerate(chunks):
-        _check_chunk(
-            file,
-            offset,
-            size - CRC_BYTES,
-            into=data[at * step : (at + 1) * step],
-            stored=stored[at * CRC_BYTES : (at + 1) * CRC_BYTES],
-        )
-    return crcs
-
-
-def _check_chunk(
-    file: OpenFile, offset: int, length: int, *, into: Bytes, stored: memoryview
-) -> None:
-    """Read a chunk piece by piece and sum it up; `stored` becomes the checksum behind it.
-
-    Args:
-        into: where it goes; if that is shorter than the chunk, it is filled again and again.
-    """
-    checksum, room = 0, len(into)
-    step = min(room, PIECE_BYTES)
-    for begin in range(0, length, step):
-        piece = into[begin % room : begin % room + min(step, length - begin)]
-        is_last = begin + step >= length
-        read_into(file, offset + begin, [piece.data, stored] if is_last else [piece.data])
-        checksum = crc32c_of_more(checksum, piece)
-    if checksum.to_bytes(CRC_BYTES, "little") != stored:
-        raise Broken("its bytes do not match their checksum")
-
-
-def _refuse_another(crcs: bytearray, checksum: int) -> None:
-    """Make sure that these are the checksums of the chunks of the very row."""
-    if crc32c(bytes(crcs)) != checksum:
-        raise Broken("another row lies in its place")
+def _bytes_of(array: npt.NDArray[Any]) -> Bytes:
+    return array.reshape(-1).view(np.uint8)
