@@ -12,6 +12,7 @@ import torch
 from made_transformer import drawn, made_transformer, one_forward
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_models import opened
 from torch import Tensor, nn
 from training import LORA, lora, made_runs, train
 
@@ -19,7 +20,8 @@ from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
 from qedit.stages.models.adapter_file import LOADS_IN, adapter_file
 from qedit.stages.models.lora import add_lora, target_modules
-from qedit.stages.models.transformer import load_transformer
+from qedit.stages.models.tiny import TEXT_WIDTH, make_tiny
+from qedit.stages.models.transformer import load_transformer, predict_velocity
 from qedit.stages.train import loop
 from qedit.stages.train.lora_start import START_FILE
 from qedit.stages.train.model import open_model
@@ -80,6 +82,44 @@ def test_a_fresh_adapter_changes_nothing_and_its_file_loads_in_diffusers(
     load_as_it_says(stock, file)
     torch.testing.assert_close(one_forward(stock), trained, rtol=1e-4, atol=1e-5)
     assert (trained - before).abs().max() > 0.1
+
+
+def test_rows_of_zeros_of_a_dora_begin_exactly_learn_and_load(tmp_path: Path) -> None:
+    """Everybody divides by the norms of its rows."""
+
+    def base() -> nn.Module:
+        transformer = made_transformer()
+        transformer.get_parameter(f"{name}.weight").data[3:9] = 0
+        return transformer
+
+    name = "transformer_blocks.0.attn.to_v"
+    transformer = base()
+    before = one_forward(transformer)
+    weights = add_lora(transformer, [name], rank=4, alpha=4.0, kind="dora", seed=2)
+    output = one_forward(transformer)
+    torch.testing.assert_close(output, before, rtol=0, atol=1e-6)
+    output.square().sum().backward()
+    norms = weights[f"{name}.lora_magnitude_vector.weight"]
+    assert all(bool(weight.grad.isfinite().all()) for weight in weights.values())
+    assert bool((norms.grad[3:9] != 0).all())
+    norms.data -= 0.1 * norms.grad
+    trained = one_forward(transformer)
+    file = tmp_path / LORA
+    file.write_bytes(adapter_file("dora", weights, rank=4, alpha=4.0, about={"base": "made"}))
+    stock = base()
+    load_as_it_says(stock, file)
+    torch.testing.assert_close(one_forward(stock), trained, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tiny_model_that_sees_trains_a_dora(tmp_path: Path) -> None:
+    checkpoint = opened(make_tiny(tmp_path / "model", "edit-v2", sighted=True))
+    transformer = load_transformer(checkpoint, dtype=torch.float32, device="cpu")
+    targets = target_modules(transformer, "all-linear")
+    weights = add_lora(transformer, targets, rank=4, alpha=4.0, kind="dora")
+    picture, text = torch.ones(1, 16, 4, 4), torch.ones(1, 3, TEXT_WIDTH)
+    sigma = torch.tensor([0.5])
+    predict_velocity(transformer, picture, [picture], text, mask=None, sigma=sigma).sum().backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in weights.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)

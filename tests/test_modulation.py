@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made_transformer import made_transformer
@@ -16,16 +18,28 @@ from training import lora, made_runs, train
 
 from qedit.cache.errors import Damaged
 from qedit.config.loading import Configuration
+from qedit.config.settings import Settings
+from qedit.stages import modulation_rows
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.cache_base import table
-from qedit.stages.frozen_base import base_folder, has_work, modulation_table
+from qedit.stages.frozen_base import (
+    LOWEST_SIGMA,
+    base_folder,
+    has_work,
+    lowest_sigma,
+    modulation_table,
+)
 from qedit.stages.models import modulation
 from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.models.denoise import load_scheduler, set_sigmas
 from qedit.stages.models.layers import PRESETS, trains_modulation
 from qedit.stages.models.modulation import bits_of, tabulate
 from qedit.stages.models.timesteps import ZERO, every_timestep, row_key, row_shape, spared_bytes
+from qedit.stages.models.tiny import make_tiny
 from qedit.stages.train import loop, model
-from qedit.stages.train.plan import Plan, make_plan
+from qedit.stages.train.draws import stream
+from qedit.stages.train.evaluate import SIGMAS
+from qedit.stages.train.plan import Plan, make_plan, sigmas_of
 
 CPU = torch.device("cpu")
 STEPS = range(1, 5)
@@ -111,15 +125,55 @@ def test_two_forwards_before_a_backward_keep_their_own_rows(made: Any) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_a_whole_run_is_the_same_with_a_table_made_half_way(made: Any) -> None:
-    whole, pieces = made(output="whole"), made(output="pieces", max_train_steps=4)
+# batches of two shapes, low sigmas, rollouts of several lengths
+HARD: dict[str, Any] = {
+    "train_batch_size": 5,
+    "max_train_steps": 4,
+    "flow_schedule_shift": 0.2,
+    "lora_dropout": 0.2,
+    "scheduled_sampling_max_step_offset": 3,
+    "scheduled_sampling_probability": 0.7,
+    "scheduled_sampling_reflexflow": True,
+}
+
+
+@pytest.mark.parametrize("flavour", ["edit-v1", "edit-v3"])
+def test_a_whole_run_is_the_same_with_a_table_made_half_way(
+    made: Any, flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**HARD, "flavour": flavour}
+    shutil.rmtree(base_folder(made(flavour=flavour).settings), ignore_errors=True)
+    whole, pieces = made(output="whole", **settings), made(output="pieces", **settings)
     train(whole)
-    train(pieces)
+    train(made(output="pieces", **{**settings, "max_train_steps": 2}))
     cached(pieces)
-    longer = made(output="pieces")
-    assert train(longer).kept == 4
-    one, other = lora(whole), lora(longer)
+    # from now on no row may be computed
+    monkeypatch.setattr(modulation_rows, "ModulationWeights", lambda *args: 1 / 0)
+    assert train(pieces).kept == 2
+    one, other = lora(whole), lora(pieces)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("flavour", ["edit-v2", "edit-v3"])
+def test_a_step_never_waits_for_its_device(made: Any, flavour: str) -> None:
+    """On a device whose numbers nobody can look at: rows, rollouts, masks, joined shapes."""
+    shutil.rmtree(base_folder(made(flavour=flavour).settings), ignore_errors=True)
+    configuration = made(flavour=flavour, gradient_checkpointing=False, **HARD)
+    cached(configuration)
+    plan = make_plan(configuration)
+    nowhere = torch.device("meta")
+    trainer = opened(plan)
+    assert is_tabulated(trainer)
+    objective = replace(trainer.objective, device=nowhere)
+    transformer = trainer.transformer.to(nowhere)
+    (batch, *others) = plan.feed.step(2)
+    assert batch.rollouts
+    height, width = batch.target.shape[-2:]
+    masked = replace(batch, weights=torch.ones(len(batch), 1, height, width))
+    joined = [masked, *(replace(other, joins=True) for other in others)]
+    losses = objective.backward(transformer, joined, step=2)
+    assert losses.values.is_meta
+    assert any(weight.grad is not None for weight in transformer.parameters())
 
 
 # -- which timesteps -------------------------------------------------------------------------
@@ -133,6 +187,52 @@ def test_every_timestep_that_a_sigma_can_become_has_a_row() -> None:
     assert ZERO in there
     # from 0.001 to 1 there are ten octaves of at most 128 bfloat16 each
     assert 1200 < len(there) < 1290
+
+
+DRAWS: dict[str, dict[str, Any]] = {
+    "as inference": {},
+    "low": {"flow_schedule_shift": 0.2},
+    "high": {"flow_schedule_shift": 7.0},
+    "wide and low": {"flow_sigmoid_scale": 3.0, "flow_schedule_shift": 0.2},
+    "uniform": {"flow_use_uniform_schedule": True},
+    "uniform and low": {"flow_use_uniform_schedule": True, "flow_schedule_shift": 0.2},
+    "beta": {"flow_use_beta_schedule": True},
+    "beta at the ends": {
+        "flow_use_beta_schedule": True,
+        "flow_beta_schedule_alpha": 0.5,
+        "flow_beta_schedule_beta": 0.5,
+        "flow_schedule_shift": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+def test_whatever_training_draws_has_a_row(draws: str, tmp_path: Path) -> None:
+    """Also on the way of every rollout, of any length, to any noise level."""
+    settings = Settings.model_validate({"model_flavour": "edit-v2", **DRAWS[draws]})
+    random, count = stream(1, draws), 20_000
+    # the automatic shift of the released checkpoints
+    (tmp_path / "scheduler_config.json").write_text("{}")
+    schedule = sigmas_of(settings, tmp_path)
+    drawn = np.array([schedule.draw(random, target_tokens=4096) for _ in range(count)])
+    back = random.integers(0, 1000, count) / 1000
+    sigmas = torch.tensor(np.concatenate([drawn, np.minimum(drawn + back, 0.99999)])).float()
+    asked = bits_of((sigmas * 1000).to(torch.bfloat16) / 1000)
+    there = set(every_timestep(lowest_sigma=lowest_sigma(settings)))
+    assert sum(bits not in there for bits in asked) <= 2
+    assert len(there) < 4000  # 18 GB at full scale
+
+
+def test_evaluation_and_previews_have_their_rows_with_any_settings(tmp_path: Path) -> None:
+    scheduler = load_scheduler(make_tiny(tmp_path / "model", "edit-v2") / "scheduler")
+    asked = [torch.tensor(SIGMAS)]
+    for steps in (2, 3, 7, 30, 50, 99):
+        asked += [
+            set_sigmas(scheduler, steps=steps, target_tokens=n)[:-1] for n in (16, 1024, 8192)
+        ]
+    timesteps = (torch.cat(asked) * 1000).to(torch.bfloat16) / 1000
+    always = every_timestep(lowest_sigma=LOWEST_SIGMA)
+    assert set(bits_of(timesteps)) <= set(always)
 
 
 def test_a_rarer_timestep_is_computed_when_it_is_asked_for(made: Any) -> None:
@@ -157,8 +257,10 @@ def loop_rows(configuration: Configuration) -> Any:
 
 def test_wide_draws_get_more_rows(made: Any) -> None:
     narrow = cached(made(), dry_run=True).wanted
-    for wide in ({"flow_use_uniform_schedule": True}, {"flow_sigmoid_scale": 2.0}):
-        assert cached(made(**wide), dry_run=True).wanted >= narrow + 4 * 120
+    # octaves of 128 values below 2**-10: down to 2**-16, and to the sigmoid of 2 x -4.17
+    for octaves, wide in ((6, {"flow_use_uniform_schedule": True}), (2, {"flow_sigmoid_scale": 2})):
+        more = cached(made(**wide), dry_run=True).wanted - narrow
+        assert 120 * octaves <= more <= 128 * (octaves + 1)
 
 
 # -- when there is one -----------------------------------------------------------------------
@@ -186,8 +288,12 @@ def test_flavours_on_one_checkpoint_share_the_table(made: Any) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"mixed_precision": "no"}, {"lora_target_modules": "all-linear+modulation"}],
-    ids=["float32", "modulation is trained"],
+    [
+        {"mixed_precision": "no"},
+        {"lora_target_modules": "all-linear+modulation"},
+        {"model_type": "full", "lora_target_modules": ["to_q"]},
+    ],
+    ids=["float32", "modulation is trained", "the whole model is saved"],
 )
 def test_no_table_where_it_cannot_be_used(made: Any, settings: Any) -> None:
     cached(made())

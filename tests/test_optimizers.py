@@ -15,8 +15,9 @@ from training import bits_of, lora, made_runs, metrics, train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
-from qedit.stages.train import loop, plan
+from qedit.stages.train import loop, plan, trainer
 from qedit.stages.train.checkpoint import Trained, save_checkpoint
+from qedit.stages.train.model import remarks
 from qedit.stages.train.optimizers import KINDS, make_optimizer
 
 ELSEWHERE = {name: kind for name, kind in KINDS.items() if not kind.module.startswith("torch")}
@@ -165,6 +166,31 @@ def test_an_argument_that_an_optimizer_does_not_take_is_refused() -> None:
     vector = {"a": torch.nn.Parameter(torch.zeros(2))}
     with pytest.raises(WrongUse, match="2D"):
         make_optimizer(vector, learning_rate=0.1, name="muon")
+
+
+def test_what_cannot_train_is_refused_before_the_base_is_read(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "open_model", lambda *args, **named: 1 / 0)
+    for words, settings in {
+        "muon.*`lora_type` dora": {"optimizer": "muon", "lora_type": "dora"},
+        "muon.*`model_type` full": {"optimizer": "muon", "model_type": "full"},
+        "optimizer_config.*momentums": {"optimizer_config": {"momentums": 1}},
+        "lr_scheduler_config.*cycles": {"lr_scheduler_config": {"cycles": 2}},
+    }.items():
+        with pytest.raises(WrongUse, match=words):
+            loop.Trainer.load(plan.make_plan(made(**settings)), device=torch.device("cpu"))
+
+
+def test_what_comes_to_little_is_said(made: Any) -> None:
+    def said(**settings: Any) -> str:
+        return " ".join(remarks(plan.make_plan(made(**settings))))
+
+    assert "multiplies it by `learning_rate`, which is 0.01" in said(optimizer="prodigy")
+    assert "learning_rate" not in said(optimizer="prodigy", learning_rate=1.0)
+    # the widest rank that a 64x64 matrix can use is 64
+    assert "to_q can use: its matrix is 64x64" in said(lora_rank=65, lora_target_modules=["to_q"])
+    assert "lora_rank" not in said(lora_rank=64, lora_target_modules="all-linear")
 
 
 # -- init_lora -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from made_run import made_samples_with_edits
 from made_transformer import drawn
 from training import made_runs, metrics, train
 
+from qedit.cache.errors import QeditError
 from qedit.config.loading import Configuration
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.transformer import load_transformer
@@ -22,6 +23,8 @@ from qedit.stages.train import loop
 from qedit.stages.train.ema import Ema
 from qedit.stages.train.feed import Batch
 from qedit.stages.train.plan import make_plan
+from qedit.stages.train.skips import Skips, what_is_not_finite
+from qedit.stages.train.step import StepLosses
 
 
 @pytest.fixture
@@ -219,6 +222,20 @@ def test_the_loss_settings_reach_the_loss(made: Any) -> None:
         train(configuration)
         found.add(metrics(configuration)[0]["loss"])
     assert len(found) == 3
+
+
+def test_the_sample_that_broke_a_run_can_be_inspected_as_it_is_said() -> None:
+    losses = StepLosses(
+        torch.tensor([1.0, torch.nan]), torch.zeros(2), ("a", "b c.png"), ("", ""), 2
+    )
+    broken = what_is_not_finite(7, losses, 1.0)
+    skips = Skips(in_a_row=3, in_all=3)
+    with pytest.raises(QeditError, match=r"loss of b c.png .*step 7 is nan") as stopped:
+        skips.skipped(broken)
+    assert "`qedit inspect 'b c.png'`" in stopped.value.do
+    whole = replace(losses, values=torch.ones(2))
+    assert what_is_not_finite(7, whole, float("inf")).sample == "a"
+    assert what_is_not_finite(7, whole, 1.0) is None
 
 
 # -- the average -----------------------------------------------------------------------------
