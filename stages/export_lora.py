@@ -57,6 +57,8 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
             "Name the checkpoint in bfloat16 that it was made of.",
         )
     lora = read_lora(source)
+    if lora.metadata.get("zero_cond_t") == "true":  # edit-v2+ is trained so over another's config
+        config["zero_cond_t"] = True
     tensors = merged(tensors_in(folder), lora, dtype=torch.bfloat16, source=folder)
     about = {
         key: lora.metadata[key] for key in ("flavour", "base", "steps") if key in lora.metadata

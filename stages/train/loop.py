@@ -203,6 +203,7 @@ class _Run:
                 looks.at(step, stopping=stop_wanted)
                 clock = time.perf_counter()
         if ranks.is_first:
+            publisher_of(plan).write_card(plan.steps)  # the last previews are made by now
             self.page()
         return loss
 

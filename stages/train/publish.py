@@ -16,7 +16,7 @@ from ...cache.atomic import write_bytes, write_text
 from ...config.settings import Settings
 from ..models.adapter_file import adapter_file
 from ..models.lora_file import LORA_FILE, Style, lora_file
-from .card import CARD_FILE, MADE_BY, model_card
+from .card import CARD_FILE, MADE_BY, model_card, newest_sheet
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .lora_start import kept_start, less_start
 from .plan import Plan
@@ -34,12 +34,12 @@ _TRAINING = {
 
 @dataclass(frozen=True)
 class Publisher:
-    """Writes `pytorch_lora_weights.safetensors` and, with an average, `ema/` beside it.
+    """Writes `pytorch_lora_weights.safetensors` (or `transformer/`), `ema/`, and a card beside it.
 
     Attributes:
         style: whose names the files' tensors have.
         about: what the files' metadata say of the run.
-        card: the model card of so many steps.
+        card: `model_card` of so many `steps`, with a `sheet` of previews or None.
         kind: `lora`, `dora` or `lokr`.
         start: what the LoRA began as, where that was taken out of the base; else None.
         base: with `model_type` full, the transformer whose weights are trained.
@@ -50,7 +50,7 @@ class Publisher:
     alpha: float
     style: Style
     about: Mapping[str, Any]
-    card: Callable[[int], str]
+    card: Callable[..., str]
     kind: str = "lora"
     start: Callable[[], Mapping[str, Tensor] | None] = lambda: None
     base: Path | None = None
@@ -60,7 +60,11 @@ class Publisher:
         step, digests = step_of(checkpoint), read_state(checkpoint)["files"]
         if self.base is not None:
             publish_transformer(self.output_dir, checkpoint, base=self.base, about=self.about)
-            return
+        else:
+            self._publish_adapter(checkpoint, step=step, digests=digests)
+        self.write_card(step)
+
+    def _publish_adapter(self, checkpoint: Path, *, step: int, digests: Mapping[str, str]) -> None:
         files = {LORA_FILE: WEIGHTS_FILE}
         if EMA_FILE in digests:
             files[f"{EMA_FOLDER}/{LORA_FILE}"] = EMA_FILE
@@ -73,10 +77,11 @@ class Publisher:
                     "checkpoint_digest": digests[source],
                 }
                 self.write(path, read_tensors(checkpoint, source), about)
-        self._write_card(step)
 
-    def _write_card(self, step: int) -> None:
-        path, card = self.output_dir / CARD_FILE, self.card(step)
+    def write_card(self, step: int) -> None:
+        """Have the model card say what there is after `step`, with the newest previews."""
+        path, sheet = self.output_dir / CARD_FILE, newest_sheet(self.output_dir)
+        card = self.card(steps=step, sheet=sheet)
         before = path.read_text(encoding="utf-8") if path.is_file() else None
         # a page that somebody else wrote there stays
         if before is None or (before != card and MADE_BY in before):
@@ -111,7 +116,13 @@ def publisher_of(plan: Plan) -> Publisher:
         alpha=float(settings.lora_alpha),
         style=settings.lora_format,
         about=about,
-        card=partial(model_card, settings, plan.checkpoint.flavour, about),
+        card=partial(
+            model_card,
+            settings,
+            plan.checkpoint.flavour,
+            about,
+            caption=plan.feed.order.samples[0].captions[0],
+        ),
         kind=settings.lora_type,
         start=partial(kept_start, settings.output_dir, run=plan.run),
         base=plan.checkpoint.transformer if settings.model_type == "full" else None,

@@ -97,7 +97,7 @@ def describe_run(
     """
     values = settings.model_dump(mode="json")
     return {
-        "settings": {key: value for key, value in values.items() if not _is_free(key)},
+        "settings": {key: value for key, value in values.items() if decides(key)},
         "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
         "recipes": dict(recipes),
         "datasets": {
@@ -106,8 +106,9 @@ def describe_run(
     }
 
 
-def _is_free(key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in FREE)
+def decides(key: str) -> bool:
+    """Whether the setting `key` decides what a run is."""
+    return not any(fnmatchcase(key, pattern) for pattern in FREE)
 
 
 def digest_of_samples(samples: Sequence[Sample]) -> str:

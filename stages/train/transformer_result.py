@@ -41,7 +41,7 @@ def publish_transformer(
         write_transformer(
             folder,
             _stored(base, trained),
-            config=config_in(base),
+            config=config_in(base) | ({"zero_cond_t": True} if about["zero_cond_t"] else {}),
             about=as_text(facts),
         )
 
