@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from feeding import Loaded, Silent, batches_of, emptied, made_run
+from made_encoders import made_text_encoder, made_vae
 
 from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
@@ -35,9 +36,7 @@ from qedit.stages.encoding.fill import Work, fill
 from qedit.stages.encoding.ways import Ways
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
-from qedit.stages.models.prompt_reader import PromptReader
 from qedit.stages.models.tiny import make_tiny
-from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.stores import open_stores
 
 COUNT = itertools.count()
@@ -61,31 +60,12 @@ VISION = {
 }
 
 
-def vae_on(device: torch.device, *, small: bool) -> Any:
-    from diffusers import AutoencoderKLQwenImage
-
-    with torch.device(device):
-        vae = AutoencoderKLQwenImage(**(SMALL_VAE if small else {}))
-    return vae.eval().requires_grad_(False)
-
-
 def text_encoder_on(device: torch.device, checkpoint: Any, *, small: bool) -> PromptEncoder:
-    """The true shape over the tiny checkpoint's tokens: its words are noise, its cost is not."""
     if small:
         return PromptEncoder.load(checkpoint, dtype=torch.bfloat16, device=device)
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
-
-    written = json.loads((checkpoint.text_encoder / "config.json").read_text())
-    text = {**(written.get("text_config") or written), **TEXT}
-    rope = {"type": "mrope", "mrope_section": [16, 24, 24], "rope_type": "default"}
-    text |= {"rope_parameters": rope | {"rope_theta": 1e6}, "max_position_embeddings": 128000}
-    text.pop("layer_types", None)
-    written |= {"text_config": text, "vision_config": {**written["vision_config"], **VISION}}
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model = Qwen2_5_VLModel(Qwen2_5_VLConfig(**written))
-    torch.set_default_dtype(torch.float32)
-    return PromptEncoder(model.eval().requires_grad_(False), PromptReader.load(checkpoint))
+    return made_text_encoder(
+        device, checkpoint, text=TEXT, vision=VISION, mrope=(16, 24, 24), dtype=torch.bfloat16
+    )
 
 
 def vae_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
@@ -149,7 +129,7 @@ def main() -> None:
             folder / "run", tiny, flavour="edit-v2", pairs=pairs, size=size, resolution=edge
         )
         checkpoint = open_checkpoint(configuration.settings)
-        vae = vae_encoding.OnDevice(LatentEncoder(vae_on(device, small=given.small)))
+        vae = vae_encoding.OnDevice(made_vae(device, **(SMALL_VAE if given.small else {})))
         row = compare("cache-vae", lambda: vae_work(configuration, folder, ways), vae, ways)
         print(json.dumps(row), flush=True)
         del vae
