@@ -1,6 +1,6 @@
 """How well the encoders are fed, each figure a ratio against a yardstick of the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/encoding.py [--pairs 40]
+    OMP_NUM_THREADS=1 python benchmarks/encoding.py [--pairs 32]
 
 stages   wall time of cache-vae and cache-embeds against the slowest of their parts alone (<= 1.15)
 tails    four captions and the null prompt on one prefix against one pass each: work (>= 3 times
@@ -45,7 +45,7 @@ from qedit.stages.stores import open_stores
 COUNT = itertools.count()
 # Rows as large as at full scale, or larger, from models that are small: so that to write them,
 # packed, is a share of the work.
-Z_DIM = 384
+Z_DIM = 256
 WIDE_VAE = {
     "base_dim": 4,
     "num_res_blocks": 1,
@@ -151,7 +151,7 @@ def workers(configuration: Configuration, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=32)
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
