@@ -51,17 +51,21 @@ class Part:
         self._array = ArrayReader(path / layout.array, grid, files=files)
         self._rest = grid.shape[1:]
 
-    def read(self, row: Row, *, verified: bool = True) -> Bits:
-        """The row's bits; raises Broken. Without `verified` its checksums are not looked at."""
-        bits = np.empty(self.shape(row), "<u2")
-        self.read_into(bits, row, verified=verified)
-        return bits
+    def read(self, row: Row, *, into: Bits | None = None, verified: bool = True) -> Bits:
+        """The row's bits, in `into` if that is given; raises Broken.
 
-    def read_into(self, space: Bits, row: Row, *, verified: bool = True) -> None:
-        """The same into `space`, a contiguous array of the row's shape."""
+        Args:
+            into: a contiguous array of the row's shape.
+            verified: whether its checksums are looked at.
+        """
+        shape = self.shape(row)
+        bits = np.empty(shape, "<u2") if into is None else into
+        if bits.shape != shape or not bits.flags.c_contiguous:
+            raise ValueError(f"a row of shape {shape} cannot be read into one of {bits.shape}")
         checksum = row.checksum if verified else None
-        flat = space.reshape(-1).view(np.uint8)
+        flat = bits.reshape(-1).view(np.uint8)
         self._array.read_into(flat, row.start, row.length, checksum=checksum)
+        return bits
 
     def check(self, row: Row, space: npt.NDArray[np.uint8] | None = None) -> None:
         """Make sure that the row can be read as it was written; raises Broken.

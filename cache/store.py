@@ -82,10 +82,11 @@ class Store:
         """Which of `keys` are there: for millions of them at once."""
         return self._rows().hold(keys)
 
-    def read(self, key: str, *, verified: bool = True) -> Bits:
+    def read(self, key: str, *, into: Bits | None = None, verified: bool = True) -> Bits:
         """The row of `key`: bits of bfloat16, in the shape they were added in.
 
         Args:
+            into: where to put them, a contiguous array of that shape: a place in a batch.
             verified: whether to hold the bytes against their checksums.
 
         Raises:
@@ -94,10 +95,10 @@ class Store:
         """
         part, row = self._find(key)
         try:
-            return part.read(row, verified=verified)
+            return part.read(row, into=into, verified=verified)
         except Broken as error:
             if not part.path.exists() and self.refresh():
-                return self.read(key, verified=verified)  # it has moved to another part
+                return self.read(key, into=into, verified=verified)  # it has moved to another part
             raise _damaged(part.path, f"Row {key}", error) from error
 
     def shape(self, key: str) -> tuple[int, ...]:

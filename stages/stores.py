@@ -93,8 +93,11 @@ class Shelf:
         """The folders of the stores, for people."""
         return ", ".join(str(store.path) for store in self._distinct)
 
-    def read(self, key: str, *, dataset: str) -> np.ndarray:
+    def read(self, key: str, *, dataset: str, into: np.ndarray | None = None) -> np.ndarray:
         """The row's bits, checksum verified; `dataset` says where to look first.
+
+        Args:
+            into: where to put them, a contiguous array of the row's shape.
 
         Raises:
             NotComplete: no store has it.
@@ -103,8 +106,8 @@ class Shelf:
         first = self._stores[dataset]
         for store in (first, *self._distinct):
             if key in store:
-                return store.read(key)
-        return first.read(key)
+                return store.read(key, into=into)
+        return first.read(key, into=into)
 
     def shape(self, key: str, *, dataset: str) -> tuple[int, ...]:
         """The row's shape, without reading it."""

@@ -17,3 +17,8 @@ def bits_of(tensor: Tensor) -> np.ndarray:
 def tensor_of(bits: np.ndarray) -> Tensor:
     """The bfloat16 tensor whose bits these are; shares memory with `bits`."""
     return torch.from_numpy(bits).view(torch.bfloat16)
+
+
+def bits_in(tensor: Tensor) -> np.ndarray:
+    """The bits of a bfloat16 tensor on the CPU; shares memory with `tensor`."""
+    return tensor.view(torch.uint16).numpy()

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_run import made_samples_with_edits
+from made_run import made_samples_with_edits, prefix_of, tail_of
 from made_samples import made_picture, made_sample
 from training import SAMPLES, made_runs
 
 from qedit.config.loading import Configuration
-from qedit.stages.samples import NULL_CAPTION
+from qedit.stages.samples import NULL_CAPTION, Sample
 from qedit.stages.stores import WEIGHTS, Shelf
 from qedit.stages.tensors import bits_of, tensor_of
 from qedit.stages.train.batches import Order, Source
-from qedit.stages.train.feed import Feed, forwards, padded, padding_of
+from qedit.stages.train.feed import Feed, forwards, padding_of
 from qedit.stages.train.plan import make_plan
 
 
@@ -75,11 +75,20 @@ def test_captions_are_dropped_and_drawn_as_often_as_asked(made: Any) -> None:
     assert shown.count("turn it over") / 200 == pytest.approx(0.375, abs=0.11)
 
 
-def test_texts_are_padded_with_zeros_to_the_right() -> None:
-    embeds, lengths = padded([torch.ones(1, 2), torch.ones(3, 2)])
-    assert lengths == (1, 3)
-    assert embeds[0, 1:].eq(0).all()
-    assert embeds.sum() == 8
+def test_texts_are_padded_with_zeros_to_the_right(made: Any) -> None:
+    texts = {"a.png": "brighter", "b.png": "turn it over and make it brighter"}
+    samples = [made_sample(name, captions=(text,)) for name, text in texts.items()]
+    (batch,) = feed_of(made(samples, train_batch_size=2)).step(1)
+    assert batch.embeds.shape[:2] == (2, 4 + 7 + 2)  # of the prefix, and words and two more
+    for name, row, length in zip(batch.names, batch.embeds, batch.text_lengths, strict=True):
+        assert length == 4 + len(texts[name].split()) + 2
+        expected = torch.cat([prefix_of(by_name(samples, name)), tail_of(texts[name])])
+        assert torch.equal(row[:length], expected.bfloat16())
+        assert row[length:].eq(0).all()
+
+
+def by_name(samples: list[Sample], name: str) -> Sample:
+    return next(sample for sample in samples if sample.name == name)
 
 
 def test_the_sigma_settings_reach_the_feed(made: Any) -> None:

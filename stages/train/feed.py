@@ -20,7 +20,7 @@ from torch import Tensor
 from ...cache.errors import Damaged
 from ..samples import NULL_CAPTION, Picture, Sample
 from ..stores import RunStores
-from ..tensors import tensor_of
+from ..tensors import bits_in, tensor_of
 from .batches import Order, shape_of
 from .draws import stream
 from .flow import Sigmas
@@ -148,10 +148,7 @@ class Feed:
         ]
         target = self._latents([sample.target for sample in samples])
         tokens = target.shape[-1] * target.shape[-2] // PATCH_PIXELS**2
-        rows = [
-            self._embeds(sample, caption) for sample, caption in zip(samples, captions, strict=True)
-        ]
-        embeds, lengths = padded(rows)
+        embeds, lengths = self._embeds(samples, captions)
         sigmas = [
             self.sigmas.draw(stream(self.seed, "sigma", step, at), target_tokens=tokens)
             for at in places
@@ -196,9 +193,12 @@ class Feed:
         return NULL_CAPTION if dropped else sample.captions[alternative]
 
     def _latents(self, pictures: Sequence[Picture]) -> Float[Tensor, "batch channel height width"]:
-        read = self.stores.latents.read
-        rows = [read(picture.latent_key, dataset=picture.dataset) for picture in pictures]
-        return tensor_of(np.stack(rows))
+        shelf, first = self.stores.latents, pictures[0]
+        shape = shelf.shape(first.latent_key, dataset=first.dataset)
+        batch = torch.empty(len(pictures), *shape, dtype=torch.bfloat16)
+        for picture, space in zip(pictures, bits_in(batch), strict=True):
+            shelf.read(picture.latent_key, dataset=picture.dataset, into=space)
+        return batch
 
     def _weights(self, samples: Sequence[Sample]) -> Float[Tensor, "batch 1 height width"] | None:
         """The masks of the samples; those without one count everywhere alike."""
@@ -218,11 +218,28 @@ class Feed:
         row = self.stores.weights.read(mask.weight_key, dataset=mask.dataset)
         return (tensor_of(row) if row.dtype == np.uint16 else torch.from_numpy(row)).float()
 
-    def _embeds(self, sample: Sample, caption: str) -> Float[Tensor, "token dim"]:
-        """The image prefix and the caption's tail, as the encoder would give them in one."""
-        prefix = self.stores.prefixes.read(sample.prefix_key, dataset=sample.dataset)
-        tail = self.stores.tails.read(sample.tail_key(caption), dataset=sample.dataset)
-        return tensor_of(np.concatenate([prefix, tail]))
+    def _embeds(
+        self, samples: Sequence[Sample], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch token dim"], tuple[int, ...]]:
+        """Image prefixes with the tails of the captions, as the encoder would give them in one.
+
+        Shorter ones have zeros to the right; the lengths come with them.
+        """
+        prefixes, tails = self.stores.prefixes, self.stores.tails
+        texts = [
+            ((prefixes, one.prefix_key, one.dataset), (tails, one.tail_key(text), one.dataset))
+            for one, text in zip(samples, captions, strict=True)
+        ]
+        shapes = [[shelf.shape(key, dataset=where) for shelf, key, where in text] for text in texts]
+        lengths = tuple(prefix[0] + tail[0] for prefix, tail in shapes)
+        batch = torch.empty(len(texts), max(lengths), shapes[0][0][1], dtype=torch.bfloat16)
+        for row, text, shape in zip(batch, texts, shapes, strict=True):
+            begin = 0
+            for (shelf, key, where), (length, _) in zip(text, shape, strict=True):
+                shelf.read(key, dataset=where, into=bits_in(row[begin : begin + length]))
+                begin += length
+            row[begin:] = 0
+        return batch, lengths
 
 
 @contextmanager
@@ -233,14 +250,6 @@ def naming(samples: Sequence[Sample]) -> Iterator[None]:
     except Damaged as error:
         names = " or ".join(sample.name for sample in samples)
         raise Damaged(f"A row of sample {names} is damaged.\n{error.what}", error.do) from error
-
-
-def padded(
-    rows: Sequence[Float[Tensor, "_ dim"]],
-) -> tuple[Float[Tensor, "batch token dim"], tuple[int, ...]]:
-    """Stack texts of different lengths, zeros to the right, with the lengths."""
-    embeds = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return embeds, tuple(len(row) for row in rows)
 
 
 def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:
