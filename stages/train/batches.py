@@ -19,7 +19,7 @@ from .draws import seed_of, stream
 from .mixture import Mixture, turns
 
 # How much of a batch's image tokens may be padding where samples of several shapes join in it.
-MOST_PADDING = 0.04
+MOST_PADDING = 0.03
 TOKEN_PIXELS = 16 * 16
 
 
