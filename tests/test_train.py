@@ -24,7 +24,7 @@ from qedit.config.loading import Configuration
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.samples import NULL_CAPTION
 from qedit.stages.stores import open_stores
-from qedit.stages.train import loop
+from qedit.stages.train import columns, loop
 from qedit.stages.train.checkpoint import read_state
 from qedit.stages.train.columns import all_rows_are_there, samples_digest
 from qedit.stages.train.feed import Batch, Feed
@@ -241,6 +241,12 @@ def test_the_table_names_the_pairs_as_looking_at_each_does(made: Any) -> None:
     digest = samples_digest(configuration, checkpoint, "edits")
     assert digest == digest_of_samples(SAMPLES)
     assert make_plan(configuration).run["datasets"]["edits"]["digest"] == digest
+    # it is remembered by the table's name, which another content does not have
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_digest_in", lambda path: "looked again")
+        assert samples_digest(configuration, checkpoint, "edits") == digest
+        changed = [*SAMPLES[:-1], made_sample(SAMPLES[-1].name, captions=("keep it",))]
+        assert samples_digest(made(changed), checkpoint, "edits") == "looked again"
 
 
 def test_a_run_that_came_to_nothing_may_begin_again_with_other_settings(made: Any) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,20 @@ def model_digest(folder: Path, *, remember: Path) -> str:
     if known.get(name) != {"model": digest}:
         _write(remember, {**known, name: {"model": digest}})
     return digest
+
+
+def remembered(name: str, find: Callable[[], str], *, remember: Path) -> str:
+    """What `find` gives for `name`, found once and from then on read in the file `remember`.
+
+    Args:
+        name: says all that decides it.
+    """
+    entry = _recall(remember).get(name)
+    if isinstance(entry, dict) and isinstance(entry.get("found"), str):
+        return str(entry["found"])
+    found = find()
+    _write(remember, {**_recall(remember), name: {"found": found}})
+    return found
 
 
 def _digest_before(folder: Path, remember: Path) -> str:

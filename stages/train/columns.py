@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from ...cache.fingerprint import fingerprint_of_list
 from ...cache.tables import table_in
 from ...config.configuration import Configuration
 from ..models.checkpoint import Checkpoint
+from ..models.digests import remembered
 from ..pair_rows import BLOCK_ROWS, flat
-from ..stores import RunStores
+from ..stores import RunStores, digests_file
 from ..wanted import pairs_keys
 
 _NAMES = ("sample", "captions", "prefix_key", "target.latent_key")
 _REFERENCES = "references.list.element.latent_key"
 MANY_OBJECTS = 1_000_000
+# Raised whenever `record.identity` says something else of the same pair.
+IDENTITY_VERSION = "samples-1"
 
 
 def all_rows_are_there(
@@ -56,9 +60,21 @@ def all_rows_are_there(
 
 
 def samples_digest(configuration: Configuration, checkpoint: Checkpoint, name: str) -> str:
-    """What `record.digest_of_samples` says of the pairs of dataset `name`, by columns alone."""
+    """What `record.digest_of_samples` says of the pairs of dataset `name`, by columns alone.
+
+    It takes seconds for a million pairs, so it is remembered by the name of their table, which
+    says its content.
+    """
     (main,) = (one for one in configuration.main_datasets() if one.id == name)
     path = pairs_keys(configuration, main, checkpoint.flavour).path
+    return remembered(
+        f"{IDENTITY_VERSION} {path.name}",
+        partial(_digest_in, path),
+        remember=digests_file(configuration.settings),
+    )
+
+
+def _digest_in(path: Path) -> str:
     table = table_in(path.read_bytes(), [*_NAMES, _REFERENCES]).combine_chunks()
     starts = range(0, len(table), BLOCK_ROWS)
     blocks = (_identities(table.slice(start, BLOCK_ROWS)) for start in starts)
