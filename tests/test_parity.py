@@ -35,9 +35,7 @@ from qedit.stages.models.transformer import load_transformer, pack, predict_velo
 from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.pair.checks import Terms, faults, sample_of
 from qedit.stages.pair.geometry import Framing
-from qedit.stages.pair.match import Match
 from qedit.stages.pair.pictures import examine
-from qedit.stages.pair.scan import File
 from qedit.stages.samples import NULL_CAPTION, Sample
 
 CAPTION = "make the sky red; keep {braces}, the cat's “house” and Ünïcode"
@@ -167,11 +165,9 @@ def sample(flavour: Flavour, case: Case, folder: Path) -> Sample:
         vl_area=flavour.vl_area,
     )
     names = (case.target, *case.references)
-    target, *references = (File(name, 0, 0) for name in names)
-    match = Match(target, tuple(references))
     facts = [examine(folder / name) for name in names]
-    assert faults(str(case), match, facts, terms) == []
-    return sample_of(str(case), match, facts, terms, captions=(CAPTION,))
+    assert faults(str(case), names, facts, terms) == []
+    return sample_of(str(case), names, facts, terms, captions=(CAPTION,))
 
 
 def conditioned(models: Models, case: Case, folder: Path) -> Ours:

@@ -15,7 +15,6 @@ from ..pairs_table import read_rejections
 from ..stage import Outcome
 from .changes import Changes
 from .checks import in_words
-from .pictures import Task
 from .plan import Plan
 from .scan import printable
 
@@ -28,7 +27,7 @@ class Foreseen:
     """What a run would do that may write and decode nothing."""
 
     plans: Sequence[Plan]
-    tasks: Sequence[Task]
+    pictures_to_decode: int
 
     def outcome(self, where: Path, *, started: float) -> Outcome:
         """The same in numbers and sentences."""
@@ -36,17 +35,20 @@ class Foreseen:
         rejections = [row for plan in self.plans for row in plan.rejections]
         failed = len({row.sample for row in rejections})
         counts = Counter(row.reason for row in rejections)
-        lines = [f"{len(self.tasks)} pictures would be decoded"]
+        lines = [f"{self.pictures_to_decode} pictures would be decoded"]
         return Outcome(
             stage=STAGE,
             wanted=wanted + failed,
-            kept=wanted if not self.tasks else 0,
+            kept=wanted if not self.pictures_to_decode else 0,
             computed=0,
             failed=failed,
             seconds=time.monotonic() - started,
             where=str(where),
             unit="samples",
-            facts={"pictures_to_decode": len(self.tasks), "rejected": dict(sorted(counts.items()))},
+            facts={
+                "pictures_to_decode": self.pictures_to_decode,
+                "rejected": dict(sorted(counts.items())),
+            },
             lines=(*lines, *rejected_lines(counts, rejections)),
         )
 

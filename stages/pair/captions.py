@@ -44,7 +44,7 @@ class Captions:
 
     def __init__(self, main: Dataset, targets: Scan, *, length: CaptionLength) -> None:
         self._main, self._targets, self._length = main, targets, length
-        self._texts = frozenset(file.path for file in targets.texts)
+        self._texts = frozenset(targets.texts.paths)
         self._only_prompts = main.only_instance_prompt or main.caption_strategy == "instanceprompt"
         if (self._only_prompts or main.prepend_instance_prompt) and not main.instance_prompt:
             raise WrongUse(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from ..samples import Sample
 
@@ -43,37 +46,39 @@ class Changes:
 
 
 class Tally:
-    """Compares a table with the one before it, row by row, keeping two numbers a sample.
+    """Compares a table with the one before it, row by row, keeping three numbers a sample.
 
     Renamed: another name for the same target and references.
     """
 
     def __init__(self, before: Iterable[Sample]) -> None:
-        self._gone = {sample.name: (hash(sample), hash(_content(sample))) for sample in before}
-        self._come: list[int] = []
-        self._changed = 0
+        self._before, self._after = array("q"), array("q")
+        for sample in before:
+            self._before.extend(_hashes(sample))
 
     def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Hand `rows` on and count them."""
         for row in rows:
-            sample = row[0]
-            if (known := self._gone.pop(sample.name, None)) is None:
-                self._come.append(hash(_content(sample)))
-            else:
-                self._changed += known[0] != hash(sample)
+            self._after.extend(_hashes(row[0]))
             yield row
 
     def changes(self) -> Changes:
         """What the rows counted so far change; those not seen are taken to be gone."""
-        contents = {content for _, content in self._gone.values()}
-        renamed = sum(content in contents for content in self._come)
+        before, after = (
+            np.asarray(hashes).reshape(-1, 3) for hashes in (self._before, self._after)
+        )
+        _, stayed, stays = np.intersect1d(before[:, 0], after[:, 0], return_indices=True)
+        gone, come = np.delete(before, stayed, axis=0), np.delete(after, stays, axis=0)
+        renamed = int(np.isin(come[:, 2], gone[:, 2]).sum())
         return Changes(
-            added=len(self._come) - renamed,
-            changed=self._changed,
-            removed=max(len(self._gone) - renamed, 0),
+            added=len(come) - renamed,
+            changed=int((before[stayed, 1] != after[stays, 1]).sum()),
+            removed=max(len(gone) - renamed, 0),
             renamed=renamed,
         )
 
 
-def _content(sample: Sample) -> tuple[str, ...]:
-    return (sample.target.digest, *(picture.digest for picture in sample.references))
+def _hashes(sample: Sample) -> tuple[int, int, int]:
+    """Of its name, of all of it, of its pictures' content."""
+    content = (sample.target.digest, *(picture.digest for picture in sample.references))
+    return hash(sample.name), hash(sample), hash(content)

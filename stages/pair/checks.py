@@ -20,7 +20,6 @@ from .geometry import (
     target_size,
     whole,
 )
-from .match import Match
 from .memory import BLACK, Facts
 
 # Reason code -> what it means; `detail` of a rejection says it for the one file.
@@ -89,44 +88,54 @@ class Terms:
     vl_area: int
     mask: Dataset | None = None
 
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Of the target, of each reference, of the mask: a sample's pictures in this order."""
+        return (self.main, *self.references, *([self.mask] if self.mask else []))
 
-def faults(name: str, match: Match, facts: Sequence[Facts], terms: Terms) -> list[Rejection]:
+
+def faults(
+    name: str, paths: Sequence[str], facts: Sequence[Facts], terms: Terms
+) -> list[Rejection]:
     """Everything that is wrong with a sample's pictures.
 
     Args:
-        facts: of the target, then of each reference, then of the mask if there is one.
+        paths, facts: of the target, then of each reference, then of the mask if there is one.
     """
-    datasets = (terms.main, *terms.references, *([terms.mask] if terms.mask else []))
-    files = (match.target, *match.references, *([match.mask] if match.mask else []))
+    datasets = terms.datasets
     found = [
-        Rejection(name, dataset.id, file.path, *fault)
-        for dataset, file, one in zip(datasets, files, facts, strict=True)
+        Rejection(name, dataset.id, path, *fault)
+        for dataset, path, one in zip(datasets, paths, facts, strict=True)
         if (fault := _fault_alone(one, dataset)) is not None
     ]
     if facts[0].reason:
         return found
-    for dataset, file, one in zip(datasets[1:], files[1:], facts[1:], strict=True):
+    for dataset, path, one in zip(datasets[1:], paths[1:], facts[1:], strict=True):
         if not one.reason and (fault := _fault_beside(facts[0], one, dataset)) is not None:
-            found.append(Rejection(name, dataset.id, file.path, *fault))
+            found.append(Rejection(name, dataset.id, path, *fault))
     return found
 
 
 def sample_of(
     name: str,
-    match: Match,
+    paths: Sequence[str],
     facts: Sequence[Facts],
     terms: Terms,
     *,
     captions: tuple[str, ...],
     group: str = "",
 ) -> Sample:
-    """The sample of pictures without a fault, each with its geometry; `facts` as in `faults`."""
+    """The sample of pictures without a fault, each with its geometry.
+
+    Args:
+        paths, facts: as in `faults`.
+    """
     seen = facts[0]
     upright = (seen.width, seen.height)
     box = target_box(upright, terms.framing, digest=seen.digest)
     target = Picture(
         terms.main.id,
-        match.target.path,
+        paths[0],
         seen.digest,
         seen.width,
         seen.height,
@@ -136,14 +145,12 @@ def sample_of(
     area = terms.vae_area or target_area(box, terms.framing)
     count = len(terms.references) + 1
     references = tuple(
-        _reference(dataset, file.path, one, terms=terms, target=target, vae_area=area)
-        for dataset, file, one in zip(
-            terms.references, match.references, facts[1:count], strict=True
-        )
+        _reference(dataset, path, one, terms=terms, target=target, vae_area=area)
+        for dataset, path, one in zip(terms.references, paths[1:count], facts[1:count], strict=True)
     )
     mask = None
-    if terms.mask and match.mask:
-        mask = _mask(terms.mask, match.mask.path, facts[count], target=target)
+    if terms.mask:
+        mask = _mask(terms.mask, paths[count], facts[count], target=target)
     return Sample(name, terms.main.id, target, references, captions, group, mask)
 
 

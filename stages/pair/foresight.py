@@ -43,17 +43,18 @@ def _found(plan: Plan, configuration: Configuration) -> Found:
     folders = {one.id: Path(one.instance_data_dir or "") for one in configuration.datasets}
     samples, rejected = [], {row.sample for row in plan.rejections}
     for wanted in plan.wanted:
+        paths = plan.paths(wanted)
         facts = [
-            _facts(folders[dataset.id] / file.path, name=f"{dataset.id}/{file.path}")
-            for dataset, file in wanted.files(plan.main)
+            _facts(folders[dataset.id] / path, name=f"{dataset.id}/{path}")
+            for dataset, path in zip(wanted.terms.datasets, paths, strict=True)
         ]
-        if faults(wanted.name, wanted.match, facts, wanted.terms):
+        if faults(wanted.name, paths, facts, wanted.terms):
             rejected.add(wanted.name)
             continue
         samples.append(
             sample_of(
                 wanted.name,
-                wanted.match,
+                paths,
                 facts,
                 wanted.terms,
                 captions=wanted.captions,

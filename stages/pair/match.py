@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from ...cache.errors import WrongUse
 from ..pair_rows import Rejection
-from .scan import File, Scan, printable
+from .scan import Files, printable
 
 SHOWN_EXAMPLES = 2
 
-Candidates = dict[str, list[File]]
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A target, its reference files, one from each reference dataset in their order, its mask."""
-
-    target: File
-    references: tuple[File, ...]
-    mask: File | None = None
+Places = tuple[int, ...]
 
 
 @dataclass
 class Matched:
-    """All matches of a main dataset in the order of their targets, and what found no partner."""
+    """What belongs together in a main dataset, in the order of its targets, and what is alone.
 
-    matches: list[Match] = field(default_factory=list)
+    Attributes:
+        matches: of each the places of the target, of its references in their order, of its mask.
+    """
+
+    matches: list[Places] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
 
 
@@ -45,12 +39,33 @@ def stem_of(path: str) -> str:
     return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
-def by_stem(scan: Scan) -> Candidates:
-    """The pictures of `scan` under the names they are matched by."""
-    candidates: Candidates = defaultdict(list)
-    for file in scan.pictures:
-        candidates[stem_of(file.path)].append(file)
-    return dict(candidates)
+class Candidates:
+    """The pictures of a folder under the names they are matched by."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._first: dict[str, int] = {}
+        self._several: dict[str, list[int]] = {}
+        for place, path in enumerate(files.paths):
+            stem = stem_of(path)
+            first = self._first.setdefault(stem, place)
+            if first != place:
+                self._several.setdefault(stem, [first]).append(place)
+
+    @property
+    def stems(self) -> KeysView[str]:
+        """All names."""
+        return self._first.keys()
+
+    def places(self, stem: str) -> Sequence[int]:
+        """Where the pictures of this name stand: one, none, or several with other extensions."""
+        if stem in self._several:
+            return self._several[stem]
+        return (self._first[stem],) if stem in self._first else ()
+
+    def paths(self, stem: str) -> list[str]:
+        """The paths of the pictures of this name."""
+        return [self._files.paths[place] for place in self.places(stem)]
 
 
 def match(
@@ -67,23 +82,18 @@ def match(
         mask: the same of the masks.
     """
     matched = Matched()
-    pools = {**references, **dict([mask] if mask else [])}
-    for stem in sorted(targets):
-        sides = {main: targets[stem]} | {
-            dataset: candidates.get(stem, []) for dataset, candidates in pools.items()
-        }
-        sample = targets[stem][0].path
-        wrong = [
-            _wrong(sample, dataset, files, is_mask=bool(mask and dataset == mask[0]))
-            for dataset, files in sides.items()
-            if len(files) != 1
-        ]
-        if wrong:
-            matched.rejections += wrong
-        else:
-            target, *others = (files[0] for files in sides.values())
-            last = others.pop() if mask else None
-            matched.matches.append(Match(target, tuple(others), last))
+    sides = {main: targets, **references, **dict([mask] if mask else [])}
+    for stem in sorted(targets.stems):
+        places = [candidates.places(stem) for candidates in sides.values()]
+        if all(len(one) == 1 for one in places):
+            matched.matches.append(tuple(one for (one,) in places))
+            continue
+        sample = targets.paths(stem)[0]
+        matched.rejections += (
+            _wrong(sample, dataset, found, is_mask=bool(mask and dataset == mask[0]))
+            for dataset, candidates in sides.items()
+            if len(found := candidates.paths(stem)) != 1
+        )
     return matched
 
 
@@ -93,10 +103,10 @@ def extras(
     """References, or masks, for which no target of any dataset asks."""
     reason, what = ("extra_mask", "mask") if is_mask else ("extra_reference", "reference")
     return [
-        Rejection(file.path, dataset, file.path, reason, f"a {what} without a target")
-        for stem in sorted(candidates)
+        Rejection(path, dataset, path, reason, f"a {what} without a target")
+        for stem in sorted(candidates.stems)
         if stem not in wanted
-        for file in candidates[stem]
+        for path in candidates.paths(stem)
     ]
 
 
@@ -107,7 +117,7 @@ def refuse_strangers(main: str, targets: Candidates, references: Mapping[str, Ca
         WrongUse: shows names of both sides, since one folder is likely the wrong one.
     """
     for dataset, candidates in references.items():
-        if targets.keys().isdisjoint(candidates):
+        if targets.stems.isdisjoint(candidates.stems):
             raise WrongUse(
                 f"No target of {main} has a picture in {dataset}. Pictures are paired by their "
                 f"path inside the folder, without the extension.\n"
@@ -125,17 +135,16 @@ def _lot(stem: str) -> bytes:
     return hashlib.blake2b(stem.encode(), digest_size=16).digest()
 
 
-def _wrong(sample: str, dataset: str, files: Sequence[File], *, is_mask: bool) -> Rejection:
-    if not files:
+def _wrong(sample: str, dataset: str, paths: Sequence[str], *, is_mask: bool) -> Rejection:
+    if not paths:
         reason = "missing_mask" if is_mask else "missing_reference"
         return Rejection(sample, dataset, sample, reason, f"no picture of this name in {dataset}")
-    names = " and ".join(file.path for file in files)
-    return Rejection(
-        sample, dataset, files[0].path, "ambiguous", f"one name, several files: {names}"
-    )
+    names = " and ".join(paths)
+    return Rejection(sample, dataset, paths[0], "ambiguous", f"one name, several files: {names}")
 
 
 def _examples(candidates: Candidates) -> str:
-    firsts = [candidates[stem][0].path for stem in sorted(candidates)[:SHOWN_EXAMPLES]]
-    more = ", ..." if len(candidates) > SHOWN_EXAMPLES else ""
+    stems = nsmallest(SHOWN_EXAMPLES, candidates.stems)
+    firsts = [candidates.paths(stem)[0] for stem in stems]
+    more = ", ..." if len(candidates.stems) > SHOWN_EXAMPLES else ""
     return printable(", ".join(firsts)) + more

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -28,9 +30,9 @@ from ..images import (
 )
 from .look import is_black, look_of
 from .memory import BLACK, NOT_DECODED, Facts, Memory
-from .scan import File
 
 BATCH_FILES = 32
+BATCHES_AHEAD = 4  # of each thread
 SAVE_EVERY_SECONDS = 60.0
 IN_MEMORY_BYTES = 1 << 26
 
@@ -41,29 +43,30 @@ _MOVING_FORMATS = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture that nothing is known of yet."""
+    """One picture that nothing is known of yet: at a place among the files of `memory`."""
 
     folder: Path
     memory: Memory
-    file: File
+    place: int
 
 
-def look_at(tasks: list[Task], advance: Callable[[int], None]) -> None:
+def look_at(tasks: Iterable[Task], advance: Callable[[int], None]) -> None:
     """Examine every task's picture on all cores; what is learnt survives an interruption."""
-    memories = {id(task.memory): task.memory for task in tasks}
+    memories: dict[int, Memory] = {}
     saved = time.monotonic()
     pool = ThreadPoolExecutor(available_cores(), thread_name_prefix="look-at")
     try:
-        for batch, learnt in pool.map(_examine_batch, _batches(tasks)):
+        for batch, learnt in _in_order(pool, _batches(tasks)):
             for task, facts in zip(batch, learnt, strict=True):
-                task.memory.learn(task.file, facts)
+                task.memory.learn(task.place, facts)
+                memories[id(task.memory)] = task.memory
             advance(len(batch))
             if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                _save(memories)
+                _save(memories.values())
                 saved = time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
-        _save(memories)
+        _save(memories.values())
 
 
 def available_cores() -> int:
@@ -151,14 +154,28 @@ def _has_several_frames(picture: Image.Image) -> bool:
         return True
 
 
+def _in_order(
+    pool: ThreadPoolExecutor, batches: Iterable[list[Task]]
+) -> Iterator[tuple[list[Task], list[Facts]]]:
+    """Each batch with what was learnt, few of them ahead: `pool.map` would take all at once."""
+    waiting: deque[Future[tuple[list[Task], list[Facts]]]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(_examine_batch, batch))
+        if len(waiting) > BATCHES_AHEAD * available_cores():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def _examine_batch(batch: list[Task]) -> tuple[list[Task], list[Facts]]:
     return batch, [_learnt(task) for task in batch]
 
 
 def _learnt(task: Task) -> Facts:
     """What the file of `task` is; one that only moved, or was only touched, is not decoded."""
-    path = task.folder / task.file.path
-    if contents := task.memory.contents_of_size(task.file.size_bytes):
+    files = task.memory.files
+    path = task.folder / files.paths[task.place]
+    if contents := task.memory.contents_of_size(files.sizes_bytes[task.place]):
         try:
             known = contents.get(digest_file(path))
         except OSError:
@@ -168,11 +185,12 @@ def _learnt(task: Task) -> Facts:
     return glance(path) if task.memory.headers_suffice else examine(path)
 
 
-def _batches(tasks: list[Task]) -> Iterator[list[Task]]:
-    for start in range(0, len(tasks), BATCH_FILES):
-        yield tasks[start : start + BATCH_FILES]
+def _batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    remaining = iter(tasks)
+    while batch := list(islice(remaining, BATCH_FILES)):
+        yield batch
 
 
-def _save(memories: Mapping[int, Memory]) -> None:
-    for memory in memories.values():
+def _save(memories: Iterable[Memory]) -> None:
+    for memory in memories:
         memory.save()

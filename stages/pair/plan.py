@@ -22,35 +22,36 @@ from .checks import Terms
 from .geometry import Framing
 from .match import (
     Candidates,
-    Match,
     Matched,
-    by_stem,
+    Places,
     extras,
     match,
     refuse_strangers,
     subset,
 )
-from .scan import File, Scan, scan
+from .scan import Scan, scan
 
 Scans = Mapping[str, Scan]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A sample that its pictures have yet to prove fit for."""
+    """A sample that its pictures have yet to prove fit for.
+
+    Attributes:
+        places: of its pictures, in the order of `terms.datasets`.
+    """
 
     name: str
-    match: Match
+    places: Places
     terms: Terms
     captions: tuple[str, ...]
     group: str = ""
 
-    def files(self, main: Dataset) -> Iterator[tuple[Dataset, File]]:
-        """The target, each reference, the mask: every picture with the dataset it is of."""
-        yield main, self.match.target
-        yield from zip(self.terms.references, self.match.references, strict=True)
-        if self.terms.mask and self.match.mask:
-            yield self.terms.mask, self.match.mask
+    def pictures(self) -> Iterator[tuple[str, int]]:
+        """The target, each reference, the mask: id of its dataset, and its place there."""
+        for dataset, place in zip(self.terms.datasets, self.places, strict=True):
+            yield dataset.id, place
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Plan:
     recipe: dict[str, Any]
     wanted: list[Wanted]
     rejections: list[Rejection]
+    scans: Scans
+
+    def paths(self, wanted: Wanted) -> list[str]:
+        """Of the target, of each reference, of the mask."""
+        return [self.scans[name].pictures.paths[place] for name, place in wanted.pictures()]
 
 
 def used_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
@@ -114,7 +120,7 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
     Raises:
         WrongUse: two folders without a name in common, or captions that cannot be had.
     """
-    stems = {name: by_stem(found) for name, found in scans.items()}
+    stems = {name: Candidates(found.pictures) for name, found in scans.items()}
     ambiguous = _ambiguous_paths(configuration, scans)
     plans, told = [], set[str]()
     for main in used_datasets(configuration):
@@ -133,7 +139,7 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
         rejections += _problems(main, scans)
         recipe = pairs_recipe(configuration, main, flavour)
         folder = configuration.pairs_folder(main) / fingerprint(recipe)
-        plans.append(Plan(main, folder, recipe, wanted, rejections))
+        plans.append(Plan(main, folder, recipe, wanted, rejections, scans))
     return plans
 
 
@@ -182,24 +188,25 @@ def _wanted(
         rejections |= dict.fromkeys(
             replace(row, sample=_name(row.sample, main, ambiguous)) for row in matched.rejections
         )
+    targets = scans[main.id].pictures.paths
     drawn = None
     if main.max_num_samples is not None:
-        targets = {one.target.path for _, matched in every for one in matched.matches}
-        drawn = subset(targets, main.max_num_samples)
+        fit = {targets[places[0]] for _, matched in every for places in matched.matches}
+        drawn = subset(fit, main.max_num_samples)
     several = len(every) > 1
     for terms, matched in every:
-        for one in matched.matches:
-            if drawn is not None and one.target.path not in drawn:
+        for places in matched.matches:
+            target = targets[places[0]]
+            if drawn is not None and target not in drawn:
                 continue
-            name = _name(one.target.path, main, ambiguous)
+            name = _name(target, main, ambiguous)
             try:
-                texts = captions.of(one.target.path)
+                texts = captions.of(target)
             except NoCaption as none:
-                row = Rejection(name, main.id, one.target.path, none.reason, none.detail)
-                rejections[row] = None
+                rejections[Rejection(name, main.id, target, none.reason, none.detail)] = None
                 continue
             variant = f"{name}#{terms.references[0].id}" if several else name
-            wanted.append(Wanted(variant, one, terms, texts, group=name if several else ""))
+            wanted.append(Wanted(variant, places, terms, texts, group=name if several else ""))
     return wanted, list(rejections)
 
 
@@ -229,8 +236,8 @@ def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, se
     mains, used = configuration.main_datasets(), used_datasets(configuration)
     if len(used) == 1:
         return {used[0].id: set()}
-    trained = Counter(file.path for main in mains for file in scans[main.id].pictures)
-    every = Counter(file.path for main in used for file in scans[main.id].pictures)
+    trained = Counter(path for main in mains for path in scans[main.id].pictures.paths)
+    every = Counter(path for main in used for path in scans[main.id].pictures.paths)
     names = {main.id: {path for path, count in trained.items() if count > 1} for main in mains}
     for main in configuration.eval_datasets():
         names[main.id] = {path for path, count in every.items() if count > 1}
@@ -248,7 +255,7 @@ def _asked_for(
 ) -> Collection[str]:
     """The names for which any dataset of targets asks `partner`."""
     sides = [
-        stems[main.id].keys()
+        stems[main.id].stems
         for main in used_datasets(configuration)
         if partner in _partners(configuration, main)
     ]

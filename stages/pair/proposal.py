@@ -13,7 +13,7 @@ from ...cache.atomic import create
 from ...cache.errors import WrongUse
 from ..images import Unreadable, header, quiet_decoding, swaps_sides
 from .geometry import Size, ratios_differ
-from .match import Candidates, by_stem, refuse_strangers
+from .match import Candidates, refuse_strangers
 from .scan import Scan, scan
 
 CONFIG_FILE, DATA_FILE = "config.json", "multidatabackend.json"
@@ -66,13 +66,15 @@ def propose(targets: Path, references: Sequence[Path]) -> Proposal:
     names = _names((targets, *references))
     scans = {name: _scanned(path) for name, path in names.items()}
     main, *others = names
-    stems = {name: by_stem(found) for name, found in scans.items()}
+    stems = {name: Candidates(found.pictures) for name, found in scans.items()}
     refuse_strangers(main, stems[main], {name: stems[name] for name in others})
     flavour = "edit-v1" if len(others) == 1 else "edit-v2"
     why = "one folder of references" if len(others) == 1 else f"{len(others)} reference folders"
     reasons = [f"model_flavour {flavour}: {why}"]
-    whole = [stem for stem in stems[main] if all(stem in stems[name] for name in others)]
-    reasons.append(f"{len(whole)} of {len(stems[main])} targets have all their references")
+    whole = [
+        stem for stem in stems[main].stems if all(stem in stems[name].stems for name in others)
+    ]
+    reasons.append(f"{len(whole)} of {len(stems[main].stems)} targets have all their references")
     sizes = _sizes(scans, {name: stems[name] for name in names}, _spread(whole))
     kinds = {}
     for name in others:
@@ -121,7 +123,7 @@ def _sizes(
     """Upright sizes by dataset, in the order of `looked_at`; None where a header is broken."""
     with quiet_decoding():
         return {
-            name: [_size_of(found.folder / stems[name][stem][0].path) for stem in looked_at]
+            name: [_size_of(found.folder / stems[name].paths(stem)[0]) for stem in looked_at]
             for name, found in scans.items()
         }
 
@@ -145,11 +147,11 @@ def _kind(targets: Sequence[Size | None], references: Sequence[Size | None]) -> 
 
 
 def _captions(targets: Scan) -> tuple[str, str]:
-    beside = {path.rpartition(".")[0] for path, *_ in targets.texts}
-    with_text = sum(path.rpartition(".")[0] in beside for path, *_ in targets.pictures)
+    beside = {path.rpartition(".")[0] for path in targets.texts.paths}
+    with_text = sum(path.rpartition(".")[0] in beside for path in targets.pictures.paths)
     if with_text:
         return "textfile", f"{with_text} of {len(targets.pictures)} targets have a .txt beside them"
-    stems = [path.rpartition("/")[2].rpartition(".")[0] for path, *_ in targets.pictures]
+    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in targets.pictures.paths]
     sentences = sum(len(re.findall(r"[^\W\d_]{2,}", stem)) >= _SENTENCE_WORDS for stem in stems)
     if 2 * sentences >= len(stems):
         return "filename", "no .txt files, and the names of the pictures are sentences"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from ...cache.lock import writer_lock
 from ...config.configuration import Configuration
 from ..images import quiet_decoding
 from ..models.checkpoint import flavour_of
-from ..pair_rows import Rejection
 from ..pairs_table import (
     accept_rejections,
     is_whole,
@@ -22,46 +21,15 @@ from ..pairs_table import (
     table_folder,
     write_pairs,
 )
-from ..samples import Sample
 from ..stage import Outcome, Progress
 from .account import STAGE, Foreseen, outcome_of, refuse_unaccepted
 from .changes import Changes, Tally
-from .checks import faults, sample_of, warnings_of
-from .memory import NOT_DECODED, PASSING_REASONS, Facts, Memory
+from .judgement import Judged, Unknown, judge, unknown_in
+from .memory import NOT_DECODED, PASSING_REASONS, Memory
 from .page import PAGE_FILE, bring_up_to_date, source_of
-from .pictures import Task, look_at
-from .plan import Plan, Scans, Wanted, digest_of, make_plans, scan_all, used_datasets
-from .scan import File, printable
-
-
-@dataclass
-class Judged:
-    """What the table of one main dataset will hold: its rows are made when they are written.
-
-    Attributes:
-        accepted: what is wanted and without a fault.
-        copies: digests of targets that several files hold.
-    """
-
-    plan: Plan
-    memories: Mapping[str, Memory]
-    accepted: list[Wanted]
-    copies: set[str]
-    rejections: list[Rejection]
-
-    def rows(self) -> Iterator[tuple[Sample, tuple[str, ...]]]:
-        """Each sample with its warning codes, one after the other."""
-        for wanted in self.accepted:
-            facts = _facts_of(wanted, self.plan, self.memories)
-            sample = sample_of(
-                wanted.name,
-                wanted.match,
-                facts,
-                wanted.terms,
-                captions=wanted.captions,
-                group=wanted.group,
-            )
-            yield sample, warnings_of(sample, facts, self.copies)
+from .pictures import look_at
+from .plan import Scans, digest_of, make_plans, scan_all, used_datasets
+from .scan import printable
 
 
 def run(
@@ -145,11 +113,16 @@ def _brought_up_to_date(
         return accept.of_standing(folders, dry_run=dry_run), Changes()
     plans = make_plans(configuration, flavour_of(configuration.settings), scans)
     memories = _memories(configuration, scans, effort=effort)
+    unknown = unknown_in(plans, memories)
     if dry_run:
-        return Foreseen(plans, _tasks(plans, memories, scans))
+        return Foreseen(plans, len(unknown))
     with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
         sweep(_root(configuration))
-        judged = _judge_all(plans, memories, scans, progress)
+        for folder in (*folders, *(memory.path.parent for memory in memories.values())):
+            sweep(folder)
+        if unknown:
+            _look_at_all(unknown, memories, scans, progress=progress)
+        judged = [judge(plan, memories) for plan in plans]
         return _write(judged, inputs=inputs, accept=accept)
 
 
@@ -215,69 +188,30 @@ def _stands(folder: Path, inputs: str, *, quick: bool) -> bool:
     )
 
 
-def _judge_all(
-    plans: Sequence[Plan], memories: Mapping[str, Memory], scans: Scans, progress: Progress
-) -> list[Judged]:
-    for folder in (
-        *(plan.folder for plan in plans),
-        *(memory.path.parent for memory in memories.values()),
+def _look_at_all(
+    unknown: Unknown, memories: Mapping[str, Memory], scans: Scans, *, progress: Progress
+) -> None:
+    with (
+        quiet_decoding(),
+        progress.bar(len(unknown), "looking at pictures", unit="picture") as advance,
     ):
-        sweep(folder)
-    tasks = _tasks(plans, memories, scans)
-    if tasks:
-        with (
-            quiet_decoding(),
-            progress.bar(len(tasks), "looking at pictures", unit="picture") as advance,
-        ):
-            look_at(tasks, advance)
-    return [_judge(plan, memories) for plan in plans]
+        look_at(unknown.tasks(memories, scans), advance)
 
 
 def _memories(configuration: Configuration, scans: Scans, *, effort: _Effort) -> dict[str, Memory]:
     folders = {
         dataset.id: configuration.pairs_folder(dataset) for dataset in configuration.datasets
     }
-    memories = {name: Memory(folders[name], headers_suffice=effort.quick) for name in scans}
-    for name, memory in memories.items():
-        memory.keep_only(scans[name].pictures)
+    memories = {
+        name: Memory(folders[name], found.pictures, headers_suffice=effort.quick)
+        for name, found in scans.items()
+    }
+    for memory in memories.values():
         if effort.paranoid:
             memory.suspect_all()
         if effort.retry_rejected:
             memory.forget_rejected()
     return memories
-
-
-def _tasks(plans: Iterable[Plan], memories: Mapping[str, Memory], scans: Scans) -> list[Task]:
-    """Every picture of a match that nothing is remembered of, once."""
-    files = dict.fromkeys(
-        (dataset.id, file)
-        for plan in plans
-        for wanted in plan.wanted
-        for dataset, file in wanted.files(plan.main)
-        if file not in memories[dataset.id]
-    )
-    return [Task(scans[name].folder, memories[name], file) for name, file in files]
-
-
-def _judge(plan: Plan, memories: Mapping[str, Memory]) -> Judged:
-    judged = Judged(plan, memories, [], set(), list(plan.rejections))
-    first_of: dict[str, File] = {}
-    for wanted in plan.wanted:
-        facts = _facts_of(wanted, plan, memories)
-        if wrong := faults(wanted.name, wanted.match, facts, wanted.terms):
-            judged.rejections += wrong
-            continue
-        judged.accepted.append(wanted)
-        # the same file in several samples, each with another reference, is no copy
-        if first_of.setdefault(facts[0].digest, wanted.match.target) != wanted.match.target:
-            judged.copies.add(facts[0].digest)
-    judged.rejections.sort()
-    return judged
-
-
-def _facts_of(wanted: Wanted, plan: Plan, memories: Mapping[str, Memory]) -> list[Facts]:
-    """What is known of the target, then of each reference, then of the mask."""
-    return [memories[dataset.id][file] for dataset, file in wanted.files(plan.main)]
 
 
 def _write(
