@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from training import SAMPLES, checkpoint_names, lora, made_runs, metrics, train
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, QeditError, WrongUse
 from qedit.cache.lock import writer_lock
 from qedit.config.loading import Configuration
+from qedit.config.settings import Settings
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.samples import NULL_CAPTION
 from qedit.stages.stores import open_stores
-from qedit.stages.train import columns, loop
+from qedit.stages.train import columns, loop, record
 from qedit.stages.train.checkpoint import read_state
 from qedit.stages.train.columns import all_rows_are_there, samples_digest
 from qedit.stages.train.feed import Batch, Feed
@@ -170,6 +173,69 @@ def test_clipping_bounds_the_norm_of_what_the_optimizer_gets(made: Any) -> None:
     clipped = max(float(moved[1e-3][name].abs().max()) for name in fresh)
     assert norm > 1e-2
     assert clipped < 0.2 * free
+
+
+# -- what may change between two starts ----------------------------------------------------------
+
+
+def patterns_for(key: str, patterns: Iterable[str]) -> list[str]:
+    return [pattern for pattern in patterns if fnmatchcase(key, pattern)]
+
+
+def test_every_setting_is_classed_once_and_nothing_else_is() -> None:
+    """Whoever adds a setting must say whether a run may go on when it is changed."""
+    every = list(Settings.model_fields)
+    for key in every:
+        assert len(patterns_for(key, (*record.FREE, *record.DECISIVE))) == 1, key
+    for pattern in (*record.FREE, *record.DECISIVE):
+        assert any(fnmatchcase(key, pattern) for key in every), pattern
+
+
+def first_cells(table: str) -> list[str]:
+    return re.findall(r"(?m)^\|([^|]*)\|", table)
+
+
+def test_the_docs_class_every_setting_as_the_code_does() -> None:
+    text = (Path(__file__).parent.parent / "docs/resume.md").read_text(encoding="utf-8")
+    _, free, decisive = re.split(r"(?m)^\| may (?:not )?change", text)
+    named = [re.findall(r"`([a-z_*]+)`", " ".join(first_cells(part))) for part in (free, decisive)]
+    for key in Settings.model_fields:
+        said = [bool(patterns_for(key, patterns)) for patterns in named]
+        assert said == [not record.decides(key), record.decides(key)], key
+
+
+# One other value for each setting that is free; those that are paths have tests of their own.
+OTHERS: dict[str, Any] = {
+    "max_train_steps": 3,
+    "checkpoint_step_interval": 7,
+    "checkpoints_total_limit": 9,
+    "validation_disable": True,
+    "validation_resolution": "512",
+    "validation_guidance": 2.0,
+    "validation_num_inference_steps": 3,
+    "validation_step_interval": 9,
+    "validation_seed": 9,
+    "validation_negative_prompt": "keep it",
+    "num_eval_images": 1,
+    "eval_steps_interval": 9,
+    "keep_best": False,
+    "lora_format": "comfyui",
+    "tracker_project_name": "cats",
+    "cache_compression": "zstd",
+    "memory": 24,
+    "blocks_to_stream": 1,
+    "gradient_checkpointing": False,
+    "quantize_via": "accelerator",
+    "ema_device": "accelerator",
+}
+
+
+def test_what_is_free_is_no_part_of_what_decides_the_run(made: Any) -> None:
+    assert not [key for key in OTHERS if record.decides(key)]
+    run, other = (make_plan(made(SAMPLES, **settings)).run for settings in ({}, OTHERS))
+    record.refuse_another_run(run, other, where=Path("here"))
+    with pytest.raises(AnotherRecipe, match=r"huber_c: 0\.1 there, 0\.2 now"):
+        record.refuse_another_run(run, make_plan(made(huber_c=0.2)).run, where=Path("here"))
 
 
 # -- what is refused -------------------------------------------------------------------------

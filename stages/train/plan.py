@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...cache.fingerprint import fingerprint
+from ...cache.store import COMPRESSION
 from ...config.loading import Configuration
 from ...config.settings import Settings
 from ..frozen_base import refuse_incomplete_base
@@ -159,7 +161,12 @@ def _recipes(stores: RunStores) -> dict[str, str]:
         "image prefixes": stores.prefixes,
         "text tails": stores.tails,
     }
-    return {name: shelf.stores()[0].fingerprint for name, shelf in shelves.items()}
+    return {name: _name_of(shelf.stores()[0].recipe) for name, shelf in shelves.items()}
+
+
+def _name_of(recipe: Mapping[str, Any]) -> str:
+    """Of rows made so: packed or not, they are the same rows."""
+    return fingerprint({key: value for key, value in recipe.items() if key != COMPRESSION})
 
 
 def _steps(settings: Settings, order: Order) -> int:
