@@ -117,6 +117,7 @@ class Settings(Written):
     cache_compression: Literal["none", "zstd"] = "none"
     memory: AutoOrWhole = "auto"  # GB of device memory to fit into
     blocks_to_stream: AutoOrWhole = "auto"
+    compile_blocks: bool = False
 
     learning_rate: Positive = 1e-4
     optimizer: Literal["adamw", "adamw-8bit", "adafactor", "prodigy", "lion", "came", "muon"] = (

@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "cache_compression": "none",
     "memory": "auto",
     "blocks_to_stream": "auto",
+    "compile_blocks": False,
     "keep_best": True,
     "lora_rank": 16,
     "lora_alpha": 16.0,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .quantize import Precision, dequantized, quantized, shapes_of
+from .quantize import PRECISIONS, Precision, dequantized, quantized, shapes_of
 
 _LEAST_ROWS = 32  # of a product of whole numbers on a GPU
 
@@ -45,9 +45,20 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*batch channel"]) -> Float[Tensor, "*batch _channel"]:
         if torch.compiler.is_compiling():
-            return functional.linear(input, self.dequantized(input.dtype), self.bias)
+            return self._in_one_piece(input)
         product: Tensor = _Product.apply(input, self, self.tensors())  # type: ignore[no-untyped-call]
         return product
+
+    def _in_one_piece(self, input: Tensor) -> Tensor:
+        """The product as a compiler sees it: nothing inside of it, so nothing to keep of it."""
+        return _opaque_product(
+            input,
+            list(self.tensors().values()),
+            self.bias,
+            self.precision.name,
+            [self.out_features, self.in_features],
+            self.quantizes_activations,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """What stands for the weight, as it is now: it may come and go with its block."""
@@ -64,15 +75,21 @@ class QuantizedLinear(nn.Linear):
         """The output, outside of autograd."""
         if not self.quantizes_activations:
             return functional.linear(input, self.dequantized(input.dtype, tensors), self.bias)
-        rows = input.reshape(-1, self.in_features).float()
-        scale = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
-        levels = (rows / scale).round().to(torch.int8)
-        padded = functional.pad(levels, (0, 0, 0, max(0, _LEAST_ROWS - len(levels))))
-        whole = torch._int_mm(padded, tensors["weight"].t())[: len(levels)]
-        output: Tensor = whole.float() * scale * tensors["scale"].float().t()
-        if self.bias is not None:
-            output = output + self.bias.float()
-        return output.to(input.dtype).reshape(*input.shape[:-1], self.out_features)
+        return _product_of_levels(input, tensors, self.bias)
+
+
+def _product_of_levels(input: Tensor, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """The product of whole numbers of 8 bits: each row of the input gets a scale of its own."""
+    bits = tensors["weight"]
+    rows = input.reshape(-1, bits.shape[1]).float()
+    scale = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
+    levels = (rows / scale).round().to(torch.int8)
+    padded = functional.pad(levels, (0, 0, 0, max(0, _LEAST_ROWS - len(levels))))
+    whole = torch._int_mm(padded, bits.t())[: len(levels)]
+    output: Tensor = whole.float() * scale * tensors["scale"].float().t()
+    if bias is not None:
+        output = output + bias.float()
+    return output.to(input.dtype).reshape(*input.shape[:-1], len(bits))
 
 
 class _Product(torch.autograd.Function):
@@ -95,6 +112,81 @@ class _Product(torch.autograd.Function):
         (gradient,) = gradients
         tensors = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         return gradient @ ctx.layer.dequantized(gradient.dtype, tensors), None, None
+
+
+def _product_in_few_bits(
+    input: Tensor,
+    tensors: list[Tensor],
+    bias: Tensor | None,
+    precision: str,
+    shape: list[int],
+    quantizes_activations: bool,
+) -> Tensor:
+    outputs, inputs = shape
+    named = _named(tensors, precision, shape)
+    if quantizes_activations:
+        return _product_of_levels(input, named, bias)
+    weight = dequantized(named, PRECISIONS[precision], shape=(outputs, inputs), dtype=input.dtype)
+    return functional.linear(input, weight, bias)
+
+
+def _gradient_in_few_bits(
+    gradient: Tensor, tensors: list[Tensor], precision: str, shape: list[int]
+) -> Tensor:
+    outputs, inputs = shape
+    named = _named(tensors, precision, shape)
+    kind = gradient.dtype
+    product: Tensor = gradient @ dequantized(
+        named, PRECISIONS[precision], shape=(outputs, inputs), dtype=kind
+    )
+    return product
+
+
+def _named(tensors: list[Tensor], precision: str, shape: list[int]) -> dict[str, Tensor]:
+    names = shapes_of(shape[0], shape[1], PRECISIONS[precision])
+    return dict(zip(names, tensors, strict=True))
+
+
+# -- for compilers -----------------------------------------------------------------------
+# A compiler that looked inside would keep the written-out weights for the backward.
+
+_opaque_product = torch.library.custom_op(
+    "qedit::product_in_few_bits",
+    _product_in_few_bits,
+    mutates_args=(),
+    schema="(Tensor input, Tensor[] tensors, Tensor? bias, str precision, int[] shape, "
+    "bool quantizes_activations) -> Tensor",
+)
+_opaque_gradient = torch.library.custom_op(
+    "qedit::gradient_in_few_bits",
+    _gradient_in_few_bits,
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor[] tensors, str precision, int[] shape) -> Tensor",
+)
+
+
+@_opaque_product.register_fake
+def _(input: Any, tensors: Any, bias: Any, precision: Any, shape: Any, quantizes: Any) -> Any:
+    return input.new_empty(*input.shape[:-1], shape[0])
+
+
+@_opaque_gradient.register_fake
+def _(gradient: Any, tensors: Any, precision: Any, shape: Any) -> Any:
+    return gradient.new_empty(*gradient.shape[:-1], shape[1])
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    _, tensors, _, ctx.precision, ctx.shape, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _back(ctx: Any, gradient: Any) -> Any:
+    tensors = list(ctx.saved_tensors)
+    passed = _opaque_gradient(gradient.contiguous(), tensors, ctx.precision, ctx.shape)
+    return passed, [None] * len(tensors), None, None, None, None
+
+
+_opaque_product.register_autograd(_back, setup_context=_keep)
 
 
 # -- a whole transformer -----------------------------------------------------------------

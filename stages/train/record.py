@@ -37,6 +37,7 @@ FREE = (
     "data_backend_config",
     "memory",
     "blocks_to_stream",
+    "compile_blocks",
     "gradient_checkpointing",
     "quantize_via",
     "ema_device",

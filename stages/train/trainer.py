@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.compiled import compile_blocks
 from ..models.fit import Fit
 from ..models.learning_rate import learning_rate_schedule
 from ..models.lora_file import Lora
@@ -69,6 +70,8 @@ class Trainer:
         )
         transformer.train()
         apply_fit(fit, transformer, device=device)
+        if settings.compile_blocks:
+            compile_blocks(transformer)
         for weight in weights.values():  # with `model_type` full these are beside the model
             weight.data = weight.data.to(device)
         optimizer = make_optimizer(

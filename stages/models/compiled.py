@@ -1,0 +1,152 @@
+"""The repeated block, compiled: one program for all blocks and all sizes of pictures.
+
+Only the block is compiled, not the loop over the blocks: the wait at the start is that of one
+block, and recomputation, host memory and streaming stay around it as they are. Numbers of tokens
+are left open, so that another bucket asks for no other program. What is compiled gives the
+plain path's losses and gradients up to the order in which sums are rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .side_by_side import OwnAttention, seat_side_by_side
+
+# The LoRA's dropout draws what it draws without compilation.
+_INDUCTOR = {"fallback_random": True}
+Forward = Callable[..., tuple[Tensor, Tensor]]
+
+
+def compile_blocks(
+    transformer: nn.Module, *, backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """Compile the blocks of `transformer` on their first use; padded batches run as before.
+
+    There is a program for the first block, whose inputs need no gradient, one for the others,
+    and one without gradients; batches of several samples have their own three, and so has a
+    last block whose LoRA lies on fewer layers.
+
+    Args:
+        backend: what `torch.compile` hands the traced block to.
+    """
+    seat_side_by_side(transformer)
+    options = _INDUCTOR if backend == "inductor" else None
+    for block in transformer.transformer_blocks:  # type: ignore[union-attr]
+        processor: Any = block.attn.processor  # type: ignore[union-attr]
+        assert isinstance(processor, OwnAttention)
+        processor.stock = RealAttention(processor.stock)
+        plain: Any = block.forward
+        # the hooks of streaming run around `forward`, outside of what is compiled
+        block.forward = _chosen(plain, torch.compile(plain, backend=backend, options=options))
+
+
+def _chosen(plain: Forward, compiled: Forward) -> Forward:
+    """`compiled` where nothing is padded, its tables of rotations in real numbers."""
+
+    def forward(
+        hidden_states: Float[Tensor, "batch image channel"],
+        encoder_hidden_states: Float[Tensor, "batch text channel"],
+        encoder_hidden_states_mask: Tensor | None,
+        temb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor],
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        modulate_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        given = (hidden_states, encoder_hidden_states, encoder_hidden_states_mask, temb)
+        if joint_attention_kwargs or encoder_hidden_states_mask is not None:
+            return plain(*given, image_rotary_emb, joint_attention_kwargs, modulate_index)
+        turns = tuple(torch.view_as_real(table) for table in image_rotary_emb)
+        for tensor, tokens in (
+            (hidden_states, 1),
+            (encoder_hidden_states, 1),
+            *((table, 0) for table in turns),
+            *(() if modulate_index is None else ((modulate_index, 1),)),
+        ):
+            torch._dynamo.maybe_mark_dynamic(tensor, tokens)
+        return compiled(*given, turns, joint_attention_kwargs, modulate_index)
+
+    return forward
+
+
+class RealAttention:
+    """The processor of joint attention with rotations in real numbers.
+
+    The stock one multiplies complex numbers, which compilers leave as they are. Complex tables
+    are given to it.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        self.stock = stock
+        self._attention_backend = stock._attention_backend
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "batch image channel"],
+        encoder_hidden_states: Float[Tensor, "batch text channel"],
+        encoder_hidden_states_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        image_rotary_emb: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The image's and the text's states."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        image_turns, text_turns = image_rotary_emb
+        if image_turns.is_complex():
+            states: tuple[Tensor, Tensor] = self.stock(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                encoder_hidden_states_mask,
+                attention_mask,
+                image_rotary_emb,
+            )
+            return states
+        size = attn.inner_dim // attn.heads
+
+        def heads(layer: Any, given: Tensor) -> Tensor:
+            split: Tensor = layer(given).unflatten(-1, (-1, size))
+            return split
+
+        text, image = encoder_hidden_states, hidden_states
+        query = torch.cat(
+            [
+                really_turned(attn.norm_added_q(heads(attn.add_q_proj, text)), text_turns),
+                really_turned(attn.norm_q(heads(attn.to_q, image)), image_turns),
+            ],
+            dim=1,
+        )
+        key = torch.cat(
+            [
+                really_turned(attn.norm_added_k(heads(attn.add_k_proj, text)), text_turns),
+                really_turned(attn.norm_k(heads(attn.to_k, image)), image_turns),
+            ],
+            dim=1,
+        )
+        value = torch.cat([heads(attn.add_v_proj, text), heads(attn.to_v, image)], dim=1)
+        joint = dispatch_attention_fn(
+            query, key, value, dropout_p=0.0, backend=self._attention_backend
+        )
+        states_of_text, states_of_image = (
+            joint.flatten(2, 3).to(query.dtype).split([text.shape[1], image.shape[1]], dim=1)
+        )
+        out, dropout = attn.to_out
+        return (
+            dropout(out(states_of_image.contiguous())),
+            attn.to_add_out(states_of_text.contiguous()),
+        )
+
+
+def really_turned(
+    states: Float[Tensor, "batch token head channel"], turns: Float[Tensor, "token half 2"]
+) -> Float[Tensor, "batch token head channel"]:
+    """Rotate pairs of channels by angles whose cosines and sines are `turns`."""
+    first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = turns.unsqueeze(-3).unbind(-1)
+    turned = torch.stack((first * cosine - second * sine, first * sine + second * cosine), -1)
+    return turned.flatten(-2).type_as(states)
