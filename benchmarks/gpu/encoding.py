@@ -3,24 +3,26 @@
     python benchmarks/gpu/encoding.py                  # random weights, made on the GPU
     python benchmarks/gpu/encoding.py --small --device cpu
 
-One JSON object a line: items a second of the stage, and of a loop that has everything in
-memory and drops what it gets. Photos are decoded and resized, and rows are written.
+Items a second of the stage, and of a loop that has everything in memory and drops what it gets.
+Photos are decoded and resized, and rows are written.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from cases import Asked
+from step import clear
+from worker import answer, arguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from feeding import Loaded, Silent, batches_of, emptied, made_run
@@ -40,6 +42,7 @@ from qedit.stages.models.tiny import make_tiny
 from qedit.stages.stores import open_stores
 
 COUNT = itertools.count()
+PAIRS, SMALL_PAIRS = 24, 3
 SMALL_VAE = {"base_dim": 16}
 # Qwen2.5-VL of 7 B, as the released checkpoints say
 TEXT = {
@@ -83,7 +86,7 @@ def embeds_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
     return work
 
 
-def compare(what: str, make: Callable[[], Work], encoder: Any, ways: Ways) -> dict[str, Any]:
+def compare(make: Callable[[], Work], encoder: Any, ways: Ways) -> dict[str, Any]:
     """The stage first (it finds the batch size), then the bare loop over the same batches."""
     fill(_with(make(), encoder), Silent(), ways)  # kernels are chosen, memory is taken
     work = _with(make(), encoder)
@@ -97,13 +100,11 @@ def compare(what: str, make: Callable[[], Work], encoder: Any, ways: Ways) -> di
         encoder.encode(batch, there)
     bare = time.perf_counter() - started
     return {
-        "what": what,
         "items": work.count,
         "batch": max(map(len, batches)),
-        "per_second": work.count / stage,
-        "bare_per_second": work.count / bare,
-        "share_of_bare": bare / stage,
-        "spent": filled.seconds,
+        "per_second": round(work.count / stage, 2),
+        "bare_per_second": round(work.count / bare, 2),
+        "spent": {name: round(seconds, 2) for name, seconds in filled.seconds.items()},
     }
 
 
@@ -111,36 +112,60 @@ def _with(work: Work, encoder: Any) -> Work:
     return replace(work, encoding=Loaded(work.encoding, encoder))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", "--tiny", action="store_true", help="small models, few pictures")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--pairs", type=int, default=48)
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    pairs, edge = (3, 128) if given.small else (given.pairs, 1024)
-    ways = Ways(device=given.device)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        areas = {"vae_area": edge * edge, "vl_area": 56 * 56 if given.small else 384 * 384}
+@dataclass
+class Bench:
+    """The photos, and the tiny checkpoint that lends its tokenizer and configuration."""
+
+    configuration: Configuration
+    folder: Path
+    device: torch.device
+    small: bool
+
+    @classmethod
+    def made(cls, folder: Path, device: torch.device, *, small: bool) -> Bench:
+        pairs, edge = (SMALL_PAIRS, 128) if small else (PAIRS, 1024)
+        areas = {"vae_area": edge * edge, "vl_area": 56 * 56 if small else 384 * 384}
         tiny = make_tiny(folder / "tiny", "edit-v2", **areas)
-        size = (edge * 3 // 2, edge)
         configuration = made_run(
-            folder / "run", tiny, flavour="edit-v2", pairs=pairs, size=size, resolution=edge
+            folder / "run",
+            tiny,
+            flavour="edit-v2",
+            pairs=pairs,
+            size=(edge * 3 // 2, edge),
+            resolution=edge,
         )
-        checkpoint = open_checkpoint(configuration.settings)
-        vae = vae_encoding.OnDevice(made_vae(device, **(SMALL_VAE if given.small else {})))
-        row = compare("cache-vae", lambda: vae_work(configuration, folder, ways), vae, ways)
-        print(json.dumps(row), flush=True)
-        del vae
-        text = text_encoder_on(device, checkpoint, small=given.small)
-        row = compare(
-            "cache-embeds",
-            lambda: embeds_work(configuration, folder, ways),
-            embeds_encoding.OnDevice(text),
-            ways,
-        )
-        print(json.dumps(row), flush=True)
+        return cls(configuration, folder, device, small)
+
+    def measured(self, asked: Asked) -> dict[str, Any]:
+        ways = Ways(device=str(self.device))
+        if asked.what == "cache-vae":
+            vae = made_vae(self.device, **(SMALL_VAE if self.small else {}))
+            encoder: Any = vae_encoding.OnDevice(vae)
+            make = partial(vae_work, self.configuration, self.folder, ways)
+        else:
+            checkpoint = open_checkpoint(self.configuration.settings)
+            encoder = embeds_encoding.OnDevice(
+                text_encoder_on(self.device, checkpoint, small=self.small)
+            )
+            make = partial(embeds_work, self.configuration, self.folder, ways)
+        facts = compare(make, encoder, ways)
+        del encoder
+        clear(self.device)
+        return {"facts": facts}
+
+
+def main() -> None:
+    both = [Asked(name, what=name) for name in ("cache-vae", "cache-embeds")]
+    given = arguments(__doc__, default=both)
+    device = torch.device(given.device)
+    with tempfile.TemporaryDirectory() as name:
+        bench: list[Bench] = []
+
+        def measure(asked: Asked) -> dict[str, Any]:
+            bench[:] = bench or [Bench.made(Path(name), device, small=given.small)]
+            return bench[0].measured(asked)
+
+        answer(given, measure)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def made_base(
     if table:
         tabulate(transformer, _rows(transformer))
     shapes = {name: weight.shape for name, weight in transformer.named_parameters()}
-    tensors: Iterator[tuple[str, Tensor]] = _random(shapes, device=device)
+    tensors: Iterator[tuple[str, Tensor]] = random_tensors(shapes, device=device)
     if precision != "no_change":
         number_format = precision_for(precision, device=device)
         layers = quantize_layers(transformer, number_format)
@@ -47,9 +47,10 @@ def made_base(
     return fill(transformer, tensors, dtype=DTYPE, device=lies_on, source=folder)
 
 
-def _random(
+def random_tensors(
     shapes: Mapping[str, torch.Size], *, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
+    """A tensor for each name, made on `device`: the same ones for the same shapes."""
     generator = torch.Generator(device).manual_seed(0)
     for name, shape in shapes.items():
         if len(shape) == 1:

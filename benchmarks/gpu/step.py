@@ -1,152 +1,232 @@
-"""Training steps of one kind in a process of their own: seconds and memory, a JSON line a case.
+"""Training steps, one case after the other over one base: seconds and memory, a JSON line each.
 
-    python benchmarks/gpu/step.py --what qedit --precision int8-quanto --references 1,2,3
+    python benchmarks/gpu/step.py --cases '[{"row": "mine", "precision": "int8-quanto"}]'
 
-`--what qedit` runs what `qedit train` runs from the batch on: forward, loss, backward, clipping,
-the optimizer's step. `--what stock` is the yardstick: diffusers' transformer with all its
-weights, PEFT's adapter and torch's checkpointing, in the loop its own examples show.
+`what: qedit` runs what `qedit train` runs from the batch on: forward, loss, backward, clipping,
+the optimizer's step. `what: stock` is the yardstick: diffusers' transformer with all its
+weights, PEFT's adapter and torch's checkpointing, in the loop its own examples show; its
+precision int8 is optimum-quanto's. `what: ceiling` is a large bf16 product.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import diffusers.models.transformers.transformer_qwenimage  # noqa: F401  here, not in a row's time
 import torch
+from cases import Asked
 from made_base import DTYPE, made_base
+from peft import LoraConfig
 from shapes import FULL, SMALL, ZERO_COND_T, Case, random_latents, sizes_of, write_config
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from worker import answer, arguments
 
+from qedit.stages.models.compiled import compile_blocks
 from qedit.stages.models.dimensions import Dimensions
 from qedit.stages.models.fit import GIGABYTE, Fit, Recomputation, fit_into, needed_bytes
 from qedit.stages.models.lora import add_lora, target_modules
-from qedit.stages.models.memory import Load, Way, step_flops
+from qedit.stages.models.memory import CONTEXT_BYTES, Load, Way, memory_of, step_flops
 from qedit.stages.models.transformer import predict_velocity
 from qedit.stages.train.fitting import FRAGMENTS, apply_fit, load_device
 from qedit.stages.train.flow import noised, sample_losses
 from qedit.stages.train.optimizers import make_optimizer
 
 RANK = 16
-WARM_UP = 2
-Step = Callable[[], None]
+CEILING_EDGE = 8192
+PACKAGES = ("torch", "diffusers", "transformers", "peft")
+STEPS_AT_LEAST, STEPS_AT_MOST = 2, 5  # that are timed, after one that is not
+Step = Callable[[], tuple[float, float]]
 
 
-def main() -> None:
-    given = arguments()
-    device = torch.device(given.device)
-    cases = [
-        Case(flavour, references, given.edge)
-        for flavour in given.flavours.split(",")
-        for references in map(int, given.references.split(","))
-    ]
-    if given.cap and device.type == "cuda":
-        total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(given.cap * GIGABYTE / total, device)
-    with tempfile.TemporaryDirectory() as folder, attention_kernels(given.attention):
-        for case in cases:
-            print(json.dumps(measured(case, given, Path(folder), device)), flush=True)
+@dataclass
+class Base:
+    """A transformer with its adapter, and what the adapter began as."""
+
+    key: tuple[Any, ...]
+    transformer: nn.Module
+    trained: dict[str, nn.Parameter]
+    began: dict[str, torch.Tensor]
+
+    def begin_again(self) -> None:
+        with torch.no_grad():
+            for name, weight in self.trained.items():
+                weight.copy_(self.began[name])
+                weight.grad = None
+
+    def be_of(self, flavour: str) -> None:
+        """Both kinds of flavour have the same weights."""
+        holders: list[Any] = [self.transformer, *self.transformer.transformer_blocks]  # type: ignore[misc]
+        for holder in holders:
+            holder.zero_cond_t = ZERO_COND_T[flavour]
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--what", choices=["qedit", "stock"], default="qedit")
-    parser.add_argument("--precision", default="no_change")
-    parser.add_argument("--flavours", default="edit-v2")
-    parser.add_argument("--references", default="1")
-    parser.add_argument("--edge", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--cap", type=float, default=0, help="GB of the device that may be used")
-    parser.add_argument("--way", default="auto", help="auto, recompute, attention, host, stream:N")
-    parser.add_argument("--attention", default="", help="cudnn or flash: whose kernels come first")
-    parser.add_argument("--compile", action="store_true", help="compile the repeated block")
-    parser.add_argument("--no-table", action="store_true", help="keep the modulation's weights")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="a small model, to try the harness")
-    return parser.parse_args()
+class Bench:
+    """Measures case after case; the base is made anew only where another one is asked for."""
+
+    def __init__(self, folder: Path, device: torch.device, *, small: bool, edge: int) -> None:
+        self.folder, self.device, self.edge = folder, device, edge
+        self.small, self.seconds = small, 0.0
+        self.config = SMALL if small else FULL
+        write_config(folder, self.config)
+        self.base: Base | None = None
+
+    def measured(self, asked: Asked, *, seconds: float) -> dict[str, Any]:
+        """One case. Whatever it leaves behind is gone before the next."""
+        if asked.what == "ceiling":
+            return ceiling(self.device)
+        self.seconds = seconds
+        whole = cap(self.device, 0)
+        try:
+            with attention_kernels(asked.attention):
+                return self._measured(asked)
+        except BaseException:
+            self.base = None  # nobody knows in what state it is
+            raise
+        finally:
+            if self.base is not None and "streamed" in self.base.key:
+                self.base = None
+            clear(self.device)
+            cap(self.device, whole)
+
+    def _measured(self, asked: Asked) -> dict[str, Any]:
+        case = Case(asked.flavour, asked.references, self.edge)
+        sizes = sizes_of(self.config, asked.flavour)
+        way = Way(precision=asked.precision, table=asked.table, checkpointing=True)
+        fit = Fit(Recomputation())
+        if asked.what == "qedit":
+            fit = fit_named(asked, sizes, case.load, way, budget=self._budget(asked, case, way))
+        began = time.perf_counter()
+        base = self._base_for(asked, fit)
+        made = time.perf_counter() - began
+        base.be_of(asked.flavour)
+        base.begin_again()
+        cap(self.device, asked.cap_gb)
+        clear(self.device)
+        step = steps_of(base, asked, case, self.device)
+        loss, norm, first, times = self._timed(step)
+        own = asked.what == "qedit"
+        flops = flops_of(sizes, case.load, fit)
+        best = median(times)
+        return {
+            "seconds": round(best, 4),
+            "peak_gb": round(peak_bytes(self.device) / GIGABYTE, 2),
+            "planned_gb": round(needed_bytes(fit, sizes, case.load, way) / GIGABYTE, 2)
+            if own
+            else 0,
+            "tflops": round(flops / best / 1e12, 4),
+            "made_seconds": round(made, 1),
+            "first_step_seconds": round(first, 1),
+            "loss": loss,
+            "grad_norm": norm,
+            "fit": fit.words(blocks=sizes.blocks),
+        }
+
+    def _timed(self, step: Step) -> tuple[float, float, float, list[float]]:
+        """Loss and gradient of the first step, its seconds, and those of some after it."""
+        times: list[float] = []
+        loss = norm = first = 0.0
+        while len(times) <= STEPS_AT_LEAST or (
+            sum(times[1:]) < self.seconds and len(times) <= STEPS_AT_MOST
+        ):
+            wait(self.device)
+            start = time.perf_counter()
+            found = step()
+            wait(self.device)
+            times.append(time.perf_counter() - start)
+            if len(times) == 1:
+                (loss, norm), first = found, times[0]
+        return loss, norm, first, times[1:]
+
+    def _budget(self, asked: Asked, case: Case, way: Way) -> int:
+        """The bytes that `way: auto` may use, as `qedit train` counts them."""
+        total = int(asked.cap_gb * GIGABYTE)
+        if not total:
+            total = (
+                torch.cuda.mem_get_info(self.device)[1] if self.device.type == "cuda" else 1 << 40
+            )
+        elif self.small:  # the same share of what a step takes as at full scale
+            full = sizes_of(FULL, asked.flavour)
+            load = Case(asked.flavour, asked.references, 1024).load
+            needs = [
+                memory_of(*one, way).total - CONTEXT_BYTES
+                for one in ((full, load), (sizes_of(self.config, asked.flavour), case.load))
+            ]
+            scaled = CONTEXT_BYTES + (total - CONTEXT_BYTES) * needs[1] // needs[0]
+            own, own_load = sizes_of(self.config, asked.flavour), case.load
+            smallest = Fit(Recomputation(inputs_to_host=True), streamed=own.blocks)
+            return max(scaled, needed_bytes(smallest, own, own_load, way))
+        return int((1 - FRAGMENTS) * total)
+
+    def _base_for(self, asked: Asked, fit: Fit) -> Base:
+        key = (asked.what, asked.precision, asked.table, asked.compiled)
+        if fit.streamed:
+            key = (*key, "streamed")
+        if self.base is None or self.base.key != key:
+            self.base = None
+            clear(self.device)
+            make = stock_base if asked.what == "stock" else own_base
+            transformer, trained = make(asked, self.folder, self.device, fit)
+            transformer.train()
+            began = {name: one.detach().clone() for name, one in trained.items()}
+            self.base = Base(key, transformer, trained, began)
+        if asked.what == "qedit":
+            transformer = self.base.transformer
+            if fit.recomputation is None:
+                transformer.disable_gradient_checkpointing()  # type: ignore[operator]
+            apply_fit(fit, transformer, device=self.device)
+            for weight in self.base.trained.values():
+                weight.data = weight.data.to(self.device)
+            if asked.compiled and not is_compiled(transformer):
+                backend = "inductor" if self.device.type == "cuda" else "eager"
+                compile_blocks(transformer, backend=backend)
+        return self.base
+
+
+def is_compiled(transformer: nn.Module) -> bool:
+    first: Any = next(iter(transformer.transformer_blocks))  # type: ignore[arg-type]
+    return "forward" in vars(first)
+
+
+def ceiling(device: torch.device) -> dict[str, Any]:
+    """TFLOP/s of a large bf16 product: what nothing here can beat. And what it ran on."""
+    edge = CEILING_EDGE if device.type == "cuda" else 512
+    left, right = (torch.randn(edge, edge, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(12):
+        wait(device)
+        start = time.perf_counter()
+        torch.matmul(left, right)
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    tflops = 2 * edge**3 / best / 1e12
+    facts = {"device": name, "versions": versions, "TFLOP/s": round(tflops, 2)}
+    return {"tflops": tflops, "facts": facts}
 
 
 @contextmanager
 def attention_kernels(first: str) -> Iterator[None]:
     """Have attention computed by the kernels of `first` where they can; empty: torch chooses."""
+    if not first:
+        yield
+        return
     order = {
         "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION],
         "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION],
     }
-    if not first:
-        yield
-        return
     with sdpa_kernel([*order[first], SDPBackend.MATH], set_priority=True):
         yield
-
-
-def measured(
-    case: Case, given: argparse.Namespace, folder: Path, device: torch.device
-) -> dict[str, Any]:
-    """One case: what it took, or why it could not be had."""
-    said: dict[str, Any] = {
-        "what": given.what,
-        "precision": given.precision,
-        "case": case.name,
-        "way": given.way,
-        "cap_gb": given.cap,
-        "compiled": given.compile,
-        "attention": given.attention,
-        "table": not given.no_table and given.what == "qedit",
-    }
-    try:
-        return said | run(case, given, folder, device)
-    except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
-        # a row of the table that says why it is empty
-        return said | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    except Exception as error:
-        return said | {"error": f"{type(error).__name__}: {error}"[:300]}
-
-
-def run(
-    case: Case, given: argparse.Namespace, folder: Path, device: torch.device
-) -> dict[str, Any]:
-    config = SMALL if given.small else FULL
-    sizes = sizes_of(config, case.flavour)
-    write_config(folder, config)
-    clear(device)
-    began = time.perf_counter()
-    if given.what == "stock":
-        fit = Fit(Recomputation())
-        step = stock_step(case, folder, device, flavour=case.flavour)
-        way = Way()
-    else:
-        way = Way(precision=given.precision, table=not given.no_table)
-        fit = fit_named(given, sizes, case.load, way, device)
-        step = own_step(case, folder, device, fit=fit, way=way, compiled=given.compile)
-    made = time.perf_counter() - began
-    seconds: list[float] = []
-    first_step = 0.0
-    for _ in range(WARM_UP + given.steps):
-        wait(device)
-        start = time.perf_counter()
-        step()
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-        first_step = first_step or time.perf_counter() - began
-    flops = flops_of(sizes, case.load, fit)
-    best = median(seconds[WARM_UP:])
-    return {
-        "seconds": round(best, 4),
-        "peak_gb": round(peak_bytes(device) / GIGABYTE, 2),
-        "planned_gb": round(needed_bytes(fit, sizes, case.load, way) / GIGABYTE, 2),
-        "tflops": round(flops / best / 1e12, 1),
-        "made_seconds": round(made, 1),
-        "first_step_seconds": round(first_step, 1),
-        "fit": fit.words(blocks=sizes.blocks),
-    }
 
 
 def flops_of(sizes: Dimensions, load: Load, fit: Fit) -> float:
@@ -159,17 +239,13 @@ def flops_of(sizes: Dimensions, load: Load, fit: Fit) -> float:
     return least + again * (most - least - (attention if fit.recomputation.attention else 0))
 
 
-def fit_named(
-    given: argparse.Namespace, sizes: Dimensions, load: Load, way: Way, device: torch.device
-) -> Fit:
-    """The fit that `--way` names; `auto` is that of `qedit train`."""
-    if given.way == "auto":
-        total = given.cap * GIGABYTE
-        if not total and device.type == "cuda":
-            total = torch.cuda.mem_get_info(device)[1]
-        return fit_into(int((1 - FRAGMENTS) * (total or 1e12)), sizes, load, way)
-    name, _, number = given.way.partition(":")
+def fit_named(asked: Asked, sizes: Dimensions, load: Load, way: Way, *, budget: int) -> Fit:
+    """The fit that `way` names; `auto` is that of `qedit train`."""
+    if asked.way == "auto":
+        return fit_into(budget, sizes, load, way)
+    name, _, number = asked.way.partition(":")
     ways = {
+        "plain": Fit(None),
         "recompute": Fit(Recomputation()),
         "attention": Fit(Recomputation(attention=True)),
         "host": Fit(Recomputation(inputs_to_host=True)),
@@ -178,59 +254,58 @@ def fit_named(
     return ways[name]
 
 
-def own_step(
-    case: Case, folder: Path, device: torch.device, *, fit: Fit, way: Way, compiled: bool
-) -> Step:
-    """A step as `qedit train` makes it."""
+def own_base(
+    asked: Asked, folder: Path, device: torch.device, fit: Fit
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """As `qedit train` makes it."""
     transformer = made_base(
         folder,
-        zero_cond_t=ZERO_COND_T[case.flavour],
-        precision=way.precision,
-        table=way.table,
+        zero_cond_t=ZERO_COND_T[asked.flavour],
+        precision=asked.precision,
+        table=asked.table,
         device=device,
         lies_on=load_device(fit, device),
     )
-    weights = add_lora(
-        transformer, target_modules(transformer, "attention"), rank=RANK, alpha=RANK, seed=0
-    )
-    transformer.train()
-    apply_fit(fit, transformer, device=device)
-    if compiled:
-        transformer.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
-    optimizer = make_optimizer(weights, learning_rate=1e-4, name="adamw", config=None)
-    return steps_of(transformer, list(weights.values()), optimizer, case, device)
+    targets = target_modules(transformer, "attention")
+    return transformer, add_lora(transformer, targets, rank=RANK, alpha=RANK, seed=0)
 
 
-def stock_step(case: Case, folder: Path, device: torch.device, *, flavour: str) -> Step:
-    """A step as diffusers' and PEFT's own examples make it."""
-    from peft import LoraConfig
-
+def stock_base(
+    asked: Asked, folder: Path, device: torch.device, fit: Fit
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """As diffusers' and PEFT's own examples make it."""
     transformer: Any = made_base(
         folder,
-        zero_cond_t=ZERO_COND_T[flavour],
+        zero_cond_t=ZERO_COND_T[asked.flavour],
         precision="no_change",
         table=False,
         device=device,
     )
+    if asked.precision == "int8":
+        from optimum.quanto import freeze, qint8, quantize
+
+        for block in transformer.transformer_blocks:
+            quantize(block, weights=qint8)
+            freeze(block)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
-    trained = [one for one in transformer.parameters() if one.requires_grad]
-    for one in trained:  # their examples train the adapter in float32
+    transformer.requires_grad_(False)
+    trained = {name: one for name, one in transformer.named_parameters() if "lora_" in name}
+    for one in trained.values():  # their examples train the adapter in float32
         one.data = one.data.float()
-    transformer.train()
+        one.requires_grad_(True)
     transformer.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    return steps_of(transformer, trained, optimizer, case, device)
+    return transformer, trained
 
 
-def steps_of(
-    transformer: nn.Module,
-    trained: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    case: Case,
-    device: torch.device,
-) -> Step:
-    width = transformer.get_submodule("txt_in").in_features
+def steps_of(base: Base, asked: Asked, case: Case, device: torch.device) -> Step:
+    """A step over made-up latents and text of the case's sizes; it gives loss and gradient."""
+    weights = list(base.trained.values())
+    if asked.what == "stock":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(weights, lr=1e-4)
+    else:
+        optimizer = make_optimizer(base.trained, learning_rate=1e-4, name="adamw", config=None)
+    width = base.transformer.get_submodule("txt_in").in_features
     generator = torch.Generator(device).manual_seed(1)
     clean, noise, *references = (
         random_latents(case.edge, device=device, seed=place) for place in range(2 + case.references)
@@ -238,9 +313,9 @@ def steps_of(
     text = torch.randn(1, case.text_tokens, int(width), device=device, generator=generator)  # type: ignore[call-overload]
     sigma = torch.tensor([0.6], device=device)
 
-    def step() -> None:
+    def step() -> tuple[float, float]:
         predicted = predict_velocity(
-            transformer,
+            base.transformer,
             noised(clean, noise, sigma).to(DTYPE),
             [reference.to(DTYPE) for reference in references],
             text.to(DTYPE),
@@ -248,15 +323,21 @@ def steps_of(
             sigma=sigma,
         )
         losses = sample_losses(predicted, noise - clean, loss_type="l2", huber_c=0.1)
-        torch.autograd.backward(losses.mean())
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        loss = losses.mean()
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach()), float(norm)
 
     return step
 
 
+# -- the device --------------------------------------------------------------------------
+
+
 def clear(device: torch.device) -> None:
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -267,13 +348,34 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def cap(device: torch.device, gigabytes: float) -> float:
+    """Allow so much of the device, its context included; 0: all of it."""
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        allowed = gigabytes * GIGABYTE - context_bytes(device) if gigabytes else total
+        torch.cuda.set_per_process_memory_fraction(allowed / total, device)
+    return 0.0
+
+
+def context_bytes(device: torch.device) -> int:
+    """What the driver and the libraries have taken by now."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most that tensors took, with the context; reserved memory is not counted."""
+    """The most that tensors took, with the context; gaps between them are not counted."""
     if device.type != "cuda":
         return 0
-    free, total = torch.cuda.mem_get_info(device)
-    context = total - free - torch.cuda.memory_reserved(device)
-    return torch.cuda.max_memory_allocated(device) + context
+    return torch.cuda.max_memory_allocated(device) + context_bytes(device)
+
+
+def main() -> None:
+    given = arguments(__doc__, default=[Asked("bf16"), Asked("yardstick, bf16", what="stock")])
+    device = torch.device(given.device)
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), device, small=given.small, edge=given.edge)
+        answer(given, lambda asked: bench.measured(asked, seconds=given.seconds))
 
 
 if __name__ == "__main__":
