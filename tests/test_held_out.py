@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,26 @@ def test_held_out_pairs_without_rows_are_refused(tmp_path: Path) -> None:
     write_held_pairs(configuration, HELD)
     with pytest.raises(NotComplete, match="3 of 3 samples have no latents"):
         train(configuration)
+
+
+def test_held_out_pairs_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    """By the content of the target, whatever its name and its references."""
+    one, other = SAMPLES[0], HELD[0]
+    same = replace(other, target=replace(other.target, digest=one.target.digest))
+    configuration = made_held_out(tmp_path, **EVERY)
+    fill_held_out(configuration, SAMPLES, held=[*HELD[1:], same])
+    told = Quiet()
+    loop.run(configuration, told, device="cpu", dry_run=True)
+    (line,) = told.warned
+    assert line.startswith(
+        f"1 of 3 held-out samples is trained on as well, the first is {same.name}"
+    )
+
+
+def test_nothing_is_told_of_pairs_that_are_really_held_out(made: Any) -> None:
+    told = Quiet()
+    loop.run(made(), told, device="cpu", dry_run=True)
+    assert told.warned == []
 
 
 # -- the best ------------------------------------------------------------------------------

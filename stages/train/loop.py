@@ -66,6 +66,8 @@ def run(
     with among_others(place) as ranks:
         # the first process first: the others find what it looks up remembered
         plan = ranks.in_turn(lambda: make_plan(configuration))
+        for warning in plan.warnings:
+            progress.warn(warning)
         if ranks.are_several:
             refuse_idle_processes(plan.settings, ranks.world)
         where = plan.settings.output_dir

@@ -26,6 +26,7 @@ from .batches import Order, Source
 from .columns import all_rows_are_there, collector_at_rest, samples_digest
 from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
+from .leaks import leak_in_words
 from .mixture import Mixture
 from .optimizers import optimizer_class
 from .record import describe_run
@@ -45,6 +46,7 @@ class Plan:
         run: what decides it, as in run.json.
         held_out: the samples that are only measured, one a step; None where there are none.
         held_out_count: how many of them are measured.
+        warnings: what a user is to know before it begins.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class Plan:
     run: dict[str, Any]
     held_out: Feed | None = None
     held_out_count: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def make_plan(configuration: Configuration) -> Plan:
@@ -110,7 +113,9 @@ def _make_plan(configuration: Configuration) -> Plan:
     steps = _steps(settings, order)
     held_out = _held_out(configuration, checkpoint, feed)
     count = _held_out_count(settings, held_out)
-    return Plan(settings, checkpoint, feed, steps, run, held_out, count)
+    leak = leak_in_words(configuration, checkpoint)
+    warnings = (leak,) if leak else ()
+    return Plan(settings, checkpoint, feed, steps, run, held_out, count, warnings)
 
 
 def _held_out(configuration: Configuration, checkpoint: Checkpoint, feed: Feed) -> Feed | None:
