@@ -1,7 +1,24 @@
-"""`python -m qedit.pipeline`: what torchrun and accelerate launch."""
+"""`qedit`, and `python -m qedit.pipeline`: what torchrun and accelerate launch."""
 
 from __future__ import annotations
 
-from .cli import main
+import signal
 
-main(prog_name="qedit")
+
+def main() -> None:
+    """Run the command that was typed.
+
+    Ctrl-C while its code is still being read ends it without a word: nothing has begun.
+    """
+    hears = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a job may ignore it
+    if hears:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from .cli import main as commands
+
+    if hears:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    commands(prog_name="qedit")
+
+
+if __name__ == "__main__":
+    main()
