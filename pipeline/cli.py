@@ -12,12 +12,20 @@ from .commands.stages import cache_base, cache_embeds, cache_vae, pair, run, tra
 from .commands.upkeep import gc, status, unlock, verify
 from .report import print_object
 
+WHOLE = 1000  # letters: more than any first sentence has
+
 
 class InOrderOfWork(click.Group):
     """Lists commands as they were added: the order of work, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its whole first sentence: click would cut it off at the end of a line."""
+        rows = [(name, one.get_short_help_str(limit=WHOLE)) for name, one in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["as_json"] = "--json" in args

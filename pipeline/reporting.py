@@ -54,10 +54,7 @@ def reporting(
     # of several processes that train one run, the first one speaks
     silent = rank_of_this_process() > 0
     verbosity = SILENT if silent else -1 if quiet else verbose
-    def spelled(line: str) -> str:
-        """What it says to type can then be typed as it stands."""
-        return with_options(line, folder=folder, **given)
-
+    spelled = spelling(folder=folder, **given)
     progress = TerminalProgress(as_json=as_json, verbosity=verbosity, spelled=spelled)
 
     def finish(value: dict[str, Any]) -> None:
@@ -104,6 +101,11 @@ def rank_of_this_process() -> int:
     """Its number among those that a launcher (torchrun, accelerate) has started; else 0."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return int(os.environ.get("RANK", "0")) if several else 0
+
+
+def spelling(**options: Any) -> Callable[[str], str]:
+    """What makes a line that says to type something one that can be typed as it stands."""
+    return lambda line: with_options(line, **options)
 
 
 def with_options(

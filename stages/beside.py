@@ -22,7 +22,9 @@ def made_for_others(
     others: set[str] = set()
     for recipe in _recipes_beside(folder):
         if not fits(flavour, recipe):
-            others.update(other.name for other in FLAVOURS.values() if fits(other, recipe))
+            names = {other.name for other in FLAVOURS.values() if fits(other, recipe)}
+            # of its own name, with other areas: the flavour is not what differs
+            others |= set() if flavour.name in names else names
     return f"; what is there was made for {' or '.join(sorted(others))}" if others else ""
 
 

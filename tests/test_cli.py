@@ -264,6 +264,24 @@ def test_rows_of_another_flavour_are_refused_naming_both(copy: Path) -> None:
     assert "what is there was made for edit-v2 or edit-v2+ or edit-v3" in error
 
 
+def test_other_areas_of_the_same_flavour_are_not_called_another(copy: Path) -> None:
+    make_tiny(copy / "larger", "edit-v2", vae_area=4 * AREA, vl_area=AREA)
+    wrong = ("--set", "pretrained_model_name_or_path=larger")
+    error = with_files("train", *wrong, expect=4).stderr
+    assert "no pairs table" in error
+    assert "edit-v2" not in error.partition("what is there")[2]
+
+
+def test_unlock_says_that_there_are_no_locks(copy: Path) -> None:
+    assert with_files("unlock").stdout == "No locks.\n"
+
+
+def test_help_shows_whole_sentences() -> None:
+    listed = qedit("--help").stdout.partition("Commands:")[2]
+    assert "..." not in listed
+    assert "samples that are hurt." in " ".join(listed.split())
+
+
 def test_dry_runs_say_how_much_there_is_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

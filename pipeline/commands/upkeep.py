@@ -95,7 +95,9 @@ def unlock(yes: bool, **shared: Any) -> None:
             progress.say(f"{path}: {holder}")
             if yes:
                 remove(path)
-        if locks.free() and not yes:
-            progress.say("To remove them: `qedit unlock --yes`.")
+        if locks.free():
+            progress.say("Removed." if yes else "To remove them: `qedit unlock --yes`.")
+        elif not locks.here():
+            progress.say("No locks.")
         paths = [str(path) for path, _ in locks.free()]
         finish({"stage": "unlock", "locks": paths, "removed": yes})
