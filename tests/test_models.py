@@ -112,7 +112,6 @@ def test_edit_v2_plus_modulates_references_at_zero(tiny: Path) -> None:
 
 
 def test_the_text_encoder_in_eight_bits_is_near_and_small(checkpoint: Checkpoint) -> None:
-    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
     exact = PromptEncoder.load(checkpoint, dtype=torch.float32)
     small = PromptEncoder.load(checkpoint, dtype=torch.float32, precision="int8-quanto")
     shown = [picture(84, 56)]

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import Checkpoint
-from .loading import load_part
 from .prompt_reader import Prompt, PromptReader
 from .templates import DROPPED_TOKENS
+from .text_encoder import load_text_encoder
 
 # Tails of one set that go through together; more would make their mask large.
 TAIL_TOKENS = 1024
@@ -56,30 +56,15 @@ class PromptEncoder:
 
         Args:
             precision: "int8-quanto" keeps the language model's matrices in 8 bits. They are
-                made so before they go to the device, which never holds more.
+                made so one by one as they are read.
 
         Raises:
-            WrongUse: a part is not what it should be, or a package is missing.
+            WrongUse: a part is not what it should be.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
         reader = reader or PromptReader.load(checkpoint)
-        quantised = precision != "no_change"
-        # The class with the head is the one that knows every layout of the weights' names;
-        # the head itself (a gigabyte at full scale) is let go at once.
-        whole = load_part(
-            Qwen2_5_VLForConditionalGeneration,
-            checkpoint.text_encoder,
-            dtype=dtype,
-            device="cpu" if quantised else device,
-        )
-        model = whole.model
-        del whole
-        if quantised:
-            from .quantised_encoder import to_eight_bits
-
-            to_eight_bits(model.language_model)
-            model.to(device)
+        eight_bits = precision == "int8-quanto"
+        folder = checkpoint.text_encoder
+        model = load_text_encoder(folder, dtype=dtype, device=device, eight_bits=eight_bits)
         return cls(model, reader)
 
     def encode(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:

@@ -96,7 +96,7 @@ def prompt_recipe(
         "closing": CLOSING,
         "dropped_tokens": DROPPED_TOKENS,
         "pictures": PICTURES,
-        **({"precision": settings.text_encoder_precision} if quantised else {}),
+        **({"precision": settings.text_encoder_precision, "rounding": 2} if quantised else {}),
     }
 
 

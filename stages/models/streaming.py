@@ -1,6 +1,6 @@
-"""The transformer built tensor by tensor, so that memory never holds it twice.
+"""Models built tensor by tensor, so that memory never holds them twice.
 
-Its modules are made without weights; whoever wants other modules in their places (quantised,
+Their modules are made without weights; whoever wants other modules in their places (quantised,
 tabulated) puts them there; then the tensors are read one after the other, straight to where
 they stay. What the model has no place for is not read.
 """
@@ -41,45 +41,45 @@ def empty_transformer(folder: Path, *, zero_cond_t: bool) -> nn.Module:
 
 
 def fill(
-    transformer: nn.Module,
+    model: nn.Module,
     tensors: Iterable[tuple[str, Tensor]],
     *,
     dtype: torch.dtype,
     device: str | torch.device,
     source: Path,
 ) -> nn.Module:
-    """Give every parameter and buffer of `transformer` its tensor, on `device`, for good.
+    """Give every parameter and buffer of `model` its tensor, on `device`, for good.
 
     Parameters come to be of `dtype`; bits and scales of quantised weights stay as they are.
 
     Raises:
         WrongUse: `source` lacks a tensor, or has one of another shape.
     """
-    wanted = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
+    wanted = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors:
         if name in wanted and wanted[name].shape == tensor.shape:
             kind = dtype if wanted[name].dtype.is_floating_point else tensor.dtype
             # a copy in any case: what is mapped from a file must not change with the file
-            _put(transformer, name, tensor.to(device, kind, copy=True))
-    _refuse_gaps(transformer, source)
-    return transformer.to(device)  # small tables that came with the modules
+            _put(model, name, tensor.to(device, kind, copy=True))
+    _refuse_gaps(model, source)
+    return model.to(device)  # small tables that came with the modules
 
 
-def _put(transformer: nn.Module, name: str, tensor: Tensor) -> None:
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    module = transformer.get_submodule(path)
+    module = model.get_submodule(path)
     if leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[leaf] = tensor
 
 
-def _refuse_gaps(transformer: nn.Module, source: Path) -> None:
-    tensors = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
+def _refuse_gaps(model: nn.Module, source: Path) -> None:
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     gaps = sorted(name for name, tensor in tensors.items() if tensor.is_meta)
     if gaps:
         raise WrongUse(
-            f"{source} lacks weights of the transformer: {len(gaps)} tensors are missing or of "
+            f"{source} lacks weights of the model: {len(gaps)} tensors are missing or of "
             f"another shape, the first is {gaps[0]}.",
             "Download the checkpoint again, or name the folder of the right model.",
         )
