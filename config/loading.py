@@ -64,9 +64,10 @@ def _settings_of(
 ) -> dict[str, Any]:
     """The values of config.json with the `--set`; read into the draft as well."""
     if config is not None:
-        raw = read_json(config, label := str(config))
+        raw = read_json(config, label := str(config), dict)
     elif shipped is not None:
-        raw = read_json(shipped / CONFIG_NAME, label := f"{shipped.name}/{CONFIG_NAME}")
+        label = f"{shipped.name}/{CONFIG_NAME}"
+        raw = read_json(shipped / CONFIG_NAME, label, dict)
     else:
         if not draft.mistakes:
             text = "none is given; name it with --config FILE, or try example=NAME"
@@ -110,7 +111,7 @@ def _read_datasets(
     config: Path | None,
 ) -> None:
     file, label = data_file
-    raw = read_json(file, label, beside=config)
+    raw = read_json(file, label, list, beside=config)
     if isinstance(raw, Mistake):
         draft.mistakes.append(raw)
     elif not isinstance(raw, list):

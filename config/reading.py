@@ -11,6 +11,7 @@ from .comments import NotJson, parse
 from .mistakes import Mistake
 from .spelling import did_you_mean, nearest
 
+LARGEST_BYTES = 1_000_000  # of a file that may be meant
 CONFIG_NAME, DATA_NAME = "config.json", "multidatabackend.json"
 
 
@@ -32,15 +33,23 @@ def _examples() -> Traversable:
     return files("qedit.config") / "examples"
 
 
-def read_json(file: Traversable, label: str, *, beside: Path | None = None) -> Any | Mistake:
+def read_json(
+    file: Traversable,
+    label: str,
+    kind: type,
+    *,
+    beside: Path | None = None,
+) -> Any | Mistake:
     """What the file holds, or why it cannot be read.
 
-    `beside`: a file in whose folder a missing one may lie instead.
+    Args:
+        kind: what such a file holds: of files with nearly its name, one of these is meant.
+        beside: a file in whose folder a missing one may lie instead.
     """
     try:
         return parse(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        return Mistake(label, f"there is no such file{_alike(file, beside)}")
+        return Mistake(label, f"there is no such file{_alike(file, beside, kind)}")
     except IsADirectoryError:
         return Mistake(label, f"is a folder; name the file in it, like {label}/{CONFIG_NAME}")
     except OSError as error:
@@ -51,11 +60,21 @@ def read_json(file: Traversable, label: str, *, beside: Path | None = None) -> A
         return Mistake(label, str(error))
 
 
-def _alike(file: Traversable, beside: Path | None) -> str:
-    """A file of that name, or nearly that name, that does exist."""
+def _alike(file: Traversable, beside: Path | None, kind: type) -> str:
+    """A file of that name, or nearly that name, that does exist; else the only one of the kind."""
     if beside is not None and (other := beside.parent / file.name).is_file():
         return f" (paths are relative to the working directory); did you mean {other}?"
     if not isinstance(file, Path) or not file.parent.is_dir():
         return ""
-    close = nearest(file.name, (other.name for other in file.parent.iterdir() if other.is_file()))
+    fit = [other.name for other in file.parent.glob("*.json*") if _holds(other, kind)]
+    close = nearest(file.name, fit) or (fit[0] if len(fit) == 1 else None)
     return f"; did you mean {file.parent / close}?" if close else ""
+
+
+def _holds(path: Path, kind: type) -> bool:
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            return False
+        return isinstance(parse(path.read_text(encoding="utf-8-sig")), kind)
+    except (OSError, UnicodeDecodeError, NotJson):
+        return False

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 SIZE = (48, 32)
 
@@ -74,6 +75,17 @@ def deep_grey() -> bytes:
     return encoded(Image.fromarray(values), "PNG")
 
 
+def progressive() -> bytes:
+    return encoded(noise((64, 64)), "JPEG", progressive=True)
+
+
+def noted(size: int) -> bytes:
+    """A PNG with a packed text of that size."""
+    note = PngInfo()
+    note.add_text("prompt", "y" * size, zip=True)
+    return encoded(noise(), "PNG", pnginfo=note)
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -92,6 +104,9 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "svg.png": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not_a_picture"),
     "zeros.png": (lambda: bytes(4096), "not_a_picture"),
     "half.jpg": (lambda: encoded(noise(), "JPEG")[:600], "unreadable"),
+    "scans.jpg": (lambda: progressive()[:-30], "unreadable"),  # all but the last of the passes
+    "heic.jpg": (lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "not_a_picture"),
+    "essay.png": (lambda: noted(2_000_000), "unreadable"),
     "half.png": (lambda: encoded(noise(), "PNG")[:600], "unreadable"),
     "half.webp": (lambda: encoded(noise(), "WEBP")[:300], "unreadable"),
     "half.gif": (lambda: encoded(noise(), "GIF")[:900], "unreadable"),
@@ -110,6 +125,10 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
 ACCEPTED: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "dot.png": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), {"upscaled"}),
     "cmyk.jpg": (lambda: encoded(noise().convert("CMYK"), "JPEG"), set()),
+    "progressive.jpg": (progressive, set()),
+    "profile.jpg": (lambda: encoded(noise(), "JPEG", icc_profile=b"x" * 400_000), set()),
+    "exif.jpg": (lambda: encoded(noise(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 65_000), set()),
+    "noted.png": (lambda: noted(90_000), set()),
     "grey.jpg": (lambda: encoded(noise(bands=1), "JPEG"), set()),
     "bits.png": (lambda: encoded(noise().convert("1"), "PNG"), set()),
     "palette.png": (with_clear_palette, {"alpha"}),
@@ -167,6 +186,8 @@ def put_what_is_no_file(folder: Path) -> dict[str, str]:
     os.symlink("ping.png", folder / "pong.png")
     os.symlink(".", folder / "self")
     (folder / "empty").mkdir()
+    for name in ("photo.HEIC", "drawing.svg", "page.pdf"):
+        (folder / name).write_bytes(b"whatever")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png")).write_bytes(encoded(noise(), "PNG"))
     return {
         "pipe.png": "not_a_picture",
@@ -174,5 +195,6 @@ def put_what_is_no_file(folder: Path) -> dict[str, str]:
         "loop.png": "not_readable_now",
         "ping.png": "not_readable_now",
         "pong.png": "not_readable_now",
+        **dict.fromkeys(("photo.HEIC", "drawing.svg", "page.pdf"), "unsupported_format"),
         "\\xff\\xfe.png": "name_not_utf8",
     }

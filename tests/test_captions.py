@@ -18,6 +18,7 @@ from qedit.stages.pair.scan import scan
 
 TARGET = "cats/red_cat-2.png"
 MODEL = "nobody/nothing-that-is-needed"
+LENGTH = CaptionLength(Settings(model_flavour="edit-v2", pretrained_model_name_or_path=MODEL))
 
 
 @pytest.fixture
@@ -29,8 +30,7 @@ def folder(tmp_path):
 
 def captions(folder: Path, **fields: object) -> tuple[str, ...]:
     main = Dataset(id="edits", instance_data_dir=folder, **fields)
-    length = CaptionLength(Settings(model_flavour="edit-v2", pretrained_model_name_or_path=MODEL))
-    return Captions(main, scan(folder), length=length).of(TARGET)
+    return Captions(main, scan(folder), length=LENGTH).of(TARGET)
 
 
 def text(folder: Path, data: bytes) -> Path:
@@ -81,6 +81,16 @@ def test_missing_empty_and_undecodable_text(folder):
     assert captions(folder, **lenient) == ("",)
     (folder / "cats/red_cat-2.txt").unlink()
     assert captions(folder, **lenient) == ("",)
+
+
+def test_zero_bytes_and_what_cannot_be_seen_are_no_captions(folder):
+    kind = {"caption_strategy": "textfile"}
+    for data in ("make it red".encode("utf-16"), "red".encode("utf-16-le"), b"red\0"):
+        assert reason(text(folder, data), **kind) == "caption_not_utf8"
+    text(folder, "\ufeff\u200b\n\xa0\u2060\n".encode("utf-8-sig"))
+    assert reason(folder, **kind) == "empty_caption"
+    fields = table(folder, "parquet", [{"filename": TARGET, "caption": "a\0b"}])
+    assert reason(folder, **fields) == "caption_not_utf8"
 
 
 def test_no_strategy_is_no_caption(folder):
@@ -187,6 +197,21 @@ def test_tables_may_leave_extensions_out_and_have_a_fallback(folder, kind):
     assert reason(folder, **fields) == "empty_caption"
     fields[kind] |= {"fallback_caption_column": "spare"}
     assert captions(folder, **fields) == ("make it red",)
+
+
+def test_texts_that_look_like_times_stay_as_they_are_written(folder):
+    (folder / "cats/red_cat-2.png").rename(folder / "2024-05-06.png")
+    rows = [{"filename": "2024-05-06", "caption": ["2024-05-06", "1999-01-01T00:00:00"]}]
+    main = Dataset(id="edits", instance_data_dir=folder, **table(folder, "jsonl", rows))
+    found = Captions(main, scan(folder), length=LENGTH).of("2024-05-06.png")
+    assert found == ("2024-05-06", "1999-01-01T00:00:00")
+
+
+@pytest.mark.parametrize("cell", [b"red", {"en": "red"}, 0.5])
+def test_cells_that_are_no_texts_are_refused(folder, cell):
+    fields = table(folder, "parquet", [{"filename": TARGET, "caption": cell}])
+    with pytest.raises(WrongUse, match=r"column caption .* holds"):
+        captions(folder, **fields)
 
 
 def test_tables_without_the_row_the_column_or_the_file(folder):

@@ -160,7 +160,18 @@ def test_a_missing_file_names_one_like_it(tmp_path: Path) -> None:
     assert f"confg.json: there is no such file; did you mean {tmp_path}/config.json" in str(
         caught.value
     )
-    assert "multi.json: there is no such file" in caught.value.what
+    assert caught.value.what.endswith("multi.json: there is no such file")
+
+
+def test_a_missing_second_file_is_never_said_to_be_the_first(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_flavour": "edit-v1"}')
+    (tmp_path / "multidatabackend.json").write_text("[] // by hand")
+    for name in ("nope.json", "confg.json", "multidatabackends.json"):
+        with pytest.raises(WrongUse) as caught:
+            load(tmp_path / "config.json", tmp_path / name)
+        assert only_line(caught.value.what).endswith(
+            f"did you mean {tmp_path}/multidatabackend.json?"
+        )
 
 
 def test_a_missing_second_file_may_lie_beside_the_first(tmp_path: Path) -> None:

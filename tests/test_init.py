@@ -10,6 +10,7 @@ from made_pairs import draw, in_own_folder, pairs
 from small_run import qedit, said
 
 from qedit.config.loading import load
+from qedit.stages.pair.proposal import propose
 
 _ = in_own_folder
 
@@ -32,7 +33,12 @@ def test_one_reference_of_the_same_ratio() -> None:
     assert main.conditioning_data == ("before",)
     assert reference.conditioning_type == "reference_strict"
     assert reference.instance_data_dir == Path("before")
-    for why in ("edit-v1: one folder", "3 pairs looked at agree", "no captions found", "512"):
+    for why in (
+        "edit-v1: one folder",
+        "3 pairs looked at agree",
+        "no captions found",
+        "resolution 64: ",
+    ):
         assert why in text, text
 
 
@@ -65,6 +71,16 @@ def test_sentences_in_the_names_are_captions() -> None:
     main = written().datasets[0]
     assert main.caption_strategy == "filename"
     assert main.resolution == 1024
+
+
+@pytest.mark.parametrize(("edge", "resolution"), [(600, 512), (300, 256), (150, 128), (8, 64)])
+def test_the_resolution_fits_the_pictures(edge: int, resolution: int) -> None:
+    for number in range(2):
+        for folder in ("targets", "before"):
+            draw(f"{folder}/{number}.bmp", (edge, edge))
+    proposal = propose(Path("targets"), [Path("before")])
+    assert f'"resolution": {resolution},' in proposal.data
+    assert any("small for this model" in why for why in proposal.reasons) == (resolution < 512)
 
 
 def test_names_of_folders_become_ids() -> None:

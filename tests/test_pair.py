@@ -426,6 +426,8 @@ def test_rejections_stop_the_run_until_they_are_accepted():
     with pytest.raises(NotComplete, match="nobody has accepted"):
         table(configuration)
     outcome = go(configuration, max_rejected=1)
+    assert "rejected: 1 unreadable (a broken or truncated picture)" in outcome.lines
+    assert any(line.startswith("    targets: 1.png: ") for line in outcome.lines)
     assert (outcome.wanted, outcome.kept, outcome.failed) == (3, 2, 1)
     assert outcome.facts["rejected"] == {"unreadable": 1}
     assert len(table(configuration).samples) == 2

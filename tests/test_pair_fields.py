@@ -8,9 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_pairs import configured, damage, draw, folder, go, in_own_folder, pairs, rejected, table
+from made_pairs import (
+    Silent,
+    configured,
+    damage,
+    draw,
+    folder,
+    go,
+    in_own_folder,
+    pairs,
+    rejected,
+    table,
+)
 
 from qedit.cache.errors import NotComplete
+from qedit.stages.pair.stage import run
 
 _ = in_own_folder
 
@@ -145,6 +157,24 @@ def test_missing_captions_may_be_empty_ones() -> None:
     assert [one.captions for one in table(configuration).samples] == [("red",), ("",)]
 
 
+def test_captions_without_a_target_and_files_of_other_kinds_are_told() -> None:
+    pairs(1)
+    for name in ("0.txt", "typo.txt", "old/1.txt", "notes.md", "LICENSE"):
+        Path("targets", name).parent.mkdir(exist_ok=True)
+        Path("targets", name).write_text("red")
+    progress = Silent()
+    run(configured(caption_strategy="textfile"), progress)
+    assert "targets: left out, no pictures by their names: 1 .md, 1 LICENSE" in progress.lines
+    (told,) = [line for line in progress.lines if "no picture of their name" in line]
+    assert told.startswith("targets: 2 texts")
+    assert told.endswith("the first is old/1.txt")
+    Path("captions.csv").write_text("filename,caption\n0,red\nother.png,blue\n")
+    progress = Silent()
+    fields = {"caption_strategy": "csv", "csv": {"path": "captions.csv"}}
+    run(configured(**fields), progress)
+    assert any("captions.csv: 1 rows name no picture" in line for line in progress.lines)
+
+
 # --- files that the system does not hand over, and names that steer a terminal
 
 
@@ -188,4 +218,4 @@ def test_names_cannot_steer_the_terminal() -> None:
     with pytest.raises(NotComplete) as stopped:
         go(configured())
     assert "\x1b" not in str(stopped.value)
-    assert "red \\x1b[31m\\nline.png: unreadable" in str(stopped.value)
+    assert "red \\x1b[31m\\nline.png: OSError" in str(stopped.value)

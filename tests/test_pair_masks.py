@@ -25,7 +25,7 @@ from qedit.cache.fingerprint import fingerprint, key_of
 from qedit.config.configuration import Configuration
 from qedit.config.datasets import Dataset
 from qedit.stages.models.flavours import FLAVOURS
-from qedit.stages.pair.plan import used_datasets
+from qedit.stages.pair.folders import used_datasets
 from qedit.stages.pairs_table import manifest_in, pairs_recipe
 from qedit.stages.wanted import pairs_keys
 

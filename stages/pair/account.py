@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .plan import Plan
 from .scan import printable
 
 STAGE = "pair"
-SHOWN_REJECTIONS = 5
+SHOWN_PATHS = 3  # of each reason
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Foreseen:
                 "pictures_to_decode": self.pictures_to_decode,
                 "rejected": dict(sorted(counts.items())),
             },
-            lines=(*lines, *rejected_lines(counts, rejections)),
+            lines=(*lines, *rejected_lines(rejections)),
         )
 
 
@@ -57,11 +57,16 @@ def outcome_of(
     manifests: Sequence[dict[str, Any]],
     changes: Changes,
     *,
+    rejections: Sequence[Rejection],
     where: Path,
     started: float,
     pages: Sequence[Path] = (),
 ) -> Outcome:
-    """What the tables of this run hold, how they differ from the last ones, and their pages."""
+    """What the tables of this run hold, how they differ from the last ones, and their pages.
+
+    Args:
+        rejections: those to show the first of, with their counts.
+    """
     samples = sum(manifest["samples"] for manifest in manifests)
     rejected = sum(manifest["rejected_samples"] for manifest in manifests)
     reasons, warnings = Counter[str](), Counter[str]()
@@ -71,8 +76,7 @@ def outcome_of(
     lines = list(changes.lines())
     if warnings:
         lines.append(f"warnings: {in_words(sorted(warnings.items()))}")
-    if reasons:
-        lines.append(f"rejected: {in_words(sorted(reasons.items()))}")
+    lines += rejected_lines(rejections)
     return Outcome(
         stage=STAGE,
         wanted=samples + rejected,
@@ -98,7 +102,8 @@ def refuse_unaccepted(
     """Stop where samples were rejected and nobody accepted that, or where none is left.
 
     Raises:
-        NotComplete: counts, the first paths, where the rest is listed and how to accept it.
+        NotComplete: counts and the first paths of each reason, where the rest is listed, and how
+            to go on without them.
     """
     rejections = [
         row
@@ -108,7 +113,6 @@ def refuse_unaccepted(
     ]
     if not rejections:
         return
-    counts = Counter(row.reason for row in rejections)
     what = f"{outcome.failed} of {outcome.wanted} samples are rejected."
     if all(manifest["samples"] for manifest in manifests):
         do = "Mend the files and run `qedit pair` again, or go on without them: "
@@ -120,17 +124,17 @@ def refuse_unaccepted(
         for folder, manifest in zip(folders, manifests, strict=True)
         if manifest["rejected_samples"]
     )
-    what = "\n".join([what, *rejected_lines(counts, rejections), f"All of them: {tables}"])
-    raise NotComplete(what, do)
+    raise NotComplete("\n".join([what, *rejected_lines(rejections), f"All of them: {tables}"]), do)
 
 
-def rejected_lines(counts: Counter[str], rejections: Sequence[Rejection]) -> list[str]:
-    """Counts by reason, then the first paths."""
-    if not rejections:
-        return []
-    lines = [in_words([one]) for one in sorted(counts.items())]
-    for row in rejections[:SHOWN_REJECTIONS]:
-        lines.append(f"  {row.dataset}: {printable(f'{row.path}: {row.reason}: {row.detail}')}")
-    if len(rejections) > SHOWN_REJECTIONS:
-        lines.append(f"  ... and {len(rejections) - SHOWN_REJECTIONS} more")
-    return lines
+def rejected_lines(rejections: Sequence[Rejection]) -> Iterator[str]:
+    """Each reason with its count, and under it the first paths."""
+    rows: dict[str, list[Rejection]] = {}
+    for row in rejections:
+        rows.setdefault(row.reason, []).append(row)
+    for reason, found in sorted(rows.items()):
+        yield f"rejected: {in_words([(reason, len(found))])}"
+        for row in found[:SHOWN_PATHS]:
+            yield f"    {row.dataset}: {printable(f'{row.path}: {row.detail}')}"
+        if len(found) > SHOWN_PATHS:
+            yield f"    and {len(found) - SHOWN_PATHS} more"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class TableCaptions:
         whole = unicodedata.normalize("NFC", path)
         return self._rows.get(whole, self._rows.get(stem_of(path)))
 
+    def rows_without(self, stems: Collection[str]) -> list[str]:
+        """The paths in the table for which there is no target of these stems."""
+        return [path for path in self._rows if path not in stems and stem_of(path) not in stems]
+
 
 def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table]) -> pa.Table:
     try:
@@ -73,7 +77,33 @@ def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table
             f"{', '.join(missing)}; it has {', '.join(table.column_names)}.",
             "Set `filename_column` and `caption_column`.",
         )
-    return table.select(_columns(layout))
+    table = table.select(_columns(layout))
+    for field in table.schema:
+        if not _is_text(field.type):
+            raise WrongUse(
+                f"Dataset {main.id}: the column {field.name} of the caption table {layout.path} "
+                f"holds {field.type}, not text.",
+                "Write it as text, or as lists of texts.",
+            )
+    return table
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column is of texts, of numbers that are texts as well, or of lists of them."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_text(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(
+        fits(kind)
+        for fits in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_integer,
+            pa.types.is_null,
+        )
+    )
 
 
 def _columns(layout: CaptionTable) -> list[str]:
@@ -117,7 +147,19 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_json_lines(path: Path) -> pa.Table:
-    return pyarrow.json.read_json(path)
+    """As it is written: a text that looks like a time is no time."""
+    table = pyarrow.json.read_json(path)
+    texts = [(field.name, _with_texts(field.type)) for field in table.schema]
+    if pa.schema(texts).equals(table.schema):
+        return table
+    written = pyarrow.json.ParseOptions(explicit_schema=pa.schema(texts))
+    return pyarrow.json.read_json(path, parse_options=written)
+
+
+def _with_texts(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    return pa.list_(_with_texts(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ...cache.errors import WrongUse
 from ...config.datasets import CaptionShuffle, Dataset
@@ -13,10 +14,12 @@ from ..models.caption_length import CaptionLength
 from ..models.templates import CAPTION_LIMIT_TOKENS, PICTURE_TOKENS
 from ..pairs_recipe import filter_entries
 from .caption_tables import TableCaptions
-from .scan import TEXT_EXTENSION, Scan
+from .match import stem_of
+from .scan import TEXT_EXTENSION, Scan, printable
 
 SHOWN_CHARACTERS = 80
 
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _REPLACEMENT = re.compile(r"s/((?:[^/\\]|\\.)+)/((?:[^/\\]|\\.)*)/", re.DOTALL)
 _SEPARATORS = {"comma": ",", "semicolon": ";", "period": ".", "space": " "}
@@ -68,6 +71,25 @@ class Captions:
                 return ("",)
             raise
 
+    def strange(self, stems: Collection[str]) -> str:
+        """A sentence on captions of which no target is there; "" where there are none.
+
+        Args:
+            stems: what the targets are matched by.
+        """
+        main = self._main
+        if self._table is not None:
+            alone = self._table.rows_without(stems)
+            where, what = self._table.path, "rows name no picture"
+        elif main.caption_strategy == "textfile" and not self._only_prompts:
+            alone = [path for path in self._targets.texts.paths if stem_of(path) not in stems]
+            where, what = self._targets.folder, "texts have no picture of their name"
+        else:
+            return ""
+        if not alone:
+            return ""
+        return f"{where}: {len(alone)} {what} of {main.id}, the first is {printable(alone[0])}"
+
     def _of(self, path: str) -> tuple[str, ...]:
         main = self._main
         if self._only_prompts:
@@ -90,6 +112,9 @@ class Captions:
         return captions
 
     def _check(self, caption: str) -> None:
+        if "\0" in caption:
+            where = printable(_start(caption))
+            raise NoCaption("caption_not_utf8", f"zero bytes, as UTF-16 has them: {where}")
         for token in PICTURE_TOKENS:
             if token in caption:
                 # the encoder would take it for a picture that is not there
@@ -118,14 +143,17 @@ class Captions:
         if text_path not in self._texts:
             raise NoCaption("missing_caption", f"no {text_path} beside it")
         try:
-            return (self._targets.folder / text_path).read_bytes().decode("utf-8-sig")
+            data = (self._targets.folder / text_path).read_bytes()
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise NoCaption("caption_not_utf8", f"{text_path}: {error.reason}") from None
+            why = "UTF-16" if data.startswith(_UTF16_MARKS) else error.reason
+            raise NoCaption("caption_not_utf8", f"{text_path}: {why}") from None
         except OSError as error:
             reason = (
                 "permission_denied" if isinstance(error, PermissionError) else "not_readable_now"
             )
             raise NoCaption(reason, f"{text_path}: {error.strerror}") from error
+        return text
 
     def _pieces(self, texts: Iterable[str]) -> tuple[str, ...]:
         lines = [[line.strip() for line in _LINE_END.split(text)] for text in texts]
@@ -170,7 +198,16 @@ def _start(caption: str) -> str:
 
 def _clean(captions: Iterable[str]) -> tuple[str, ...]:
     stripped = (caption.strip() for caption in captions)
-    return tuple(dict.fromkeys(caption for caption in stripped if caption))
+    return tuple(dict.fromkeys(caption for caption in stripped if _says_something(caption)))
+
+
+def _says_something(caption: str) -> bool:
+    """Whether anything in it can be seen: marks of byte order or of zero width cannot."""
+    return bool(caption) and (caption.isascii() or any(map(_is_seen, caption)))
+
+
+def _is_seen(one: str) -> bool:
+    return not one.isspace() and unicodedata.category(one) not in ("Cc", "Cf")
 
 
 def _edit(entry: str, dataset: str) -> Edit:

@@ -32,6 +32,7 @@ REASONS = {
     "ambiguous": "several files of one name, with different extensions",
     "zero_bytes": "an empty file",
     "not_a_picture": "a file that holds no picture of a known format",
+    "unsupported_format": "a format that is not read: convert it to PNG, JPEG or WebP",
     "unreadable": "a broken or truncated picture",
     "too_many_pixels": "a header that asks for more pixels than are ever read",
     "unsupported_depth": "floating point or 32-bit pixels",
@@ -220,7 +221,7 @@ def _fault_alone(facts: Facts, dataset: Dataset) -> tuple[str, str] | None:
     if not least <= ratio <= most:
         return (
             "ratio_out_of_bounds",
-            f"{size[0]}x{size[1]} is {ratio:.4g}:1, allowed is {least:.4g} to {most:.4g}",
+            f"{size[0]}x{size[1]} is {_shown(ratio)}, allowed is {_shown(least)} to {_shown(most)}",
         )
     smallest = dataset.minimum_image_size
     if smallest is not None and is_smaller(size, smallest, dataset.resolution_type):
@@ -247,6 +248,13 @@ def _fault_beside(target: Facts, other: Facts, dataset: Dataset) -> tuple[str, s
         "ratios_differ",
         f"{size[0]}x{size[1]} against the target's {target.width}x{target.height}; {need}",
     )
+
+
+def _shown(ratio: float) -> str:
+    """`8:1`, `1.78:1`, `1:60000`."""
+    more = max(ratio, 1 / ratio)
+    number = f"{more:.0f}" if more >= 100 else f"{more:.3g}"
+    return f"{number}:1" if ratio >= 1 else f"1:{number}"
 
 
 def _is_upscaled(picture: Picture) -> bool:

@@ -14,8 +14,9 @@ from ..images import Unreadable, header, quiet_decoding, swaps_sides
 from ..models.flavours import Flavour
 from ..samples import Sample
 from .checks import faults, sample_of
+from .folders import scan_all
 from .memory import Facts
-from .plan import Plan, make_plans, scan_all
+from .plan import Plan, make_plans
 
 
 @dataclass(frozen=True)

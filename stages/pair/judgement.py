@@ -10,9 +10,10 @@ import numpy as np
 from ..pair_rows import Rejection
 from ..samples import Sample
 from .checks import faults, sample_of, warnings_of
+from .folders import Scans
 from .memory import Facts, Memory, PlacesArray
 from .pictures import Task
-from .plan import Plan, Scans, Wanted
+from .plan import Plan, Wanted
 
 Memories = Mapping[str, Memory]
 

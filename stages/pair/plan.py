@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import WrongUse
 from ...cache.fingerprint import fingerprint
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
@@ -19,6 +17,7 @@ from ..pair_rows import Rejection
 from ..pairs_recipe import match_target_res, pairs_recipe
 from .captions import Captions, NoCaption
 from .checks import Terms
+from .folders import Scans, partners_of, used_datasets
 from .geometry import Framing
 from .match import (
     Candidates,
@@ -29,9 +28,6 @@ from .match import (
     refuse_strangers,
     subset,
 )
-from .scan import Scan, scan
-
-Scans = Mapping[str, Scan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +52,11 @@ class Wanted:
 
 @dataclass
 class Plan:
-    """What is to become the table of one main dataset; `rejections` need no look at a picture."""
+    """What is to become the table of one main dataset; `rejections` need no look at a picture.
+
+    Attributes:
+        strange_captions: a sentence on captions that belong to no target; "" without them.
+    """
 
     main: Dataset
     folder: Path
@@ -64,54 +64,11 @@ class Plan:
     wanted: list[Wanted]
     rejections: list[Rejection]
     scans: Scans
+    strange_captions: str = ""
 
     def paths(self, wanted: Wanted) -> list[str]:
         """Of the target, of each reference, of the mask."""
         return [self.scans[name].pictures.paths[place] for name, place in wanted.pictures()]
-
-
-def used_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
-    """The datasets of targets: those to train on, then those held out."""
-    return (*configuration.main_datasets(), *configuration.eval_datasets())
-
-
-def scan_all(configuration: Configuration) -> dict[str, Scan]:
-    """List the folders of all targets, references and masks, by dataset id.
-
-    Raises:
-        WrongUse: folders that are missing or hold no picture, all of them at once.
-    """
-    scans, wrong = {}, []
-    for main in used_datasets(configuration):
-        for dataset in (main, *_partners(configuration, main)):
-            if dataset.id not in scans:
-                folder = dataset.instance_data_dir or Path()
-                if fault := _folder_fault(folder):
-                    wrong.append(f"Dataset {dataset.id}: the folder {folder} {fault}.")
-                    continue
-                scans[dataset.id] = found = scan(folder)
-                if not found.pictures:
-                    wrong.append(_no_pictures(dataset, found))
-    if wrong:
-        raise WrongUse(
-            "\n".join(dict.fromkeys(wrong)),
-            f"Correct `instance_data_dir`; it is relative to the working directory, {Path.cwd()}.",
-        )
-    return scans
-
-
-def digest_of(configuration: Configuration, scans: Scans) -> str:
-    """A digest of all names, sizes and times that the tables of this run can depend on."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(scans):
-        digest.update(f"dataset {name}\n".encode())
-        scans[name].digest_into(digest)
-    for main in used_datasets(configuration):
-        for table in (main.parquet, main.csv, main.jsonl):
-            if table is not None and table.path.is_file():
-                facts = table.path.stat()
-                digest.update(f"table {main.id} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> list[Plan]:
@@ -124,11 +81,18 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
     ambiguous = _ambiguous_paths(configuration, scans)
     plans, told = [], set[str]()
     for main in used_datasets(configuration):
-        partners = _partners(configuration, main)
+        partners = partners_of(configuration, main)
         pools = {partner.id: stems[partner.id] for partner in partners}
         refuse_strangers(main.id, stems[main.id], pools)
+        captions = Captions(main, scans[main.id], length=CaptionLength(configuration.settings))
         wanted, rejections = _wanted(
-            configuration, flavour, main, scans=scans, stems=stems, ambiguous=ambiguous[main.id]
+            configuration,
+            flavour,
+            main,
+            captions=captions,
+            scans=scans,
+            stems=stems,
+            ambiguous=ambiguous[main.id],
         )
         for partner in partners:
             if partner.id not in told:
@@ -139,7 +103,8 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
         rejections += _problems(main, scans)
         recipe = pairs_recipe(configuration, main, flavour)
         folder = configuration.pairs_folder(main) / fingerprint(recipe)
-        plans.append(Plan(main, folder, recipe, wanted, rejections, scans))
+        strange = captions.strange(stems[main.id].stems)
+        plans.append(Plan(main, folder, recipe, wanted, rejections, scans, strange))
     return plans
 
 
@@ -172,11 +137,11 @@ def _wanted(
     flavour: Flavour,
     main: Dataset,
     *,
+    captions: Captions,
     scans: Scans,
     stems: Mapping[str, Candidates],
     ambiguous: Collection[str],
 ) -> tuple[list[Wanted], list[Rejection]]:
-    captions = Captions(main, scans[main.id], length=CaptionLength(configuration.settings))
     wanted: list[Wanted] = []
     rejections: dict[Rejection, None] = {}
     every: list[tuple[Terms, Matched]] = []
@@ -244,12 +209,6 @@ def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, se
     return names
 
 
-def _partners(configuration: Configuration, main: Dataset) -> tuple[Dataset, ...]:
-    """The datasets whose pictures belong to the targets of `main`: references, then masks."""
-    mask = configuration.mask_of(main)
-    return (*configuration.references_of(main), *([mask] if mask else []))
-
-
 def _asked_for(
     configuration: Configuration, partner: Dataset, stems: Mapping[str, Candidates]
 ) -> Collection[str]:
@@ -257,27 +216,10 @@ def _asked_for(
     sides = [
         stems[main.id].stems
         for main in used_datasets(configuration)
-        if partner in _partners(configuration, main)
+        if partner in partners_of(configuration, main)
     ]
     return sides[0] if len(sides) == 1 else set[str]().union(*sides)
 
 
 def _problems(dataset: Dataset, scans: Scans) -> Sequence[Rejection]:
     return [Rejection(problem.path, dataset.id, *problem) for problem in scans[dataset.id].problems]
-
-
-def _folder_fault(folder: Path) -> str:
-    if not folder.exists():
-        return "does not exist"
-    return "" if folder.is_dir() else "is a file"
-
-
-def _no_pictures(dataset: Dataset, found: Scan) -> str:
-    if found.problems:
-        first = found.problems[0]
-        why = f"holds no usable picture: {first.path}: {first.detail}"
-    elif any(found.folder.iterdir()):
-        why = "holds no pictures (files ending in .jpg, .png, .webp ...)"
-    else:
-        why = "is empty"
-    return f"Dataset {dataset.id}: the folder {found.folder} {why}."

@@ -20,7 +20,8 @@ CONFIG_FILE, DATA_FILE = "config.json", "multidatabackend.json"
 MOST_REFERENCES = 3
 LOOKED_AT = 200  # pairs whose headers are read, spread over the whole folder
 TOLERANCE = 0.02
-_RESOLUTIONS = (1024, 768, 512)
+_RESOLUTIONS = (1024, 768, 512, 384, 256, 192, 128, 64)
+_LEAST_USUAL = 512  # below that the model has learnt little
 _SENTENCE_WORDS = 3
 
 
@@ -165,7 +166,10 @@ def _resolution(sizes: Sequence[Size | None]) -> tuple[int, str]:
     middle = median(edges)
     fits = [edge for edge in _RESOLUTIONS if edge <= middle * 1.1]
     chosen = max(fits, default=_RESOLUTIONS[-1])
-    return chosen, f"half of the targets have at least the area of {middle:.0f} x {middle:.0f}"
+    why = f"half of the targets have at least the area of {middle:.0f} x {middle:.0f}"
+    if chosen < _LEAST_USUAL:
+        why += ": small for this model, whose pictures have 1024 x 1024. Are there larger ones?"
+    return chosen, why
 
 
 def _config_text(flavour: str, main: str) -> str:

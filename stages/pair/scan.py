@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import NamedTuple
 from ..images import EXTENSIONS
 
 TEXT_EXTENSION = "txt"
+# Pictures by their names, of formats that are not read: named, not passed over.
+_UNSUPPORTED = frozenset(
+    {"heic", "heif", "hif", "jxl", "svg", "pdf", "eps", "ai", "psd", "xcf", "kra", "tga", "exr"}
+    | {"hdr", "dds", "ico", "raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf"}
+)
 _LINES_AT_ONCE = 4096
 _LAST_TIME_NS = 2**63 - 1
 
@@ -83,6 +89,7 @@ class Scan:
         pictures, texts: in the order of their paths; where a picture stands is its place.
         problems: what looks like a picture by its name and can never be one.
         skipped_links: linked folders that lead to where another path has led already.
+        others: how many files of other kinds there are, by the ends of their names.
     """
 
     folder: Path
@@ -90,6 +97,7 @@ class Scan:
     texts: Files = field(default_factory=Files)
     problems: list[Problem] = field(default_factory=list)
     skipped_links: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
     def digest_into(self, digest: hashlib.blake2b) -> None:
         """Add the names, sizes and times of all files, and not where the folder lies."""
@@ -179,8 +187,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
     extension = entry.name.rpartition(".")[2].lower()
+    if extension in _UNSUPPORTED:
+        detail = f"files ending in .{extension} are not read"
+        found.problems.append(Problem(shown(path), "unsupported_format", detail))
+        return
     is_picture = extension in EXTENSIONS
     if not is_picture and extension != TEXT_EXTENSION:
+        found.others[shown(f".{extension}" if "." in entry.name else entry.name)] += 1
         return
     try:
         facts = entry.stat()

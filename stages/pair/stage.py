@@ -17,6 +17,7 @@ from ..pairs_table import (
     accept_rejections,
     is_whole,
     manifest_in,
+    read_rejections,
     samples_before,
     table_folder,
     write_pairs,
@@ -24,11 +25,12 @@ from ..pairs_table import (
 from ..stage import Outcome, Progress
 from .account import STAGE, Foreseen, outcome_of, refuse_unaccepted
 from .changes import Changes, Tally
+from .folders import Scans, digest_of, scan_all, used_datasets
 from .judgement import Judged, Unknown, judge, unknown_in
 from .memory import NOT_DECODED, PASSING_REASONS, Memory
 from .page import PAGE_FILE, bring_up_to_date, source_of
 from .pictures import look_at
-from .plan import Scans, digest_of, make_plans, scan_all, used_datasets
+from .plan import Plan, make_plans
 from .scan import printable
 
 
@@ -73,7 +75,12 @@ def run(
     folders = _folders(configuration)
     pages = [] if dry_run or no_report else _pages(configuration, folders, report, progress)
     outcome = outcome_of(
-        manifests, changes, where=_root(configuration), started=started, pages=pages
+        manifests,
+        changes,
+        rejections=[row for folder in folders for row in read_rejections(folder)],
+        where=_root(configuration),
+        started=started,
+        pages=pages,
     )
     if not dry_run:
         refuse_unaccepted(manifests, folders, outcome)
@@ -112,6 +119,7 @@ def _brought_up_to_date(
     if not again and all(_stands(folder, inputs, quick=effort.quick) for folder in folders):
         return accept.of_standing(folders, dry_run=dry_run), Changes()
     plans = make_plans(configuration, flavour_of(configuration.settings), scans)
+    _say_what_is_left_out(plans, scans, progress)
     memories = _memories(configuration, scans, effort=effort)
     unknown = unknown_in(plans, memories)
     if dry_run:
@@ -124,6 +132,16 @@ def _brought_up_to_date(
             _look_at_all(unknown, memories, scans, progress=progress)
         judged = [judge(plan, memories) for plan in plans]
         return _write(judged, inputs=inputs, accept=accept)
+
+
+def _say_what_is_left_out(plans: Sequence[Plan], scans: Scans, progress: Progress) -> None:
+    for name, found in scans.items():
+        if found.others:
+            kinds = (f"{count} {kind}" for kind, count in sorted(found.others.items()))
+            progress.say(f"{name}: left out, no pictures by their names: {', '.join(kinds)}")
+    for plan in plans:
+        if plan.strange_captions:
+            progress.warn(plan.strange_captions)
 
 
 def is_current(configuration: Configuration) -> bool:

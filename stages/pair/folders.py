@@ -1,0 +1,81 @@
+"""Folders: the datasets a run needs, what lies in each, and one digest of all of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...cache.errors import WrongUse
+from ...config.configuration import Configuration
+from ...config.datasets import Dataset
+from .scan import Scan, scan
+
+Scans = Mapping[str, Scan]
+
+
+def used_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
+    """The datasets of targets: those to train on, then those held out."""
+    return (*configuration.main_datasets(), *configuration.eval_datasets())
+
+
+def scan_all(configuration: Configuration) -> dict[str, Scan]:
+    """List the folders of all targets, references and masks, by dataset id.
+
+    Raises:
+        WrongUse: folders that are missing or hold no picture, all of them at once.
+    """
+    scans, wrong = {}, []
+    for main in used_datasets(configuration):
+        for dataset in (main, *partners_of(configuration, main)):
+            if dataset.id not in scans:
+                folder = dataset.instance_data_dir or Path()
+                if fault := _folder_fault(folder):
+                    wrong.append(f"Dataset {dataset.id}: the folder {folder} {fault}.")
+                    continue
+                scans[dataset.id] = found = scan(folder)
+                if not found.pictures:
+                    wrong.append(_no_pictures(dataset, found))
+    if wrong:
+        raise WrongUse(
+            "\n".join(dict.fromkeys(wrong)),
+            f"Correct `instance_data_dir`; it is relative to the working directory, {Path.cwd()}.",
+        )
+    return scans
+
+
+def digest_of(configuration: Configuration, scans: Scans) -> str:
+    """A digest of all names, sizes and times that the tables of this run can depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(scans):
+        digest.update(f"dataset {name}\n".encode())
+        scans[name].digest_into(digest)
+    for main in used_datasets(configuration):
+        for table in (main.parquet, main.csv, main.jsonl):
+            if table is not None and table.path.is_file():
+                facts = table.path.stat()
+                digest.update(f"table {main.id} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def partners_of(configuration: Configuration, main: Dataset) -> tuple[Dataset, ...]:
+    """The datasets whose pictures belong to the targets of `main`: references, then masks."""
+    mask = configuration.mask_of(main)
+    return (*configuration.references_of(main), *([mask] if mask else []))
+
+
+def _folder_fault(folder: Path) -> str:
+    if not folder.exists():
+        return "does not exist"
+    return "" if folder.is_dir() else "is a file"
+
+
+def _no_pictures(dataset: Dataset, found: Scan) -> str:
+    if found.problems:
+        first = found.problems[0]
+        why = f"holds no usable picture: {first.path}: {first.detail}"
+    elif any(found.folder.iterdir()):
+        why = "holds no pictures (files ending in .jpg, .png, .webp ...)"
+    else:
+        why = "is empty"
+    return f"Dataset {dataset.id}: the folder {found.folder} {why}."
