@@ -103,7 +103,7 @@ def test_prefix_and_tails_equal_one_pass(attention: str, checkpoint: Checkpoint)
     read = encoder.reader.read([picture(168, 84), picture(56, 140, seed=1)], CAPTIONS)
     ((prefix, tails),) = encoder.encode_all([read])
     for tail, whole in zip(tails, in_one_pass(encoder.model, read), strict=True):
-        assert difference(torch.cat([prefix, tail]), whole) < 5e-6
+        assert difference(torch.cat([prefix, tail]), whole) < 2e-6
 
 
 def test_prefix_and_tails_err_in_bf16_as_one_pass_does(checkpoint: Checkpoint) -> None:
@@ -115,7 +115,9 @@ def test_prefix_and_tails_err_in_bf16_as_one_pass_does(checkpoint: Checkpoint) -
     for tail, truth, whole in zip(tails, truths, passes, strict=True):
         ours = (torch.cat([prefix, tail]).float() - truth).norm() / truth.norm()
         theirs = (whole.float() - truth).norm() / truth.norm()
-        assert 0 < ours < 1.25 * theirs
+        assert 0 < ours < 1.05 * theirs
+        # from each other they differ by a step or two of bf16 (2^-8 to 2^-9 of the value)
+        assert difference(torch.cat([prefix, tail]).float(), whole.float()) < 1e-2
 
 
 def in_one_pass(model: Any, read: Prompt) -> list[torch.Tensor]:

@@ -5,6 +5,10 @@ of the pictures (the image prefix) is the same for every caption. It is computed
 all text tails on its key-value cache. Positions are always M-RoPE: diffusers 0.42 leaves out
 the field from which transformers 5 derives them.
 
+Prefix and tail joined equal one pass over the whole prompt to 2e-6 of the largest value in
+float32 (measured 6e-7), and to 1e-2 in bfloat16 (5e-3: a step of its rounding), where they are
+as near to float32 as one pass is.
+
 Several reference sets go through in one batch, and each gives what it gives alone: prefixes
 are padded on the right, where a causal model never looks, and a tail sees its own prefix and
 itself, nothing else.
