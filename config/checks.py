@@ -14,6 +14,8 @@ Finding = tuple[str, str]
 
 LARGEST_MEGAPIXELS = 64
 SMALLEST_EDGE = 32  # pixels
+# Whose names a file that is no plain LoRA can have: what others call a DoRA has another norm.
+FORMATS_READ = {"dora": ("diffusers",), "lokr": ("diffusers", "comfyui")}
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
@@ -27,6 +29,14 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         yield "flow_use_beta_schedule", "and `flow_use_uniform_schedule` are both on; keep one"
     if settings.model_kwargs.match_target_res and settings.model_flavour == "edit-v1":
         yield "model_kwargs.match_target_res", "is for edit-v2 and later, not for edit-v1"
+    readers = FORMATS_READ.get(settings.lora_type)
+    if readers and settings.model_type == "lora" and settings.lora_format not in readers:
+        yield (
+            "lora_format",
+            f'is "{settings.lora_format}", and no such tool reads a file of `lora_type` '
+            f'"{settings.lora_type}" as it is trained here; take it out, or set it to '
+            f"{' or '.join(readers)}",
+        )
 
 
 def check_dataset(dataset: Dataset) -> Iterator[Finding]:
