@@ -3,10 +3,12 @@
     python benchmarks/cache.py [--folder DIR] [--rows-for-opening 1000000]
 
 Every ratio is the yardstick's time divided by the store's: 1 is as fast, more is faster.
-The yardsticks: a raw memmap of the same rows (copied out), a safetensors file and a
-`torch.save` file for each row, a plain sequential write, and `cat` into nothing. Everything
-is read from a warm page cache; the best of several rounds counts, taken in turns. What the
-system call alone reaches is printed as the bound. `no_op.py` measures what finding nothing to do
+The yardsticks: a raw memmap of the same rows, a safetensors file and a `torch.save` file for each
+row, a plain sequential write, and `cat` into nothing. Rows go, one by one and in an order of
+chance, where training wants them: into their places in a batch; and, once more, into arrays of
+their own. Everything is read from a warm page cache; the best of several rounds counts, taken in
+turns. The bounds are what the system call alone reaches, and what it reaches together with the
+checksum, piece by piece, without a store around it. `no_op.py` measures what finding nothing to do
 costs over a million pairs.
 """
 
@@ -28,9 +30,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from qedit.cache.checksum import PIECE_BYTES, crc32c_of_more
 from qedit.cache.store import COMPRESSION, EMBEDS, LATENTS, ZSTD, Layout, Store
 
-ROUNDS = 5
+ROUNDS = 9
+BATCH = 4
 # name, layout, shape of a row, rows, rows a part
 KINDS = (
     ("0.5 MB", LATENTS, (16, 128, 128), 256, 64),
@@ -82,13 +86,22 @@ def reads(
     plain_seconds = plain_write(folder / "plain.bin", rows, part)
     memmap = np.memmap(folder / "plain.bin", np.uint16, "r", shape=rows.shape)
     order = random.permutation(count).tolist()
-    raw, full, fast, plain = best(
+    batch = torch.empty(BATCH, *shape, dtype=torch.uint16).numpy()
+    places = [batch[at % BATCH] for at in range(count)]
+    raw, full, fast, plain, summed, raw_own, full_own = best(
+        each(lambda at: np.copyto(places[at], memmap[at]), order),
+        each(lambda at: store.read(keys[at], into=places[at]), order),
+        each(lambda at: store.read(keys[at], into=places[at], verified=False), order),
+        each(system_reads(folder / "plain.bin", places), order),
+        each(system_reads(folder / "plain.bin", places, piece_bytes=PIECE_BYTES), order),
         each(lambda at: np.array(memmap[at]), order),
         each(lambda at: store.read(keys[at]), order),
-        each(lambda at: store.read(keys[at], verified=False), order),
-        each(system_reads(folder / "plain.bin", rows[0].nbytes), order),
     )
-    show(f"bound: pread {name} without a store, against a memmap", raw / plain, 0.0)
+    print(
+        f"bounds {name}: pread alone {raw / plain:.2f}, with the checksum {raw / summed:.2f}; "
+        f"rows of their own, verified: {raw_own / full_own:.2f}",
+        flush=True,
+    )
     detail = f"  {1e3 * full / count:.3f} ms a row"
     show(f"read {name}, verified, against a memmap", raw / full, 0.6, detail)
     show(f"read {name}, unverified, against a memmap", raw / fast, 0.85)
@@ -127,14 +140,24 @@ def packed_reads(
     shutil.rmtree(folder)
 
 
-def system_reads(path: Path, count_bytes: int) -> Callable[[int], object]:
-    """Nothing but the system call that a store makes for a row: what it can be at best."""
-    file = path.open("rb", buffering=0)
+def system_reads(
+    path: Path, places: list[np.ndarray], *, piece_bytes: int = 0
+) -> Callable[[int], object]:
+    """Nothing but the system call that a store makes for a row, and the checksum of each piece.
 
-    def read(at: int) -> np.ndarray:
-        data = np.empty(count_bytes, np.uint8)
-        os.preadv(file.fileno(), [data], at * count_bytes)
-        return data
+    Args:
+        piece_bytes: 0 takes the row at once and no checksum.
+    """
+    file = path.open("rb", buffering=0)
+    spaces = [place.reshape(-1).view(np.uint8) for place in places]
+
+    def read(at: int) -> None:
+        space, checksum = spaces[at], 0
+        for begin in range(0, len(space), piece_bytes or len(space)):
+            piece = space[begin : begin + (piece_bytes or len(space))]
+            os.preadv(file.fileno(), [piece], at * len(space) + begin)
+            if piece_bytes:
+                checksum = crc32c_of_more(checksum, piece)
 
     return read
 

@@ -3,7 +3,8 @@
 A shard file is the chunks one after another, each followed by its crc32c, then an index of
 (offset, bytes) pairs and the index's own crc32c: Zarr's `sharding_indexed` codec with `bytes`
 and `crc32c` inside, and `blosc` between them if it is compressed. Any Zarr v3 reader opens it.
-Here it is written in one pass; `reading.py` reads it.
+Chunks that are not compressed begin at multiples of 64 bytes, with zeros in the gaps. Here it is
+written in one pass; `reading.py` reads it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import numpy.typing as npt
 
 from .atomic import file_in_place, make_folder, sync_folder
 from .checksum import CRC_BYTES, crc32c
-from .grid import Grid
+from .grid import NOT_THERE, Grid
 from .packing import packed
-
-NOT_THERE = 2**64 - 1
 
 Bits = npt.NDArray[np.uint16]
 
@@ -54,7 +53,9 @@ def _write_shard(file: BinaryIO, grid: Grid, rows: Sequence[tuple[int, Bits]]) -
         for number, chunk in enumerate(_chunks(grid, row), start=first):
             size = _write_chunk(file, chunk, crcs, packs=grid.compressed)
             index[number] = offset, size
-            offset += size
+            gap = 0 if grid.compressed else grid.stride_bytes - size
+            file.write(bytes(gap))
+            offset += size + gap
         checksums.append(crc32c(np.array(crcs, "<u4")))
     file.write(index.tobytes())
     file.write(crc32c(index).to_bytes(CRC_BYTES, "little"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
@@ -21,6 +22,5 @@ def crc32c(data: npt.NDArray[Any] | bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def crc32c_of_more(checksum: int, data: npt.NDArray[np.uint8]) -> int:
-    """The CRC-32C of what `checksum` is of, followed by `data`."""
-    return int(google_crc32c.extend(checksum, data))
+# The CRC-32C of what a first CRC-32C is of, followed by some bytes.
+crc32c_of_more: Callable[[int, npt.NDArray[np.uint8]], int] = google_crc32c.extend

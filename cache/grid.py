@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .checksum import CRC_BYTES
 from .packing import codec
 
 SHARD_LENGTH = 16384
 CHUNK_LENGTHS = (64, 32, 16, 8)
 MOST_PADDING = 1 / 8
+NOT_THERE = 2**64 - 1  # what a shard's index says of a chunk that is absent
+# Chunks begin in a shard's file at such places, as rows do in memory: a tenth faster to copy.
+ALIGNED_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,12 @@ class Grid:
     @property
     def chunk_bytes(self) -> int:
         return 2 * math.prod(self.chunk)
+
+    @property
+    def stride_bytes(self) -> int:
+        """From where a chunk begins in a shard's file to where the next one does, if not packed."""
+        stored = self.chunk_bytes + CRC_BYTES
+        return stored + -stored % ALIGNED_BYTES
 
     @property
     def chunks_a_shard(self) -> int:

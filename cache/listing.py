@@ -71,7 +71,7 @@ class _Block:
     """One listing with its rows numbered from `first` on."""
 
     def __init__(self, listing: Listing, first: int) -> None:
-        self.listing, self.first = listing, first
+        self.listing, self.first, self.names = listing, first, listing.names
         self.part_ends: list[int] = np.cumsum(listing.counts).tolist()
         table = listing.rows
         # one number of a memoryview is had several times faster than one of an array
@@ -113,12 +113,13 @@ class Rows:
 
     def find(self, key: str) -> tuple[str, Row] | None:
         """The name of the part in which the row of `key` lies, and where; None if there is none."""
-        number = self._by_key().get(key)
+        numbers = self._by_key() if self._numbered < len(self._blocks) else self._numbers
+        number = numbers.get(key)
         if number is None:
             return None
         block = self._blocks[bisect.bisect_right(self._firsts, number) - 1]
         part, row = block.place(number)
-        return block.listing.names[part], row
+        return block.names[part], row
 
     def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which of `keys` have a row: for millions of them, without an object for each."""

@@ -71,7 +71,7 @@ class Part:
         """Make sure that the row can be read as it was written; raises Broken.
 
         Args:
-            space: of any length, to read into.
+            space: at least of some hundred bytes, to read into.
         """
         self._array.check(row.start, row.length, checksum=row.checksum, space=space)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .checksum import CRC_BYTES, PIECE_BYTES, crc32c, crc32c_of_more
 from .errors import Broken
-from .grid import Grid
+from .grid import NOT_THERE, Grid
 from .open_files import OpenFile, OpenFiles
 
 Bits = npt.NDArray[np.uint16]
@@ -28,13 +28,19 @@ NOT_ITS_CHECKSUM = "its bytes do not match their checksum"
 
 
 class _Shard(NamedTuple):
-    """What a shard's index says: where each chunk begins and how long it is with its checksum,
-    and how many chunks, from each on, follow each other in the file."""
+    """What a shard's index says.
+
+    Attributes:
+        offsets, sizes: where each chunk begins, and how long it is with its checksum.
+        following: how many chunks, from each on, follow each other in the file.
+        gap_bytes: what lies between two of them.
+    """
 
     path: str
     offsets: memoryview
     sizes: memoryview
     following: memoryview
+    gap_bytes: int
 
 
 class ArrayReader:
@@ -66,17 +72,17 @@ class ArrayReader:
             return
         file, offset = self._files.get(shard.path), shard.offsets[first]
         if checksum is None:
-            self._fill(file, offset, space)
+            self._fill(file, offset, space, apart=CRC_BYTES + shard.gap_bytes)
             return
-        crcs, step = bytearray(), self._chunk_bytes
+        crcs, step, apart = bytearray(), self._chunk_bytes, CRC_BYTES + shard.gap_bytes
         for begin in range(0, len(space), step):
             chunk = space if count == 1 else space[begin : begin + step]
-            crc = _filled(file, offset, chunk)
+            crc = _filled(file, offset, chunk, 0)
             if len(chunk) < step:  # the last one is longer than the row
                 rest = np.empty(step - len(chunk), np.uint8)
                 crc = _filled(file, offset + len(chunk), rest, crc)
             crcs += crc.to_bytes(CRC_BYTES, "little")
-            offset += step + CRC_BYTES
+            offset += step + apart
         if crc32c(bytes(crcs)) != checksum:
             self.check(start, length, checksum=checksum)
             raise Broken("it was read as something else than it is: the memory may be at fault")
@@ -85,23 +91,25 @@ class ArrayReader:
         """Make sure that the row is there as it was written; raises Broken. Keeps nothing.
 
         Args:
-            space: of any length, to read into.
+            space: at least of some hundred bytes, to read into.
         """
         shard, first, count = self._place(start, length)
         file = self._files.get(shard.path)
+        behind = CRC_BYTES + shard.gap_bytes
         space = np.empty(PIECE_BYTES, np.uint8) if space is None else space
-        stored, crcs = np.empty(CRC_BYTES, np.uint8), bytearray()
+        step, crcs = len(space) - behind, bytearray()
         for chunk in range(first, first + count):
-            begin = shard.offsets[chunk]
-            end, crc = begin + shard.sizes[chunk] - CRC_BYTES, 0
-            for at in range(begin, end, len(space)):
-                piece = space[: min(len(space), end - at)]
-                file.fill(piece, at)
-                crc = crc32c_of_more(crc, piece)
-            file.fill(stored, end)
-            if crc.to_bytes(CRC_BYTES, "little") != stored.tobytes():
+            at = shard.offsets[chunk]
+            end, crc = at + shard.sizes[chunk] - CRC_BYTES, 0
+            while at < end:  # the last piece comes with what lies behind the chunk
+                size = min(step, end - at)
+                file.fill(space[: size + behind if at + size == end else size], at)
+                crc = crc32c_of_more(crc, space[:size])
+                at += size
+            crcs += crc.to_bytes(CRC_BYTES, "little")
+            stored = space[size : size + behind].tobytes()
+            if crcs[-CRC_BYTES:] + bytes(shard.gap_bytes) != stored:
                 raise Broken(NOT_ITS_CHECKSUM)
-            crcs += stored.tobytes()
         if crc32c(bytes(crcs)) != checksum:
             raise Broken("another row lies in its place")
 
@@ -118,12 +126,12 @@ class ArrayReader:
             raise Broken(NO_CHUNKS)
         return shard, first, count
 
-    def _fill(self, file: OpenFile, offset: int, space: Bytes) -> None:
-        """Fill `space` with chunk after chunk, whatever the checksums between them say."""
+    def _fill(self, file: OpenFile, offset: int, space: Bytes, *, apart: int) -> None:
+        """Fill `space` with chunk after chunk, whatever the bytes between them say."""
         step = self._chunk_bytes
         for begin in range(0, len(space), step):
             file.fill(space[begin : begin + step], offset)
-            offset += step + CRC_BYTES
+            offset += step + apart
 
     def _unpack(
         self, shard: _Shard, first: int, space: Bytes, *, count: int, checksum: int | None
@@ -153,7 +161,7 @@ class ArrayReader:
             raise Broken("another row lies in its place")
 
 
-def _filled(file: OpenFile, offset: int, space: Bytes, checksum: int = 0) -> int:
+def _filled(file: OpenFile, offset: int, space: Bytes, checksum: int) -> int:
     """Fill `space` piece by piece; the checksum of what `checksum` is of and it together."""
     for begin in range(0, len(space), PIECE_BYTES):
         piece = space[begin : begin + PIECE_BYTES]
@@ -174,17 +182,36 @@ def _index_of(file: OpenFile, path: str, grid: Grid) -> _Shard:
     if crc32c(index) != int(stored[0]):
         raise Broken("the shard's index does not match its checksum")
     offsets, sizes = index.T.copy()
-    return _Shard(path, offsets.data, sizes.data, _following(offsets, sizes, grid).data)
+    gap = 0 if grid.compressed else _gap_of(offsets, sizes, grid, end=begin)
+    following = _following(offsets, sizes, grid, gap_bytes=gap)
+    return _Shard(path, offsets.data, sizes.data, following.data, gap)
+
+
+def _gap_of(
+    offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], grid: Grid, *, end: int
+) -> int:
+    """What lies behind every chunk: nothing where they do not begin at round numbers.
+
+    So were shards written once, and so does zarr-python write them.
+    """
+    gap = grid.stride_bytes - grid.chunk_bytes - CRC_BYTES
+    here = np.sort(offsets[offsets != NOT_THERE])
+    ends = np.append(here[1:], np.uint64(end))
+    return gap if (ends - here == grid.stride_bytes).all() else 0
 
 
 def _following(
-    offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], grid: Grid
+    offsets: npt.NDArray[np.uint64],
+    sizes: npt.NDArray[np.uint64],
+    grid: Grid,
+    *,
+    gap_bytes: int,
 ) -> npt.NDArray[np.int64]:
     """How many chunks of this array follow each other in the file, from each on; 0: no chunk."""
     plain = grid.chunk_bytes + CRC_BYTES
     packed = (sizes > CRC_BYTES) & (sizes <= 2 * plain + 64)
     there = packed if grid.compressed else sizes == plain
-    goes_on = there[:-1] & there[1:] & (offsets[:-1] + sizes[:-1] == offsets[1:])
+    goes_on = there[:-1] & there[1:] & (offsets[:-1] + sizes[:-1] + gap_bytes == offsets[1:])
     following = there.astype(np.int64)
     for at in np.flatnonzero(goes_on)[::-1].tolist():
         following[at] += following[at + 1]

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .atomic import LEFTOVER, owner_of
-from .checksum import crc32c
+from .checksum import PIECE_BYTES, crc32c
 from .errors import Broken
 from .manifest import MANIFEST_FILE, is_as_written, read_manifest
 from .open_files import OpenFiles
@@ -50,10 +52,11 @@ def verify_part(
     if wanted is None:
         yield from (Damage(path, None, what) for what in _broken_files(path))
     part = Part(path, layout, listing.grids[0], files=OpenFiles(1))  # as they are on the disk now
+    space = np.empty(PIECE_BYTES, np.uint8)
     for key, row in rows_in(listing):
         if (wanted is None or key in wanted) and (share >= 1.0 or random.random() < share):
             try:
-                part.check(row)
+                part.check(row, space)
             except Broken as error:
                 yield Damage(path, key, str(error))
 

@@ -482,11 +482,22 @@ def test_every_row_of_a_missing_or_torn_shard_is_damaged(tmp_path: Path, layout:
             moved.read(key)
 
 
+def test_a_flipped_bit_between_two_chunks_is_found_and_hurts_no_row(tmp_path: Path) -> None:
+    rows = _rows(LATENTS, 3)
+    store = _filled(tmp_path, LATENTS, rows)
+    for bit in (8 * 124, 8 * 128 - 1):  # behind the checksum of the first chunk
+        _flip(_only_shard(store), bit)
+        assert [damage.key for damage in store.verify()] == ["0-0"]
+        _assert_holds(Store(tmp_path, RECIPE, LATENTS), rows)
+        _flip(_only_shard(store), bit)
+    assert store.verify() == []
+
+
 def test_swapped_chunks_are_found_though_each_is_whole(tmp_path: Path) -> None:
     rows = _rows(LATENTS, 3)
     store = _filled(tmp_path, LATENTS, rows)
     shard = _only_shard(store)
-    stored = 4 * 3 * 5 * 2 + 4
+    stored = 128  # 4 * 3 * 5 values and a checksum, and what is left to a round number
     data = shard.read_bytes()
     shard.write_bytes(data[stored : 2 * stored] + data[:stored] + data[2 * stored :])
     # a plain reader cannot know
