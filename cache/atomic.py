@@ -22,6 +22,9 @@ from .owner import Owner, is_dead, owner_in, this_process
 
 LEFTOVER = ".partial"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# a place where there is none, a file in its way, a link that leads nowhere
+NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENOTCONN)
 
 _count = itertools.count()
 
@@ -137,7 +140,14 @@ def create(path: Path, data: bytes) -> bool:
 def make_folder(path: Path) -> None:
     """Have a folder at `path`."""
     with _in_words(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in NO_FOLDER:
+                raise
+            raise QeditError(
+                f"There can be no folder {path} ({error.strerror}).", "Choose another folder."
+            ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -252,6 +262,9 @@ def _in_words(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"There is no space left to write {path}."
             do = "Make room and run the same command again: what is finished is kept."
+        elif error.errno in BROKEN_DISK:
+            what = f"{path} cannot be written: the disk fails ({error.strerror})."
+            do = "Look after the disk, or choose a folder on another one."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what = f"{path} may not be written ({error.strerror})."
             do = "Allow it, or choose another folder."

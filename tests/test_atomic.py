@@ -244,6 +244,23 @@ def test_what_a_user_can_mend_is_said_in_words(
     assert told.value.do
 
 
+def test_where_there_can_be_no_folder_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "deeper")
+    for path in (Path("/proc/x"), tmp_path / "file" / "a", tmp_path / "nowhere" / "a"):
+        with pytest.raises(QeditError, match=r"can be no folder .*\(.+\)") as told:
+            atomic.write_bytes(path / "b", b"1")
+        assert "another folder" in told.value.do
+
+
+def test_a_failing_disk_is_said_in_words(tmp_path: Path) -> None:
+    with (
+        pytest.raises(QeditError, match=r"file cannot be written: the disk fails"),
+        atomic.new_file(tmp_path / "file"),
+    ):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 def test_other_errors_are_passed_on(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         atomic.write_bytes(tmp_path, b"x")
