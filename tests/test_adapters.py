@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from training import LORA, lora, made_runs, train
 
 from qedit.cache.errors import WrongUse
+from qedit.cache.fingerprint import fingerprint
 from qedit.config.loading import Configuration
 from qedit.stages.models.adapter_file import LOADS_IN, adapter_file
 from qedit.stages.models.lora import add_lora, target_modules
+from qedit.stages.models.tensor_file import write_tensors
 from qedit.stages.models.tiny import TEXT_WIDTH, make_tiny
 from qedit.stages.models.transformer import load_transformer, predict_velocity
 from qedit.stages.train import loop
-from qedit.stages.train.lora_start import START_FILE
+from qedit.stages.train.lora_start import START_FILE, keep_start, kept_start
 from qedit.stages.train.model import open_model
 from qedit.stages.train.plan import make_plan
 
@@ -238,6 +240,22 @@ def assert_file_predicts_what_training_does(configuration: Configuration) -> Non
         loaded = trainer.objective.losses(stock, batch)
     torch.testing.assert_close(loaded, ours, rtol=1e-3, atol=1e-4)
     assert (base - ours).abs().max() > 1e-2
+
+
+def test_what_a_lora_began_as_is_found_by_the_rule_that_lets_a_run_go_on(tmp_path: Path) -> None:
+    run = {"settings": {"seed": 1, "loss_type": "l2"}, "model": {}, "recipes": {}, "datasets": {}}
+    weights = {"proj_out.lora_A.weight": torch.nn.Parameter(torch.randn(2, 3))}
+    # kept before there was such a setting, which now has its default
+    keep_start(tmp_path, weights, run={**run, "settings": {"seed": 1}})
+    kept = kept_start(tmp_path, run=run)
+    assert kept is not None
+    assert torch.equal(kept["proj_out.lora_A.weight"], weights["proj_out.lora_A.weight"])
+    for other in ({"seed": 2, "loss_type": "l2"}, {"seed": 1, "loss_type": "huber"}):
+        assert kept_start(tmp_path, run={**run, "settings": other}) is None
+    # the first files named their run by a fingerprint alone
+    write_tensors(tmp_path / START_FILE, weights, metadata={"run": fingerprint(run)})
+    assert kept_start(tmp_path, run=run) is not None
+    assert kept_start(tmp_path, run={**run, "model": {"zero_cond_t": True}}) is None
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

@@ -12,7 +12,7 @@ from qedit.stages.train.draws import seed_of, stream
 from qedit.stages.train.flow import AutoShift, Sigmas, noised, sample_losses, shifted
 
 
-def drawn(sigmas: Sigmas, *, tokens: int = 1024, count: int = 20_000) -> np.ndarray:
+def drawn(sigmas: Sigmas, *, tokens: int = 1024, count: int = 6_000) -> np.ndarray:
     random = stream(0, "test")
     return np.array([sigmas.draw(random, target_tokens=tokens) for _ in range(count)])
 

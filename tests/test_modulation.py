@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from made_transformer import made_transformer
@@ -18,31 +17,27 @@ from training import lora, made_runs, train
 
 from qedit.cache.errors import Damaged
 from qedit.config.loading import Configuration
-from qedit.config.settings import Settings
 from qedit.stages import modulation_rows
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.cache_base import table
 from qedit.stages.frozen_base import (
-    LOWEST_SIGMA,
     base_folder,
     has_work,
-    lowest_sigma,
     modulation_table,
 )
 from qedit.stages.models import modulation
 from qedit.stages.models.checkpoint import open_checkpoint
-from qedit.stages.models.denoise import load_scheduler, set_sigmas
 from qedit.stages.models.layers import PRESETS, trains_modulation
 from qedit.stages.models.modulation import bits_of, tabulate
-from qedit.stages.models.timesteps import ZERO, every_timestep, row_key, row_shape, spared_bytes
-from qedit.stages.models.tiny import make_tiny
+from qedit.stages.models.timesteps import every_timestep, row_key, row_shape, spared_bytes
 from qedit.stages.train import loop, model
-from qedit.stages.train.draws import stream
-from qedit.stages.train.evaluate import SIGMAS
-from qedit.stages.train.plan import Plan, make_plan, sigmas_of
+from qedit.stages.train.model import remarks
+from qedit.stages.train.plan import Plan, make_plan
 
 CPU = torch.device("cpu")
-STEPS = range(1, 5)
+STEPS = range(1, 3)
+# flavour -> a copy of the table that was made for it
+_tables: dict[str, Path] = {}
 
 
 @pytest.fixture
@@ -60,6 +55,16 @@ def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 def cached(configuration: Configuration, **options: Any) -> Any:
     return cache_base.run(configuration, Quiet(), device="cpu", **options)
+
+
+def with_table(configuration: Configuration) -> None:
+    """Have a whole table, which is made once for each flavour."""
+    flavour, where = configuration.settings.model_flavour, base_folder(configuration.settings)
+    if flavour in _tables:
+        shutil.copytree(_tables[flavour], where, dirs_exist_ok=True)
+    else:
+        cached(configuration)
+        _tables[flavour] = shutil.copytree(where, where.with_name("tables"))
 
 
 def opened(plan: Plan) -> loop.Trainer:
@@ -120,7 +125,7 @@ def test_two_forwards_before_a_backward_keep_their_own_rows(made: Any) -> None:
         other = trainer.objective.losses(trainer.transformer, second).sum()
         torch.autograd.backward(one - 2 * other)
         gradients.append([weight.grad for weight in trainer.trained.weights.values()])
-        cached(configuration)
+        with_table(configuration)
     assert is_tabulated(trainer)
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
@@ -146,7 +151,7 @@ def test_a_whole_run_is_the_same_with_a_table_made_half_way(
     whole, pieces = made(output="whole", **settings), made(output="pieces", **settings)
     train(whole)
     train(made(output="pieces", **{**settings, "max_train_steps": 2}))
-    cached(pieces)
+    with_table(pieces)
     # from now on no row may be computed
     monkeypatch.setattr(modulation_rows, "ModulationWeights", lambda *args: 1 / 0)
     assert train(pieces).kept == 2
@@ -159,7 +164,7 @@ def test_a_step_never_waits_for_its_device(made: Any, flavour: str) -> None:
     """On a device whose numbers nobody can look at: rows, rollouts, masks, joined shapes."""
     shutil.rmtree(base_folder(made(flavour=flavour).settings), ignore_errors=True)
     configuration = made(flavour=flavour, gradient_checkpointing=False, **HARD)
-    cached(configuration)
+    with_table(configuration)
     plan = make_plan(configuration)
     nowhere = torch.device("meta")
     trainer = opened(plan)
@@ -179,65 +184,9 @@ def test_a_step_never_waits_for_its_device(made: Any, flavour: str) -> None:
 # -- which timesteps -------------------------------------------------------------------------
 
 
-def test_every_timestep_that_a_sigma_can_become_has_a_row() -> None:
-    sigma = torch.cat([torch.linspace(0.001, 1, 400_001), torch.tensor([1.0])])
-    asked = (sigma * 1000).to(torch.bfloat16) / 1000  # as the pipelines round
-    there = every_timestep(lowest_sigma=0.001)
-    assert set(bits_of(asked)) <= set(there)
-    assert ZERO in there
-    # from 0.001 to 1 there are ten octaves of at most 128 bfloat16 each
-    assert 1200 < len(there) < 1290
-
-
-DRAWS: dict[str, dict[str, Any]] = {
-    "as inference": {},
-    "low": {"flow_schedule_shift": 0.2},
-    "high": {"flow_schedule_shift": 7.0},
-    "wide and low": {"flow_sigmoid_scale": 3.0, "flow_schedule_shift": 0.2},
-    "uniform": {"flow_use_uniform_schedule": True},
-    "uniform and low": {"flow_use_uniform_schedule": True, "flow_schedule_shift": 0.2},
-    "beta": {"flow_use_beta_schedule": True},
-    "beta at the ends": {
-        "flow_use_beta_schedule": True,
-        "flow_beta_schedule_alpha": 0.5,
-        "flow_beta_schedule_beta": 0.5,
-        "flow_schedule_shift": 1.0,
-    },
-}
-
-
-@pytest.mark.parametrize("draws", DRAWS)
-def test_whatever_training_draws_has_a_row(draws: str, tmp_path: Path) -> None:
-    """Also on the way of every rollout, of any length, to any noise level."""
-    settings = Settings.model_validate({"model_flavour": "edit-v2", **DRAWS[draws]})
-    random, count = stream(1, draws), 20_000
-    # the automatic shift of the released checkpoints
-    (tmp_path / "scheduler_config.json").write_text("{}")
-    schedule = sigmas_of(settings, tmp_path)
-    drawn = np.array([schedule.draw(random, target_tokens=4096) for _ in range(count)])
-    back = random.integers(0, 1000, count) / 1000
-    sigmas = torch.tensor(np.concatenate([drawn, np.minimum(drawn + back, 0.99999)])).float()
-    asked = bits_of((sigmas * 1000).to(torch.bfloat16) / 1000)
-    there = set(every_timestep(lowest_sigma=lowest_sigma(settings)))
-    assert sum(bits not in there for bits in asked) <= 2
-    assert len(there) < 4000  # 18 GB at full scale
-
-
-def test_evaluation_and_previews_have_their_rows_with_any_settings(tmp_path: Path) -> None:
-    scheduler = load_scheduler(make_tiny(tmp_path / "model", "edit-v2") / "scheduler")
-    asked = [torch.tensor(SIGMAS)]
-    for steps in (2, 3, 7, 30, 50, 99):
-        asked += [
-            set_sigmas(scheduler, steps=steps, target_tokens=n)[:-1] for n in (16, 1024, 8192)
-        ]
-    timesteps = (torch.cat(asked) * 1000).to(torch.bfloat16) / 1000
-    always = every_timestep(lowest_sigma=LOWEST_SIGMA)
-    assert set(bits_of(timesteps)) <= set(always)
-
-
 def test_a_rarer_timestep_is_computed_when_it_is_asked_for(made: Any) -> None:
     configuration = made()
-    cached(configuration)
+    with_table(configuration)
     checkpoint = open_checkpoint(configuration.settings)
     rare = bits_of(torch.tensor([1e-5]).to(torch.bfloat16))[0]
     rows = loop_rows(configuration)
@@ -296,7 +245,7 @@ def test_flavours_on_one_checkpoint_share_the_table(made: Any) -> None:
     ids=["float32", "modulation is trained", "the whole model is saved"],
 )
 def test_no_table_where_it_cannot_be_used(made: Any, settings: Any) -> None:
-    cached(made())
+    with_table(made())
     outcome = cached(made(**settings))
     assert (outcome.wanted, has_work(made(**settings).settings)) == (0, False)
     assert not is_tabulated(opened(make_plan(made(**settings))))
@@ -314,7 +263,7 @@ def test_the_layers_that_reach_modulation() -> None:
 
 def test_the_weights_are_neither_held_nor_read(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = made()
-    cached(configuration)
+    with_table(configuration)
     plan = make_plan(configuration)
     read = []
     real = model.fill
@@ -337,7 +286,7 @@ def test_the_weights_are_neither_held_nor_read(made: Any, monkeypatch: pytest.Mo
 
 def test_damage_is_found_when_a_row_is_read(made: Any) -> None:
     configuration = made()
-    cached(configuration)
+    cached(configuration)  # files that nobody has open yet
     store = modulation_table(open_checkpoint(configuration.settings), configuration.settings)
     (shard,) = store.path.glob("parts/*/modulation/c.0.0.0")
     data = bytearray(shard.read_bytes())
@@ -398,21 +347,22 @@ def test_sizes_at_full_scale() -> None:
 # -- what is said ----------------------------------------------------------------------------
 
 
-def said_in_training(configuration: Configuration) -> str:
-    quiet = Quiet()
-    loop.run(configuration, quiet, device="cpu")
-    return "\n".join(quiet.said)
-
-
 def test_training_says_what_a_table_would_spare_and_what_trained_modulation_costs(
     made: Any,
 ) -> None:
-    short = {"max_train_steps": 1, "use_ema": False}
-    assert "`qedit cache-base`" in said_in_training(made(output="without", **short))
-    trained = made(output="trained", lora_target_modules="all-linear+modulation", **short)
-    assert "its weights stay" in said_in_training(trained)
-    exact = said_in_training(made(output="exact", mixed_precision="no", **short))
+    def said(**settings: Any) -> str:
+        return "\n".join(remarks(make_plan(made(**settings))))
+
+    assert "`qedit cache-base`" in said()
+    assert "its weights stay" in said(lora_target_modules="all-linear+modulation")
+    exact = said(mixed_precision="no")
     assert "cache-base" not in exact
     assert "weights stay" not in exact
-    cached(made())
-    assert "cache-base" not in said_in_training(made(output="with", **short))
+    with_table(made())
+    assert "cache-base" not in said()
+
+
+def test_a_run_says_it(made: Any) -> None:
+    quiet = Quiet()
+    loop.run(made(max_train_steps=1, use_ema=False), quiet, device="cpu")
+    assert any("`qedit cache-base`" in line for line in quiet.said)

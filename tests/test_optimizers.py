@@ -38,11 +38,9 @@ class Killing(Quiet):
             raise Killed
 
 
-@pytest.mark.parametrize(
-    ("name", "config"), [("adafactor", {"weight_decay": 0.1}), ("muon", {"momentum": 0.9})]
-)
-def test_killed_and_resumed_is_as_never_killed(made: Any, name: str, config: Any) -> None:
-    settings = {"optimizer": name, "optimizer_config": config, "max_train_steps": 5}
+def test_killed_and_resumed_is_as_never_killed(made: Any) -> None:
+    options = {"momentum": 0.9}
+    settings = {"optimizer": "muon", "optimizer_config": options, "max_train_steps": 5}
     whole = made(output="whole/run", **settings)
     train(whole)
     pieces = made(output="pieces/run", **settings)
@@ -54,15 +52,6 @@ def test_killed_and_resumed_is_as_never_killed(made: Any, name: str, config: Any
         one, other = (made.settings.output_dir / file for made in (whole, pieces))
         assert one.read_bytes() == other.read_bytes()
     assert [line["loss"] for line in metrics(whole)] == [line["loss"] for line in metrics(pieces)]
-
-
-def test_every_optimizer_of_torch_goes_its_own_way(made: Any) -> None:
-    ways = []
-    for name in ("adamw", "adafactor", "muon"):
-        configuration = made(optimizer=name, output=name, max_train_steps=2)
-        train(configuration)
-        ways.append(torch.cat([weight.flatten() for weight in lora(configuration).values()]))
-    assert not any(torch.equal(ways[one], ways[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -127,12 +116,16 @@ def test_packages_get_their_options_and_all_their_numbers_are_kept(
 # bitsandbytes takes seconds to import
 REAL = [
     pytest.param(name, marks=pytest.mark.full) if kind.package == "bitsandbytes" else name
-    for name, kind in ELSEWHERE.items()
+    for name, kind in KINDS.items()
 ]
+# where two steps of each have led, by name
+_ways: dict[str, torch.Tensor] = {}
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_packages_go_on_after_a_kill_to_the_bit(tmp_path: Path, name: str) -> None:
+def test_every_optimizer_is_itself_and_goes_on_after_a_kill_to_the_bit(
+    tmp_path: Path, name: str
+) -> None:
     def fresh() -> Trained:
         torch.manual_seed(1)
         shapes = {"lora_A": (16, 300), "lora_B": (300, 16)}
@@ -154,6 +147,8 @@ def test_the_real_packages_go_on_after_a_kill_to_the_bit(tmp_path: Path, name: s
     assert bits_of(moved(resumed, 2)) == bits_of(whole)
     after = whole.weights["lora_A"].detach()
     assert (after - 1).abs().sum() < (before - 1).abs().sum()
+    assert not any(torch.equal(after, way) for other, way in _ways.items() if other != name)
+    _ways[name] = after
     if name == "adamw-8bit":
         kept = whole.optimizer.state[whole.weights["lora_A"]]["state1"]
         assert kept.dtype == torch.uint8

@@ -226,9 +226,9 @@ def test_a_run_that_never_rolls_out_is_the_run_without(made: Any) -> None:
     """The ramp begins after its last step, so everything is in place and nothing happens."""
     never = {"scheduled_sampling_ramp_steps": 10, "scheduled_sampling_start_step": 99}
     runs = [
-        made(output="without"),
-        made(output="never", **{**ON, **never}),
-        made(output="on", **ON),
+        made(output="without", max_train_steps=3),
+        made(output="never", max_train_steps=3, **{**ON, **never}),
+        made(output="on", max_train_steps=3, **ON),
     ]
     for configuration in runs:
         train(configuration)
@@ -240,9 +240,9 @@ def test_a_run_that_never_rolls_out_is_the_run_without(made: Any) -> None:
 
 
 def test_a_resumed_run_rolls_out_as_an_uninterrupted_one(made: Any) -> None:
-    whole = made(output="whole", lora_dropout=0.2, **ON)
+    whole = made(output="whole", lora_dropout=0.2, max_train_steps=3, **ON)
     train(whole)
-    for steps in (3, 6):
+    for steps in (1, 3):
         halves = made(output="halves", lora_dropout=0.2, max_train_steps=steps, **ON)
         train(halves)
     one, other = lora(whole), lora(halves)

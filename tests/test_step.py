@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_run import made_samples_with_edits
 from made_transformer import drawn
-from training import made_runs, metrics, train
+from training import made_runs, train
 
 from qedit.cache.errors import QeditError
 from qedit.config.loading import Configuration
@@ -215,15 +215,6 @@ def test_gradient_checkpointing_changes_no_bit(made: Any) -> None:
     assert forwards == [6, 3]  # each once more in the backward
 
 
-def test_the_loss_settings_reach_the_loss(made: Any) -> None:
-    found = set()
-    for loss_type in ("l2", "huber", "smooth_l1"):
-        configuration = made(loss_type=loss_type, max_train_steps=1, output=f"out-{loss_type}")
-        train(configuration)
-        found.add(metrics(configuration)[0]["loss"])
-    assert len(found) == 3
-
-
 def test_the_sample_that_broke_a_run_can_be_inspected_as_it_is_said() -> None:
     losses = StepLosses(
         torch.tensor([1.0, torch.nan]), torch.zeros(2), ("a", "b c.png"), ("", ""), 2
@@ -275,12 +266,12 @@ def test_without_an_average_there_is_none(made: Any) -> None:
 def test_the_published_file_predicts_what_training_predicts(made: Any) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
 
-    configuration = made(lora_alpha=2.0, learning_rate=0.1)
+    configuration = made(lora_alpha=2.0, learning_rate=0.1, max_train_steps=3)
     train(configuration)
     plan = make_plan(configuration)
     trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
     where = configuration.settings.output_dir
-    trainer.trained.restore(where / "checkpoint-6")
+    trainer.trained.restore(where / "checkpoint-3")
     (batch,) = plan.feed.step(9)
     stock = load_transformer(
         open_checkpoint(configuration.settings), dtype=torch.float32, device="cpu"

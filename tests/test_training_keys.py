@@ -40,7 +40,7 @@ DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
     "lora_alpha": (1.0, {}),
     "lora_dropout": (0.5, {}),
     "lora_init_type": ("gaussian", {}),
-    "flow_schedule_shift": (9.0, {}),
+    "flow_schedule_shift": (9.0, {"flow_schedule_auto_shift": False}),
     "flow_sigmoid_scale": (3.0, {}),
     "flow_use_uniform_schedule": (True, {}),
     "flow_use_beta_schedule": (True, {}),
@@ -121,7 +121,7 @@ def trained(configuration: Configuration) -> Trainer:
 def learned(made: Any, **settings: Any) -> dict[str, Tensor]:
     if flavour := settings.pop("model_flavour", None):
         settings["flavour"] = flavour
-    given = {"max_train_steps": 2, "use_ema": False, **settings}
+    given = {"max_train_steps": 2, "use_ema": False, "gradient_checkpointing": False, **settings}
     weights = trained(made(**given)).trained.weights
     return {name: weight.detach() for name, weight in weights.items()}
 
