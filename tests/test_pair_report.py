@@ -172,6 +172,12 @@ const chip = document.querySelector('[data-flag="near_duplicate"]');
 chip.click(); said.alike = seen(); chip.click(); said.again = seen();
 const order = document.getElementById("order");
 order.value = "least"; order.dispatchEvent(new Event("change")); said.least = seen()[0];
+document.querySelector("#grid .large").click();
+const dialog = document.getElementById("large");
+const place = () => dialog.open && dialog.querySelector(".name").textContent.match(/(\\S+) of/)[1];
+said.large = [place(), dialog.querySelectorAll("img").length];
+dialog.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"})); said.large.push(place());
+dialog.querySelector('[aria-label="close"]').click(); said.large.push(place());
 search.value = "zzz"; search.dispatchEvent(new Event("input")); said.none = seen();
 search.value = ""; search.dispatchEvent(new Event("input"));
 setTimeout(() => {
@@ -191,6 +197,7 @@ def test_a_browser_shows_it(width: int) -> None:
     assert said["all"] == ["0.png", "1.png", "2.png", "3.png", "again.jpg", "touched.png"]
     assert said["blue"] == ["0.png"]
     assert said["alike"] == ["0.png", "again.jpg"]
+    assert said["large"] == ["1", 2, "6", False]  # opened, its pictures, one back, closed
     assert said["again"] == said["all"]
     assert said["least"] == "touched.png"
     assert said["none"] == []

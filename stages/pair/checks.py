@@ -65,7 +65,7 @@ MEANINGS = {
     **REASONS,
     **WARNINGS,
     "near_duplicate": "a target that looks like another one",
-    "hardly_changed": "a target that looks like its first reference",
+    "hardly_changed": "a target that looks like its first reference, so that little is learnt",
 }
 
 # Rounding to multiples of 32 alone enlarges a picture by a few percent; that is no warning.

@@ -24,7 +24,7 @@ from .pictures import available_cores
 from .thumbnails import as_link, share_changed, thumbnail_of
 
 PAGE_FILE = "report.html"
-VERSION = 3  # raised whenever the same tables give another page
+VERSION = 4  # raised whenever the same tables give another page
 EXAMPLES = 12  # of each reason
 _HEAD_CHARACTERS = 400  # of the file: its key stands in there
 
