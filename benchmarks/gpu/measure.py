@@ -151,14 +151,16 @@ class Worker:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.was_ready = threading.Event()  # whether it came to measuring at all
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
 
     def _read(self, printed: IO[str]) -> None:
-        for line in printed:
-            if line.strip() == READY:
-                self.was_ready.set()
-            if line.startswith("{"):
-                self._lines.put(line)
+        with printed:
+            for line in printed:
+                if line.strip() == READY:
+                    self.was_ready.set()
+                if line.startswith("{"):
+                    self._lines.put(line)
         self._lines.put(None)
 
     def go(self, *, seconds: float) -> None:
@@ -197,7 +199,10 @@ class Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._reader.join()
         self._errors.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def rows_of(worker: Worker, deadline: float) -> Iterator[Row]:

@@ -115,7 +115,12 @@ def _widths(sizes: Dimensions, targets: str | tuple[str, ...]) -> int:
 
 def in_every_block(targets: str | Sequence[str]) -> tuple[str, ...]:
     """Those of a block's linear layers that `targets` puts a LoRA on, in most blocks."""
-    names = PRESETS[targets] if isinstance(targets, str) else tuple(targets)
+    return _in_every_block(targets if isinstance(targets, str) else tuple(targets))
+
+
+@cache
+def _in_every_block(targets: str | tuple[str, ...]) -> tuple[str, ...]:
+    names = PRESETS[targets] if isinstance(targets, str) else targets
     every = (*BLOCK_LINEARS, *MODULATION)
     return tuple(layer for layer in every if any(fits(layer, name) for name in names))
 
