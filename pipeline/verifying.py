@@ -53,16 +53,30 @@ class Verified:
             "dropped": self.dropped,
         }
 
+    def needed_by(self) -> str:
+        """Which samples need what is damaged."""
+        names = ", ".join(self.samples[:MOST_NAMES]) or "none of the present tables"
+        more = len(self.samples) - MOST_NAMES
+        also = f" and {more} more" if more > 0 else ""
+        return f"Samples that need what is damaged: {names}{also}"
+
+    def dropped_lines(self) -> Iterator[str]:
+        """What was given up, and what that means for the runs that there are."""
+        for line in self.lines:
+            yield f"Dropped: {line}"
+        if self.dropped:
+            yield self.needed_by()
+            yield (
+                "No run was trained on it: training holds every row against its checksum as it "
+                "reads it. Run `qedit run`: it makes what was dropped anew."
+            )
+
     def refuse(self) -> None:
         """Raise Damaged if anything is."""
         if not self.lines:
             return
-        names = ", ".join(self.samples[:MOST_NAMES]) or "none of the present tables"
-        more = len(self.samples) - MOST_NAMES
         raise Damaged(
-            "\n".join(self.lines)
-            + f"\nSamples that need what is damaged: {names}"
-            + (f" and {more} more" if more > 0 else ""),
+            "\n".join([*self.lines, self.needed_by()]),
             "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
             "anew. A damaged pairs table or checkpoint is to be deleted by hand.",
         )

@@ -8,12 +8,14 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from small_run import draw, make_run, said, with_files
 
 from qedit.cache.claims import CLAIMS
 from qedit.cache.lock import new_holder
 from qedit.stages.orphans import stores_in
+from qedit.stages.pair_rows import samples_in
 from qedit.stages.uses import USES, uses_of
 
 
@@ -63,7 +65,9 @@ def test_a_damaged_latent_is_named_dropped_and_made_anew(copy: Path) -> None:
     assert "p1.png" in error or "p2.png" in error
     assert "p0.png" not in error
     assert "qedit verify --drop" in error
-    with_files("verify", "--drop")
+    told = with_files("verify", "--drop").stdout
+    assert "need what is damaged: p" in told
+    assert "No run was trained on it" in told
     assert with_files("verify").exit_code == 0
     assert said(with_files("cache-vae", "--json"))["computed"] == 1
     assert said(with_files("cache-embeds", "--json"))["computed"] == 0
@@ -87,15 +91,31 @@ def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
     assert table.name in with_files("verify", expect=5).stderr
 
 
-def test_training_ends_at_a_damaged_row_and_names_it(copy: Path) -> None:
-    for path in (copy / "caches" / "vae").rglob("latents/c.*"):
-        for row in range(_shape(path)[0]):
-            size = path.stat().st_size // _shape(path)[0]
-            _flip(path, row * size + 7)
-    shutil.rmtree(copy / "out")
-    error = with_files("train", expect=5).stderr
-    assert "damaged" in error
-    assert "of sample p" in error
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("target", "tail"),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("reference", "prefix")),
+    ],
+)
+def test_training_ends_at_a_damaged_row_and_names_it(copy: Path, kind: str) -> None:
+    """Four steps of one sample each draw every one of the four samples."""
+    (table,) = (copy / "caches" / "pairs" / "edited").rglob("pairs-*.parquet")
+    sample = samples_in(pq.read_table(table))[2]
+    where, key = {
+        "target": ("vae/edited", sample.target.latent_key),
+        "reference": ("vae/reference-a", sample.references[0].latent_key),
+        "prefix": ("conditioning_image_embeds/edited", sample.prefix_key),
+        "tail": ("text_embeds/edited", sample.tail_key(sample.captions[0])),
+    }[kind]
+    (store,) = stores_in(copy / "caches" / where)
+    part, row = store._find(key)
+    shard, first, _ = part._array._place(row.start, row.length)
+    _flip(Path(shard.path), shard.offsets[first] + 7)
+    error = with_files(
+        *("train", "--set", "output_dir=again", "--set", "max_train_steps=4"), expect=5
+    ).stderr
+    assert f"A row of sample {sample.name} is damaged" in error
     assert "qedit verify --drop" in error
 
 

@@ -45,8 +45,8 @@ def verify(sample: float, drop: bool, **shared: Any) -> None:
         found = verify_all(configuration, progress, share=sample / 100, drops=drop)
         if not found.dropped:
             found.refuse()
-        for line in found.lines:
-            progress.say(f"Dropped: {line}")
+        for line in found.dropped_lines():
+            progress.say(line)
         progress.say(f"verify  {found.parts} parts, {len(found.lines)} damaged")
         finish(found.as_object())
 
