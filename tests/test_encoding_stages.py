@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from qedit.config.loading import Configuration, load
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.encoding import opening
+from qedit.stages.encoding.recent import RecentPictures
+from qedit.stages.encoding.reference_sets import ReferenceSet, find_wanted
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.vae import LatentEncoder
@@ -124,6 +129,41 @@ def test_stages_of_their_own_decode_what_they_need(here: Path, decodes: Counter[
     with_files("cache-vae")
     with_files("cache-embeds")
     assert Counter(decodes.values()) == {1: 4, 2: 8}
+
+
+def test_a_reference_that_sets_share_is_decoded_once(here: Path, decodes: Counter[str]) -> None:
+    found = configuration()
+    checkpoint = open_checkpoint(found.settings)
+    encoding = embeds_encoding.ReferenceEncoding(found, checkpoint, device="cpu")
+    one, *_ = find_wanted(found, checkpoint.flavour, open_stores(found, checkpoint)).work.values()
+    swapped = replace(one.sample, references=one.sample.references[::-1])
+    encoding.read(one)
+    encoding.read(ReferenceSet(swapped, one.tails))
+    assert list(decodes.values()) == [1, 1]
+
+
+def test_recent_pictures_are_bounded_and_made_once() -> None:
+    made: list[str] = []
+
+    def making(name: str) -> Callable[[], Image.Image]:
+        def make() -> Image.Image:
+            made.append(name)
+            time.sleep(0.01)
+            return Image.new("RGB", (10, 10))
+
+        return make
+
+    recent = RecentPictures(most_bytes=2 * 300)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: recent.get("a", making("a")), range(8)))
+    assert made == ["a"]
+    for name in "bacab":  # "b" was the oldest when "c" came
+        recent.get(name, making(name))
+    assert "".join(made) == "abcb"
+    with pytest.raises(ZeroDivisionError):
+        recent.get("d", lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    recent.get("d", making("d"))
+    assert made[-1] == "d"
 
 
 def test_vae_and_text_encoder_are_never_there_together(

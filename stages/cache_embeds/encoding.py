@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from ...config.configuration import Configuration
 from ..encoding.encoder import Encoder, Made, Unfit
 from ..encoding.opening import open_to_encode
+from ..encoding.recent import RecentPictures
 from ..encoding.reference_sets import TOKENS_AROUND, ReferenceSet
-from ..encoding.spool import Spool
+from ..encoding.spool import Spool, spool_key
 from ..images import resized
 from ..models.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named
@@ -47,9 +49,10 @@ class ReferenceEncoding:
         self._folders = picture_folders(configuration)
         self._device, self._spool = device, spool
         self._reader = PromptReader.load(checkpoint)
+        self._recent = RecentPictures()
 
     def read(self, item: ReferenceSet) -> Prompt:
-        """Decode its references, unless the spool has them, and cut all into tokens."""
+        """Decode its references, but for those at hand already, and cut all into tokens."""
         pictures = [self._picture(reference) for reference in item.sample.references]
         return self._reader.read(pictures, list(item.tails.values()))
 
@@ -87,6 +90,9 @@ class ReferenceEncoding:
         return OnDevice(encoder)
 
     def _picture(self, reference: Picture) -> Image.Image:
+        return self._recent.get(spool_key(reference), partial(self._fresh, reference))
+
+    def _fresh(self, reference: Picture) -> Image.Image:
         spooled = self._spool.take(reference) if self._spool else None
         if spooled is not None:
             return spooled

@@ -177,8 +177,7 @@ class Filling:
 
     def _opened(self) -> Encoder:
         if self._encoder is None:
-            with self._pace.spent("encode"):
-                self._encoder = _fitting(self._encoding.open)
+            self._encoder = _fitting(self._encoding.open)
         return self._encoder
 
 
