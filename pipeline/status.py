@@ -31,6 +31,7 @@ from .report import TerminalProgress, size
 
 CACHE_VAE = "Run `qedit cache-vae`."
 CACHE_EMBEDS = "Run `qedit cache-embeds`."
+CACHE_BASE = "Run `qedit cache-base`."
 # What has rows of its own where previews show whole references and training crops them.
 KINDS = {"latents": "latents", "image prefixes": "image prefix", "text tails": "text tail"}
 # What the keys of recipes are called where people read them; the others speak for themselves.
@@ -146,11 +147,14 @@ def status_of(configuration: Configuration) -> Status:
     for line in _base(configuration, checkpoint):
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
-            status.next_command = "Run `qedit cache-base`."
+            status.next_command = CACHE_BASE
     training = _training(configuration, countable=not status.next_command)
     status.found.append(training)
     if not status.next_command and training.there < training.wanted:
         status.next_command = "Run `qedit train`."
+    counted = configuration.settings.max_train_steps
+    if status.next_command == CACHE_BASE and counted and training.there >= counted:
+        status.next_command = ""  # no step is left that it would help
     return status
 
 

@@ -15,7 +15,7 @@ from ...cache.atomic import sweep, write_json
 from ...cache.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora_file import LORA_FILE, Lora
-from ..run_page.page import write_page
+from ..run_page.page import PAGE_FILE, write_page
 from ..stage import Outcome, Progress
 from .best import BEST_FOLDER
 from .checkpoint import (
@@ -106,6 +106,7 @@ def _what_there_is(plan: Plan, loss: float | None) -> Iterator[str]:
     """Where the result of a run lies, a line each; a broken end is said."""
     ending = "" if loss is None else f", its last loss {loss:.4f}"
     yield f"Trained: {result_of(plan.settings)}{ending}."
+    yield f"The run as a page: {plan.settings.output_dir / PAGE_FILE}"
     if loss is None:
         yield (
             "The last step was skipped: its loss or gradient was no finite number. Look at the "
