@@ -6,11 +6,9 @@ missing is read as samples.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from json.encoder import encode_basestring
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from .models.flavours import Flavour
 from .pair_rows import flat, samples_in
 from .pairs_table import is_whole, manifest_in, read_pairs, table_folder, verified
 from .samples import Sample
-from .tail_keys import remember_tails, remembered_tails
+from .tail_keys import keys_of, remember_tails, remembered_tails, tail_digests
 
 Rows = npt.NDArray[np.int64]
 ROWS_AT_ONCE = 64  # of a table of which the beginning may do
@@ -73,21 +71,22 @@ class PairsKeys:
         remembered = remembered_tails(self.path, beside)
         if remembered is not None:
             return Keys(*remembered)
-        keys = self._tails(beside)
-        remember_tails(self.path, beside, keys=keys.keys, rows=keys.rows)
-        return keys
+        digests, rows = self._tails(beside)
+        remember_tails(self.path, beside, digests=digests, rows=rows)
+        return Keys(keys_of(digests), rows)
 
-    def _tails(self, beside: Sequence[str]) -> Keys:
+    def _tails(self, beside: Sequence[str]) -> tuple[bytes, Rows]:
+        """The digests of all tails, joined, and for each the row that wants it."""
         lists = flat(self._columns("captions")["captions"])
         parents = np.asarray(pc.list_parent_indices(lists), np.int64)
-        prefixes = self.prefixes.keys.to_pylist()
-        keys = tail_keys([prefixes[at] for at in parents.tolist()], lists.flatten().to_pylist())
+        prefixes = self.prefixes.keys
+        digests = tail_digests(prefixes.take(parents).to_pylist(), lists.flatten().to_pylist())
         rows = [parents]
-        once = {prefix: row for row, prefix in enumerate(prefixes)}
+        once = {prefix: row for row, prefix in enumerate(prefixes.to_pylist())}
         for caption in beside:
-            keys += tail_keys(once, [caption] * len(once))
+            digests += tail_digests(once, [caption] * len(once))
             rows.append(np.array(list(once.values()), np.int64))
-        return Keys(pa.array(keys, pa.string()), np.concatenate(rows))
+        return digests, np.concatenate(rows)
 
     def samples(self, rows: Rows) -> list[Sample]:
         """The samples in these rows of the table."""
@@ -120,21 +119,6 @@ def pairs_keys(configuration: Configuration, main: Dataset, flavour: Flavour) ->
         read_pairs(configuration, main, flavour)
         raise AssertionError("a table that is not complete is refused")
     return PairsKeys(folder / manifest["pairs"])
-
-
-def tail_keys(prefixes: Iterable[str], captions: Iterable[str]) -> list[str]:
-    """`Sample.tail_key` of each prefix and caption, several times faster.
-
-    >>> tail_keys(["0"], ["a"])[0] == key_of({"prefix": "0", "caption": "a"})
-    True
-    """
-    blake2b, quoted = hashlib.blake2b, encode_basestring
-    return [
-        blake2b(
-            f'{{"caption":{quoted(caption)},"prefix":"{prefix}"}}'.encode(), digest_size=16
-        ).hexdigest()
-        for prefix, caption in zip(prefixes, captions, strict=True)
-    ]
 
 
 def distinct(every: Iterable[Keys]) -> int:

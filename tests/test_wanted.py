@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from qedit.stages import tail_keys as remembering
 from qedit.stages.samples import Picture, Sample
-from qedit.stages.tail_keys import belongs_to, remember_tails, remembered_tails
-from qedit.stages.wanted import tail_keys
+from qedit.stages.tail_keys import (
+    belongs_to,
+    keys_of,
+    remember_tails,
+    remembered_tails,
+    tail_digests,
+)
 
 TARGET = Picture("edited", "a.png", "0" * 32, 8, 8, (0.0, 0.0, 8.0, 8.0), (8, 8))
 REFERENCE = Picture("old", "a.png", "1" * 32, 8, 8, (0.0, 0.0, 8.0, 8.0), (8, 8), (8, 8))
@@ -23,7 +27,8 @@ REFERENCE = Picture("old", "a.png", "1" * 32, 8, 8, (0.0, 0.0, 8.0, 8.0), (8, 8)
 )
 def test_tail_keys_are_those_of_the_samples(caption: str) -> None:
     sample = Sample("a.png", "edited", TARGET, (REFERENCE,), (caption,))
-    assert tail_keys([sample.prefix_key], [caption]) == [sample.tail_key(caption)]
+    digests = tail_digests([sample.prefix_key] * 2, [caption, "x"])
+    assert keys_of(digests).to_pylist() == [sample.tail_key(caption), sample.tail_key("x")]
 
 
 def test_tails_are_remembered_for_one_table_and_its_captions_alone(
@@ -31,12 +36,13 @@ def test_tails_are_remembered_for_one_table_and_its_captions_alone(
 ) -> None:
     monkeypatch.setattr(remembering, "MANY", 2)
     table, other = tmp_path / "pairs-00aa.parquet", tmp_path / "pairs-00bb.parquet"
-    keys, rows = pa.array(["a", "b", "c"]), np.array([0, 1, 1])
+    digests, rows = bytes(range(48)), np.array([0, 1, 1])
+    keys = [digests[at : at + 16].hex() for at in (0, 16, 32)]
     assert remembered_tails(table, (" ",)) is None
-    remember_tails(table, (" ",), keys=keys, rows=rows)
+    remember_tails(table, (" ",), digests=digests, rows=rows)
     found = remembered_tails(table, (" ",))
     assert found is not None
-    assert found[0].equals(keys)
+    assert found[0].to_pylist() == keys
     assert found[1].tolist() == [0, 1, 1]
     assert remembered_tails(table, (" ", "ugly")) is None
     assert remembered_tails(other, (" ",)) is None
@@ -47,5 +53,5 @@ def test_tails_are_remembered_for_one_table_and_its_captions_alone(
     for spoilt in (data[:-1], data[:50] + bytes([data[50] ^ 1]) + data[51:], b""):
         path.write_bytes(spoilt)
         assert remembered_tails(table, (" ",)) is None
-    remember_tails(other, (), keys=keys[:1], rows=rows[:1])  # too few to be worth a file
+    remember_tails(other, (), digests=digests[:16], rows=rows[:1])  # too few to be worth a file
     assert remembered_tails(other, ()) is None
