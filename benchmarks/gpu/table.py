@@ -142,8 +142,9 @@ def _caps(rows: Sequence[Row]) -> Iterator[str]:
         if "seconds" not in row:
             yield f"{row['row']}: {row.get('error', 'not measured')}"
             continue
-        fine = row["peak_gb"] <= row["cap_gb"]
-        yield f"{row['row']}: peak {row['peak_gb']} GB {'ok' if fine else 'BELOW'}; {row['fit']}"
+        verdict = "ok" if row["peak_gb"] <= row["cap_gb"] else "BELOW"
+        peak = f"peak {row['peak_gb']} GB {verdict}" if row["peak_gb"] else "peak not measured"
+        yield f"{row['row']}: {peak}; {row['fit']}"
 
 
 def _agreement(rows: Sequence[Row]) -> Iterator[str]:
