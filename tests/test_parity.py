@@ -80,21 +80,31 @@ PLAIN = [
     Case("edit-v3", ("portrait.webp",), target="portrait.webp", strict=True),
     Case("edit-v3", ("banner.tif", "grey.png")),
 ]
-FULL = [
+TRUE_AREAS = [
     Case("edit-v1", ("landscape.jpg",), true_areas=True),
     Case("edit-v2", ("turned.jpg",), true_areas=True),
-    *(
-        Case(flavour, (name,), target=name if strict else "landscape.jpg", strict=strict)
-        for flavour in FLAVOURS
-        for name in PICTURES
-        for strict in (False, True)
-    ),
-    *(
-        Case(flavour, tuple(list(PICTURES)[start : start + count]))
-        for flavour in ("edit-v2", "edit-v3")
-        for count in (2, 3)
-        for start in range(0, len(PICTURES) - count, 2)
-    ),
+]
+EACH_PICTURE = [
+    Case(flavour, (name,), target=name if strict else "landscape.jpg", strict=strict)
+    for flavour in FLAVOURS
+    for name in PICTURES
+    for strict in (False, True)
+]
+SEVERAL = [
+    Case(flavour, tuple(list(PICTURES)[start : start + count]))
+    for flavour in ("edit-v2", "edit-v3")
+    for count in (2, 3)
+    for start in range(0, len(PICTURES) - count, 2)
+]
+# every picture in every way once for one reference's pipeline and once for that of several
+FULL = [
+    *TRUE_AREAS,
+    *(one for one in EACH_PICTURE if one.flavour == "edit-v1" and one.strict),
+    *(one for one in EACH_PICTURE if one.flavour == "edit-v3" and not one.strict),
+    *SEVERAL[1::4],
+]
+EXHAUSTIVE = [
+    *(one for one in (*EACH_PICTURE, *SEVERAL) if one not in FULL),
     Case("edit-v1", ("strip.png",), true_areas=True),
     Case("edit-v2", ("strip.png", "see-through.png", "grey.png"), true_areas=True),
     Case("edit-v3", ("odd.png", "turned.jpg"), true_areas=True),
@@ -275,13 +285,21 @@ def test_training_sees_what_the_pipeline_shows(case: Case, models: Any, folder: 
     check(models(case.flavour, true_areas=case.true_areas), case, folder)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", FULL, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, marks=pytest.mark.full) for case in FULL),
+        *(pytest.param(case, marks=pytest.mark.exhaustive) for case in EXHAUSTIVE),
+    ],
+    ids=str,
+)
 def test_the_same_for_every_kind_of_picture(case: Case, models: Any, folder: Path) -> None:
     check(models(case.flavour, true_areas=case.true_areas), case, folder)
 
 
-@pytest.mark.parametrize("flavour", ["edit-v1", "edit-v2", "edit-v3"])
+@pytest.mark.parametrize(
+    "flavour", ["edit-v1", pytest.param("edit-v2", marks=pytest.mark.full), "edit-v3"]
+)
 def test_bf16_rounds_the_timestep_as_the_pipeline_does(
     flavour: str, models: Any, folder: Path
 ) -> None:
@@ -307,8 +325,16 @@ def _latent_size(call: dict[str, Any], picture: int) -> tuple[int, int]:
     return 2 * height, 2 * width
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-@pytest.mark.parametrize("flavour", ["edit-v1", "edit-v2", "edit-v2+", "edit-v3"])
+@pytest.mark.parametrize(
+    ("flavour", "guidance"),
+    [
+        *(("edit-v1", 4.0), ("edit-v2", 1.0), ("edit-v2+", 4.0), ("edit-v3", 4.0)),
+        *(
+            pytest.param(flavour, guidance, marks=pytest.mark.full)
+            for flavour, guidance in zip(FLAVOURS, (1.0, 4.0, 1.0, 1.0), strict=True)
+        ),
+    ],
+)
 def test_denoising_ends_where_the_pipeline_ends(
     flavour: str, guidance: float, models: Any, folder: Path
 ) -> None:
