@@ -54,8 +54,15 @@ def disk_of(
     flavour: Flavour,
     encoders: Encoders,
     sizes: Dimensions,
+    *,
+    pairs: int,
 ) -> Disk:
-    """Foresee the files of a run; compressed caches (`cache_compression`) take less."""
+    """Foresee the files of a run; compressed caches (`cache_compression`) take less.
+
+    Args:
+        samples: the pairs, and after them what has rows for previews alone.
+        pairs: how many of them are pairs.
+    """
     settings = configuration.settings
     latents = latent_rows(samples, encoders)
     prefixes = prefix_rows(samples, flavour, encoders)
@@ -63,7 +70,7 @@ def disk_of(
     mains = used_main_datasets(configuration)
     pictures = [one for main in mains for one in (main, *configuration.references_of(main))]
     kinds = [
-        _kind("pairs", len(samples), pairs_bytes(samples), map(configuration.pairs_folder, mains)),
+        _kind("pairs", pairs, pairs_bytes(samples[:pairs]), map(configuration.pairs_folder, mains)),
         _kind("latents", *latents, map(configuration.vae_folder, pictures)),
         _kind("image prefixes", *prefixes, map(configuration.image_embeds_folder, mains)),
         _kind("text tails", *tails, map(configuration.text_embeds_folder, mains)),

@@ -26,6 +26,7 @@ from ..stages.models.memory import LORA_BYTES, Load, Memory, Way, memory_of, ste
 from ..stages.models.part_config import part_config
 from ..stages.pair.foresight import look_ahead
 from ..stages.pairs_table import read_pairs
+from ..stages.preview_samples import foreseen_previews
 from ..stages.samples import Sample
 from ..stages.train.batches import Order, Source
 from ..stages.ways import way_of
@@ -121,7 +122,14 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         found_by=found_by,
         sample=sample,
         load=load,
-        disk=disk_of(configuration, every, model.flavour, model.encoders, model.sizes),
+        disk=disk_of(
+            configuration,
+            [*every, *foreseen_previews(configuration, samples, model.flavour)],
+            model.flavour,
+            model.encoders,
+            model.sizes,
+            pairs=len(every),
+        ),
         memory=_memory(model.sizes, load, way, settings),
         fits=fits,
         steps=_steps(configuration, samples),

@@ -6,9 +6,10 @@ rows of their own: latents, prefixes and tails of whole references.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ from .rule_of_size import Amount, area_of, size_of_area, size_of_edge
 from .samples import Picture, Sample
 from .stores import RunStores, captions_beside, open_stores
 from .wanted import Keys, PairsKeys, pairs_keys
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,23 @@ def only_previewed(
     return [one for one in shown if one.sample is not one.trained]
 
 
+def foreseen_previews(
+    configuration: Configuration, samples: Mapping[str, Sequence[Sample]], flavour: Flavour
+) -> list[Sample]:
+    """What `only_previewed` will find, of the `samples` of each main dataset; reads nothing."""
+    mains, settings = configuration.main_datasets(), configuration.settings
+    crops = any(main.crop for main in mains)
+    if settings.validation_disable or configuration.eval_datasets() or not crops:
+        return []
+    tables = [[(main, sample) for sample in samples[main.id]] for main in mains]
+    shown = islice(in_turns(tables, lambda one: one[1].group), settings.num_eval_images)
+    wholes = (
+        (sample, as_at_inference(sample, configuration, main, flavour=flavour))
+        for main, sample in shown
+    )
+    return [whole for sample, whole in wholes if whole is not sample]
+
+
 def keys_only_previewed(
     configuration: Configuration, flavour: Flavour, stores: RunStores
 ) -> tuple[str, ...]:
@@ -109,7 +129,8 @@ def shown_samples(configuration: Configuration, flavour: Flavour, stores: RunSto
         else table
         for table in tables
     ]
-    return list(islice(_in_turns(fit), configuration.settings.num_eval_images))
+    shown = in_turns(fit, lambda one: one.trained.group)
+    return list(islice(shown, configuration.settings.num_eval_images))
 
 
 def as_at_inference(
@@ -150,12 +171,13 @@ def _shown_of(configuration: Configuration, main: Dataset, flavour: Flavour) -> 
         yield Shown(table, row, sample, whole)
 
 
-def _in_turns(tables: Sequence[Iterable[Shown]]) -> Iterator[Shown]:
+def in_turns(tables: Sequence[Iterable[T]], group: Callable[[T], str]) -> Iterator[T]:
+    """One of each table, then the next of each; of those of one `group` the first alone."""
     seen: set[str] = set()
     for one in chain.from_iterable(zip_longest(*tables)):
-        if one is None or (one.trained.group and one.trained.group in seen):
+        if one is None or (group(one) and group(one) in seen):
             continue
-        seen.add(one.trained.group)
+        seen.add(group(one))
         yield one
 
 

@@ -201,3 +201,19 @@ def test_pictures_have_the_tokens_that_qwen2_vl_gives_them(
     size: tuple[int, int], tokens: int
 ) -> None:
     assert picture_tokens(size, 28) == tokens
+
+
+def test_whole_references_of_previews_are_foreseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where training crops, previews have rows of their own."""
+    monkeypatch.chdir(make_run(tmp_path, flavour="edit-v2", references=2))
+    cropped = ("--set", "data.edited.crop=true", "--set", "validation_disable=false")
+    with_files("pair", *cropped)
+    made = {one["what"]: one for one in said(with_files("status", "--json", *cropped))["results"]}
+    foreseen = results(planned(*cropped))
+    plain = results(planned(*cropped, "--set", "validation_disable=true"))
+    for kind in ("latents", "image prefixes", "text tails"):
+        assert foreseen[kind]["count"] == made[kind]["wanted"]
+        assert plain[kind]["count"] < foreseen[kind]["count"]
+    assert foreseen["pairs"] == plain["pairs"]
