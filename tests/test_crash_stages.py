@@ -62,7 +62,7 @@ def _rows(folder: Path, stage: str) -> Rows:
 @pytest.mark.parametrize(
     "deaths",
     [
-        pytest.param(3, marks=pytest.mark.full),
+        pytest.param(2, marks=pytest.mark.full),
         pytest.param(10_000, marks=pytest.mark.exhaustive),
     ],
 )

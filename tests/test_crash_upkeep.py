@@ -1,4 +1,4 @@
-"""`gc`, killed whenever it changes the disk: nothing wanted is lost."""
+"""`verify --drop` and `gc`, killed whenever they change the disk: nothing wanted is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = (
 DEATHS = pytest.mark.parametrize(
     "deaths",
     [
-        pytest.param(2, marks=pytest.mark.full),
+        pytest.param(1, marks=pytest.mark.full),
         pytest.param(10_000, marks=pytest.mark.exhaustive),
     ],
 )
@@ -118,3 +118,55 @@ def test_gc_that_is_killed_keeps_what_is_wanted(
         assert _computed(server, folder) == 0
         _assert_clean(server, folder)
         shutil.rmtree(folder)
+
+
+@DEATHS
+def test_verify_that_is_killed_while_it_drops(
+    cached: Path, tmp_path: Path, server: CrashServer, deaths: int
+) -> None:
+    expected = _rows(cached)
+    spoilt = Path(shutil.copytree(cached, tmp_path / "spoilt"))
+    for shard in _shards_of_several(spoilt):
+        data = bytearray(shard.read_bytes())
+        data[3] ^= 1
+        shard.write_bytes(data)
+    whole = Path(shutil.copytree(spoilt, tmp_path / "whole"))
+    code, said, changes = _run(server, whole, "verify", "--drop")
+    assert code == 0, said
+    lost = expected.keys() - _rows(whole).keys()
+    assert len(lost) == 3
+    every = list(deaths_in(changes))
+    assert len(every) > 10
+    step = max(1, len(every) // deaths)
+    for death in every[step // 2 :: step]:
+        folder = Path(shutil.copytree(spoilt, tmp_path / f"{death.at}-{death.way}"))
+        words = _words(folder, "verify", "--drop")
+        code, said, _ = server.run(words, folder, death=death)
+        assert code == -signal.SIGKILL, said
+        code, said, _ = _run(server, folder, "verify", "--drop")
+        assert code == 0, said
+        rows = _rows(folder)
+        assert rows.keys() == expected.keys() - lost
+        assert _holds(expected, rows)
+        made = _computed(server, folder)
+        used = lost & _rows(folder).keys()  # the others were orphans
+        assert 0 < made == len(used)
+        assert _holds(_rows(folder), rows)
+        # they meet other rows in their batch than before, so the last bit may be another one
+        assert all(_is_close(_rows(folder)[key], expected[key]) for key in used)
+        _assert_clean(server, folder)
+        shutil.rmtree(folder)
+
+
+def _is_close(bits: np.ndarray, others: np.ndarray) -> bool:
+    found, wanted = ((one.astype(np.uint32) << 16).view(np.float32) for one in (bits, others))
+    return bool(np.abs(found - wanted).max() <= 2**-7 * np.abs(wanted).max())
+
+
+def _shards_of_several(folder: Path) -> list[Path]:
+    """The largest shard of three stores: its part has other rows to keep."""
+    found = []
+    for kind in ("vae/edited", "vae/reference-a", "text_embeds/edited"):
+        shards = [path for path in (folder / "caches" / kind).rglob("c.*") if path.is_file()]
+        found.append(max(sorted(shards), key=lambda path: path.stat().st_size))
+    return found
