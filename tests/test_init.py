@@ -66,7 +66,7 @@ def test_two_references_one_of_another_ratio() -> None:
 
 def test_sentences_in_the_names_are_captions() -> None:
     for folder in ("targets", "before"):
-        draw(f"{folder}/make_the_cat_blue.png", (1100, 1000))
+        draw(f"{folder}/make_the_cat_blue.bmp", (1100, 1000))
     started("targets", "before")
     main = written().datasets[0]
     assert main.caption_strategy == "filename"

@@ -593,33 +593,43 @@ def test_the_order_of_files_changes_nothing(monkeypatch):
 def test_a_dry_run_writes_and_decodes_nothing(monkeypatch):
     pairs(3)
     Path("before/2.jpg").unlink()
-    monkeypatch.setattr(pictures, "examine", lambda path: pytest.fail(f"opened {path}"))
-    outcome = go(configured(), dry_run=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "examine", lambda path: pytest.fail(f"opened {path}"))
+        outcome = go(configured(), dry_run=True)
     assert not Path("cache").exists()
+    go(configured(), on_reject="skip")
+    draw("targets/2.png", seed=9)
+    before = written(Path())  # not what it makes besides tables, either
+    assert go(configured(), dry_run=True, on_reject="skip").facts["pictures_to_decode"] == 0
+    draw("targets/1.png", seed=9)
+    before |= written(Path("targets"))
+    assert go(configured(), dry_run=True, paranoid=True).facts["pictures_to_decode"] == 4
+    assert written(Path()) == before
     assert (outcome.wanted, outcome.failed, outcome.computed) == (3, 1, 0)
     assert outcome.facts["pictures_to_decode"] == 4
     assert outcome.facts["rejected"] == {"missing_reference": 1}
 
 
 def test_what_was_looked_at_survives_an_interruption(monkeypatch):
-    pairs(80)
+    pairs(10)
     configuration = configured()
     examine, looked_at = pictures.examine, []
 
     def interrupted(path: Path) -> pictures.Facts:
         looked_at.append(path)
-        if len(looked_at) == 120:
+        if len(looked_at) == 15:
             raise KeyboardInterrupt
         return examine(path)
 
     monkeypatch.setattr(pictures, "available_cores", lambda: 1)
+    monkeypatch.setattr(pictures, "BATCH_FILES", 4)
     monkeypatch.setattr(pictures, "examine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(configuration)
     again: list[Path] = []
     monkeypatch.setattr(pictures, "examine", lambda path: again.append(path) or examine(path))
     go(configuration)
-    assert len(again) == 160 - 96  # three whole batches of 32 were kept
+    assert len(again) == 20 - 12  # three whole batches of 4 were kept
 
 
 def test_a_second_process_is_told_who_is_at_work():

@@ -23,7 +23,7 @@ from made_pairs import (
 )
 
 from qedit.cache.errors import NotComplete
-from qedit.stages.pair import pictures
+from qedit.stages.pair import memory, pictures
 from qedit.stages.pair.stage import run
 from qedit.stages.pairs_table import manifest_in
 
@@ -61,6 +61,28 @@ def test_touched_moved_and_renamed_files_are_known_by_their_content(opened: list
     after = {sample.name: sample for sample in table(configuration).samples}
     assert after["0.png"] == before[0]
     assert after["sub/one.png"].prefix_key == before[1].prefix_key
+
+
+def test_many_are_recalled_block_by_block(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_BLOCK_ROWS", 2)
+    pairs(7)
+    damage("targets/4.png")
+    configuration = configured()
+    go(configuration, on_reject="skip")
+    kept = table(configuration).samples
+    opened.clear()
+    Path("targets/0.png").unlink()
+    Path("before/0.jpg").unlink()
+    for where, name, seed in (("targets", "1a.png", 50), ("before", "1a.jpg", 51)):
+        draw(f"{where}/{name}", seed=seed)
+    os.utime("targets/6.png", ns=(2**62, 2**62))
+    go(configuration, on_reject="skip")
+    assert sorted(opened) == ["before/1a.jpg", "targets/1a.png"]
+    found = {sample.name: sample for sample in table(configuration).samples}
+    assert sorted(found) == ["1.png", "1a.png", "2.png", "3.png", "5.png", "6.png"]
+    assert all(found[one.name] == one for one in kept if one.name != "0.png")
 
 
 def test_files_that_swap_names_swap_their_facts(opened: list[str]) -> None:

@@ -78,16 +78,16 @@ def test_a_random_place_belongs_to_the_seed() -> None:
 
 
 def test_a_window_of_a_reduced_picture() -> None:
-    draw("targets/a.png", (1200, 800))
-    draw("before/a.png", (120, 80), seed=1)
-    reduced = {"maximum_image_size": 512, "target_downsample_size": 384}
-    configuration = configured(crop=True, resolution=256, **reduced)
+    draw("targets/a.bmp", (300, 200))
+    draw("before/a.bmp", (30, 20), seed=1)
+    reduced = {"maximum_image_size": 128, "target_downsample_size": 96}
+    configuration = configured(crop=True, resolution=64, **reduced)
     go(configuration)
     left, top, right, bottom = table(configuration).samples[0].target.box
-    # taken as 384 * 384 pixels: a scale of 384 / sqrt(1200 * 800)
-    edge = 256 / (384 / (1200 * 800) ** 0.5)
+    # taken as 96 * 96 pixels: a scale of 96 / sqrt(300 * 200)
+    edge = 64 / (96 / (300 * 200) ** 0.5)
     assert (right - left, bottom - top) == pytest.approx((edge, edge))
-    assert (left, top) == pytest.approx(((1200 - edge) / 2, (800 - edge) / 2))
+    assert (left, top) == pytest.approx(((300 - edge) / 2, (200 - edge) / 2))
 
 
 CAPTIONS = "a cat, old, red\nmake it"
