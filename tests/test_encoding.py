@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ from qedit.stages.models import device as device_module
 from qedit.stages.models.device import Taken, is_out_of_memory
 from qedit.stages.rejected_rows import RejectedRow
 
+CLEAR_REFS = Path("/proc/self/clear_refs")
 KEYS = [f"{number:032x}" for number in range(40)]
 
 
@@ -238,6 +240,61 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     kept.writing = lambda: time.sleep(0.01)
     fill(tmp_path, made_up, kept, workers=2)
     assert made_up.most_in_memory <= 4 + 4 + 2  # a batch, the next one, and one for each reader
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="only Linux tells peaks")
+def test_peak_memory_is_that_of_a_quarter_of_the_data(tmp_path: Path) -> None:
+    """Rows of half a megabyte into a real store: 48 MB of them, then 192 MB."""
+    keys = [f"{number:032x}" for number in range(4 * 96)]
+    peaks = []
+    for name, count in (("warm", 96), ("one", 96), ("four", 4 * 96)):
+        gc.collect()
+        CLEAR_REFS.write_text("5")  # the peak starts anew
+        before = resident_bytes("VmRSS")
+        store = Store(tmp_path / name, {"rows": "made up"}, EMBEDS)
+        with store.adding():
+            filling = Filling(
+                Large(),
+                Adding(store),
+                workers=2,
+                batch_size=BatchSize(4, most=4, budget=1),
+                pace=Pace(Quiet()),
+                advance=lambda done: None,
+            )
+            filling.run(jobs_in(tmp_path / name, keys[:count], size=16))
+        assert len(store) == count
+        peaks.append(resident_bytes("VmHWM") - before)
+    assert peaks[2] < peaks[1] + (24 << 20)
+
+
+class Large(MadeUp):
+    """Rows of half a megabyte, made of a megabyte each."""
+
+    def read(self, item: str) -> np.ndarray:
+        return np.full(1 << 20, int(item, 16) % 251, np.uint8)
+
+    def encode(self, items: Sequence[str], read: Sequence[Any]) -> list[Made]:
+        halves = (one[: len(one) // 2].view(np.uint16).reshape(-1, 1024).copy() for one in read)
+        return [Made(rows={"rows": {item: row}}) for item, row in zip(items, halves, strict=True)]
+
+
+class Adding:
+    """Into a real store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __call__(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
+        rows = {key: row for one in made for key, row in one.rows["rows"].items()}
+        self._store.add(list(rows), list(rows.values()))
+        return Counter({"rows": len(rows)})
+
+
+def resident_bytes(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{kind}:"))
+    return int(line.split()[1]) * 1024
 
 
 def test_an_error_in_writing_ends_the_run_and_releases_the_claims(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from ...cache.errors import NotComplete, QeditError
 from .batch_size import BatchSize
@@ -74,7 +74,7 @@ class Filling:
 
             release_memory()
         if self._too_large:
-            raise _no_room(self._too_large, device=device)
+            _refuse_too_large(self._too_large, device=device)
 
     def _run(self, ahead: ReadAhead, writer: WriteBehind) -> None:
         while True:
@@ -163,7 +163,7 @@ class Filling:
         """Go on without an item that does not fit, if any has fitted so far; it stays missing."""
         name = self._encoding.name(item)
         if not self._has_encoded:
-            raise _no_room([name], device=self._opened().device)
+            _refuse_too_large([name], device=self._opened().device)
         self._too_large.append(name)
         return Made()
 
@@ -197,10 +197,10 @@ def _fitting(load: Callable[[], Encoder]) -> Encoder:
         ) from error
 
 
-def _no_room(names: Sequence[str], *, device: Any) -> NotComplete:
+def _refuse_too_large(names: Sequence[str], *, device: Any) -> NoReturn:
     shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
     count = "This does" if len(names) == 1 else f"These {len(names)} do"
-    return NotComplete(
+    raise NotComplete(
         f"{count} not fit into the memory of {device}, even alone: {shown}.",
         "Type the same command with `--device cpu`, or with a larger device: what was finished "
         "is kept.",
