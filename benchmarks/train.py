@@ -7,7 +7,8 @@ A whole step (reading rows, noise, loss, clipping, optimizer, log line) against 
 forward, backward and optimizer step over tensors that lie in memory: wanted at most 1.03. The
 average of the weights: wanted at most 1.02 of a step without. Both take turns, step by step, and
 the fastest of each counts. With `--rows`: the seconds from the command to the first step, beside
-the loading of the model, with a pairs table and stores of so many rows; wanted below 15.
+the loading of the model, with a pairs table and stores of so many rows that training has met
+before; wanted below 10.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 
 def show(what: str, value: float, limit: float) -> None:
     verdict = "ok" if value <= limit else "ABOVE"
-    print(f"{what:56} {value:7.3f}  (wanted at most {limit:.2f}) {verdict}", flush=True)
+    print(f"{what:62} {value:7.3f}  (wanted at most {limit:.2f}) {verdict}", flush=True)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -156,8 +157,21 @@ def start_up(folder: Path, *, rows: int) -> None:
     samples = [made_sample(f"{number:07}.png", captions=("keep it",)) for number in range(rows)]
     fill_with_nothing(configuration, samples)
     make_plan(made_configuration(folder, output_dir=str(folder / "warm")))
-    seconds = timed(lambda: make_plan(configuration).feed.order.step(1))
-    show(f"planning with {rows} rows, in seconds", seconds, 15.0)
+    before_bytes = peak_memory_bytes(CPU)
+    seconds = timed(lambda: first_rows(make_plan(configuration)))
+    show(f"from planning to the first rows of {rows} pairs, in seconds", seconds, 10.0)
+    more_bytes = peak_memory_bytes(CPU) - before_bytes
+    print(f"  at most {more_bytes / 1e9:.2f} GB more than what made the rows took")
+
+
+def first_rows(plan: Plan) -> None:
+    """Read what the first sample of the first step is shown."""
+    stores = plan.feed.stores
+    sample = plan.feed.order.step(1)[0][0]
+    for picture in (sample.target, *sample.references):
+        stores.latents.read(picture.latent_key, dataset=picture.dataset)
+    stores.prefixes.read(sample.prefix_key, dataset=sample.dataset)
+    stores.tails.read(sample.tail_key(sample.captions[0]), dataset=sample.dataset)
 
 
 def fill_with_nothing(configuration: Any, samples: Any) -> None:

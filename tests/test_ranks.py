@@ -1,4 +1,4 @@
-"""What processes say to each other, without any: the order of it."""
+"""What processes say to each other, and of each other, without any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from qedit.stages.train.ranks import Ranks
+from qedit.cache.errors import OfOneProcess, WrongUse
+from qedit.config.settings import Settings
+from qedit.stages.train.ranks import Idle, Ranks, refuse_idle_processes
 
 
 def test_a_sum_on_gpus_begins_when_all_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +38,29 @@ def test_a_sum_on_gpus_begins_when_all_are_there(monkeypatch: pytest.MonkeyPatch
         assert said == expected
         assert weight.grad is not None
         assert weight.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_step_too_small_to_share_is_refused_and_said_by_the_first_one_alone() -> None:
+    settings = Settings(model_flavour="edit-v2", train_batch_size=3, gradient_accumulation_steps=1)
+    refuse_idle_processes(settings, 3)
+    for rank in (0, 1):
+        with (
+            pytest.raises(Idle, match="3 samples, too few for 4 processes") as refused,
+            Ranks(rank=rank, world=4).saying_who(),
+        ):
+            refuse_idle_processes(settings, 4)
+        # who raises an error that is not of one process says nothing unless it is the first
+        assert not isinstance(refused.value, OfOneProcess)
+        assert "gradient_accumulation_steps=2" in refused.value.do
+
+
+def test_what_goes_wrong_in_one_process_is_said_with_its_number() -> None:
+    for error in (WrongUse("No room.", "Make some."), RuntimeError("No room.")):
+        with (
+            pytest.raises(OfOneProcess, match=r"Process 2 of 3: .*No room\.") as said,
+            Ranks(rank=2, world=3).saying_who(),
+        ):
+            raise error
+        assert said.value.do == getattr(error, "do", "")
+        with pytest.raises(type(error), match=r"^No room"), Ranks(rank=0, world=3).saying_who():
+            raise error

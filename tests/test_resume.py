@@ -184,7 +184,7 @@ FURTHEST = 41
 
 
 @pytest.mark.parametrize(
-    "deaths", [pytest.param(5), pytest.param(30, marks=pytest.mark.full)], ids=str
+    "deaths", [pytest.param(4), pytest.param(30, marks=pytest.mark.exhaustive)], ids=str
 )
 def test_a_run_killed_in_its_writes_again_and_again_ends_the_same(
     made: Any, uninterrupted: dict[str, Any], deaths: int
@@ -267,7 +267,7 @@ def test_one_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shared: Path, tmp_
     assert child.returncode == 130
     (checkpoint,) = checkpoints(tmp_path / "once")
     last = step_of(checkpoint)
-    assert f"Stopped after step {last}. Run `qedit train` again to go on." in said
+    assert f"Stopped after step {last}. Run `qedit train --config " in said
     assert "the same command goes on" in errors
     lines = (tmp_path / "once/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]

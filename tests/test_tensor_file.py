@@ -1,4 +1,4 @@
-"""Files written tensor by tensor: the safetensors library reads them, one copy is held at a time."""
+"""Files written tensor by tensor: safetensors reads them, and one copy is held at a time."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,18 +36,23 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
 
 
 class WandbRun:
-    """Stands for a run of Weights & Biases: what it was told."""
+    """Stands for a run of Weights & Biases: what it was told, in the words it knows alone.
+
+    Signatures as of wandb 0.22; that the real package takes them is tested where it is there.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.logged, self.axes, self.is_over = options, [], [], False
 
-    def define_metric(self, *names: str, **options: str) -> None:
-        self.axes.append((names, options))
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.axes.append((name, step_metric))
 
-    def log(self, values: dict[str, float]) -> None:
-        self.logged.append(values)
+    def log(self, data: dict[str, Any], step: int | None = None) -> None:
+        assert not self.is_over, "a run that is over takes nothing"
+        assert all(isinstance(value, int | float) for value in data.values())
+        self.logged.append(data)
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int | None = None) -> None:
         self.is_over = True
 
 
@@ -55,8 +62,14 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[WandbRun]:
     runs: list[WandbRun] = []
     module = ModuleType("wandb")
 
-    def init(**options: Any) -> WandbRun:
-        runs.append(WandbRun(options))
+    def init(
+        *, project: str, name: str, id: str, resume: str, dir: str, config: dict[str, Any]
+    ) -> WandbRun:
+        assert resume in ("allow", "must", "never", "auto")
+        assert re.fullmatch(r"[^/\\#?%:]{1,128}", id)
+        assert Path(dir).is_dir()  # else it would write to the working directory
+        options = {"project": project, "name": name, "id": id, "resume": resume, "dir": dir}
+        runs.append(WandbRun(options | {"config": json.loads(json.dumps(config))}))
         return runs[-1]
 
     module.init = init  # type: ignore[attr-defined]
@@ -80,7 +93,7 @@ def test_wandb_gets_every_number_and_goes_on_with_the_same_run(
     assert first.options["id"] == second.options["id"]
     assert [line["step"] for line in first.logged] == [1, 2]
     assert [line["step"] for line in second.logged] == [3, 4]
-    assert (("*",), {"step_metric": "step"}) in first.axes
+    assert first.axes == [("step", None), ("*", "step")]
     assert first.is_over
     line = metrics(configuration)[0]
     assert first.logged[0]["loss"] == line["loss"]
@@ -89,6 +102,25 @@ def test_wandb_gets_every_number_and_goes_on_with_the_same_run(
     # another folder is another run
     train(made(max_train_steps=1, output="other", **settings))
     assert wandb[2].options["id"] != first.options["id"]
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_itself_keeps_both_pieces_of_a_run_on_this_machine(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is an extra and is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    configuration = made(max_train_steps=2, report_to="wandb")
+    train(configuration)
+    train(made(max_train_steps=4, report_to="wandb"))
+    where = configuration.settings.output_dir
+    name = json.loads((where / "wandb.json").read_text(encoding="utf-8"))["id"]
+    kept = [path.name for path in (where / "wandb").glob("offline-run-*")]
+    assert len(kept) == 2
+    assert all(one.endswith(name) for one in kept)
+    assert all((where / "wandb" / one / f"run-{name}.wandb").stat().st_size > 0 for one in kept)
 
 
 def test_a_tracker_is_closed_when_the_training_fails(

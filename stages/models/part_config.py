@@ -34,11 +34,11 @@ def part_config(settings: ModelSettings, part: str, file: str = CONFIG_FILE) -> 
         path = folder / part / file if (folder / part).is_dir() or own is None else folder / file
         return json_object(path)
     revision = settings.revision if own is None else None
-    path = fetched_file(name, f"{part}/{file}", revision=revision)
-    if path is None and own is not None:
-        path = fetched_file(name, file, revision=None)
-    if path is not None:
-        return json_object(path)
+    fetched = fetched_file(name, f"{part}/{file}", revision=revision)
+    if fetched is None and own is not None:
+        fetched = fetched_file(name, file, revision=None)
+    if fetched is not None:
+        return json_object(fetched)
     if name == flavour.repository:
         return {}
     raise WrongUse(

@@ -86,4 +86,4 @@ def _pieces(
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors:
         there = tensor.detach().to("cpu", _kind(tensor, dtype)).contiguous()
-        yield memoryview(there.reshape(-1).view(torch.uint8).numpy())
+        yield there.reshape(-1).view(torch.uint8).numpy().data

@@ -73,8 +73,8 @@ class Trained:
         copies = {}
         for key, tensor in state.items():
             weight = self.weights.get(key.partition(":")[2])
-            is_number = weight is None or tensor.ndim == 0
-            copies[key] = tensor.to("cpu" if is_number else weight.device, copy=True)
+            place = weight.device if weight is not None and tensor.ndim else "cpu"
+            copies[key] = tensor.to(place, copy=True)
         return copies
 
 
