@@ -25,6 +25,7 @@ from qedit.stages.train.plan import make_plan
 from qedit.stages.train.step import Objective
 from qedit.stages.train.trainer import Trainer
 
+pytestmark = pytest.mark.full  # 300 steps
 STEPS = 300
 HELD_OUT = 16
 PREFIX_TOKENS = 4

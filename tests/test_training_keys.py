@@ -51,7 +51,7 @@ DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
     "caption_dropout_probability": (1.0, {}),
     "model_flavour": ("edit-v2+", {}),
     "max_train_steps": (3, {}),
-    "lora_rank": (2, {}),
+    "lora_rank": (2, {"lora_alpha": 4.0}),
     "lora_target_modules": ("joint-attention", {}),
     "lora_type": ("dora", {}),
     "base_model_precision": ("int8-quanto", {}),
