@@ -72,7 +72,7 @@ def _exit_code(
 ) -> int | None:
     context = multiprocessing.get_context("forkserver")
     # not "crashing" itself: before Python 3.13 the server does not look into the tests folder
-    context.set_forkserver_preload(["__main__", "qedit.cache.store"])
+    context.set_forkserver_preload(["__main__", "qedit.cache.store", "qedit.stages.pair.stage"])
     child = context.Process(target=_live, args=(work, folder, args, death, report))
     child.start()
     child.join()
