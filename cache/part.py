@@ -59,9 +59,9 @@ class Part:
             verified: whether its checksums are looked at.
         """
         shape = self.shape(row)
+        if into is not None and (into.shape != shape or not into.flags.c_contiguous):
+            raise ValueError(f"a row of shape {shape} cannot be read into one of {into.shape}")
         bits = np.empty(shape, "<u2") if into is None else into
-        if bits.shape != shape or not bits.flags.c_contiguous:
-            raise ValueError(f"a row of shape {shape} cannot be read into one of {bits.shape}")
         checksum = row.checksum if verified else None
         flat = bits.reshape(-1).view(np.uint8)
         self._array.read_into(flat, row.start, row.length, checksum=checksum)

@@ -129,6 +129,9 @@ class ArrayReader:
     def _fill(self, file: OpenFile, offset: int, space: Bytes, *, apart: int) -> None:
         """Fill `space` with chunk after chunk, whatever the bytes between them say."""
         step = self._chunk_bytes
+        if len(space) <= step:
+            file.fill(space, offset)
+            return
         for begin in range(0, len(space), step):
             file.fill(space[begin : begin + step], offset)
             offset += step + apart
