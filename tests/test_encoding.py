@@ -37,6 +37,14 @@ def row_of(key: str) -> np.ndarray:
     return np.full((2, 4), int(key, 16), np.uint16)
 
 
+@pytest.fixture(autouse=True)
+def released(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often memory was given back; it is not really, which takes long in a large process."""
+    times: list[int] = []
+    monkeypatch.setattr(device_module, "release_memory", lambda: times.append(1))
+    return times
+
+
 @dataclass
 class MadeUp:
     """An encoding whose items are keys. It notes its batches, and fails as it is told to.
@@ -169,13 +177,17 @@ def test_batches_follow_from_the_keys_alone(tmp_path: Path) -> None:
     assert claims_in(Store(tmp_path / "one", {"rows": "made up"}, EMBEDS).path) == []
 
 
-def test_what_does_not_fit_is_halved_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_halved_and_the_run_goes_on(
+    tmp_path: Path, released: list[int]
+) -> None:
     made_up, kept = MadeUp(fits=1), Kept()
     fill(tmp_path, made_up, kept)
     assert_all_there(kept)
     # what did not fit is remembered: after 4 and 2, one by one
     assert [len(batch) for batch in made_up.batches[:3]] == [4, 2, 1]
     assert max(len(batch) for batch in made_up.batches[6:]) == 1
+    tries = sum(len(batch) > 1 for batch in made_up.batches)
+    assert len(released) == tries + 1  # before every smaller try, and at the end
 
 
 def test_an_item_that_does_not_fit_alone_is_named(tmp_path: Path) -> None:
