@@ -67,7 +67,7 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     assert sum(map(len, tables)) == len(keys)
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(120, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [12, pytest.param(120, marks=pytest.mark.exhaustive)])
 def test_eight_processes_of_which_many_are_killed(tmp_path: Path, kills: int) -> None:
     """Whoever is killed, another one begins in its place; at the end all have come to an end."""
     folder, keys = tmp_path / "store", KEYS

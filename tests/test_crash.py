@@ -66,32 +66,35 @@ def test_killed_at_some_changes_of_the_disk(tmp_path: Path, ragged: bool) -> Non
     assert changes.count("open") >= 14
     assert changes.count("os.rename") >= 4
     deaths = list(deaths_in(changes))
-    _survive(tmp_path, ragged, deaths[int(ragged) :: 3])
+    _survive(tmp_path, ragged, deaths[2 * int(ragged) :: 5])
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @LAYOUTS
 def test_killed_at_every_change_of_the_disk(tmp_path: Path, ragged: bool) -> None:
     changes = changes_of(fill, tmp_path / "whole", ragged, tmp_path / "log")
     _survive(tmp_path, ragged, list(deaths_in(changes)))
 
 
-@pytest.mark.full
-def test_killed_again_while_recovering(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "every",
+    [pytest.param(27, marks=pytest.mark.full), pytest.param(9, marks=pytest.mark.exhaustive)],
+)
+def test_killed_again_while_recovering(tmp_path: Path, every: int) -> None:
     log = tmp_path / "log"
     first = list(deaths_in(changes_of(fill, tmp_path / "whole", True, log)))
-    for death in first[::9]:
+    for death in first[::every]:
         once = tmp_path / f"{death.at}-{death.way}"
         kill(fill, once, True, log, death=death)
-        _survive_again(once, tmp_path / "again", first=death)
+        _survive_again(once, tmp_path / "again", first=death, every=every)
 
 
-def _survive_again(died: Path, folder: Path, *, first: Death) -> None:
-    """From what a first death left, die a second one in the recovery at every tenth change."""
+def _survive_again(died: Path, folder: Path, *, first: Death, every: int) -> None:
+    """From what a first death left, die a second one in the recovery, at some changes of it."""
     whole = folder / f"{first.at}-{first.way}"
     _copy_tree(died, whole)
     log = folder / "log"
-    for second in list(deaths_in(changes_of(fill, whole, True, log)))[::10]:
+    for second in list(deaths_in(changes_of(fill, whole, True, log)))[::every]:
         twice = folder / f"{first.at}-{first.way}-{second.at}-{second.way}"
         _copy_tree(died, twice)
         kill(fill, twice, True, log, death=second)

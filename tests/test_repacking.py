@@ -145,11 +145,12 @@ def _injure(store: Store, chance: random.Random) -> dict[Path, bytes]:
 
 
 @LAYOUTS
-def test_250_injuries_are_found_and_mended(tmp_path: Path, layout: Layout) -> None:
+@pytest.mark.parametrize("injuries", [60, pytest.param(250, marks=pytest.mark.full)])
+def test_every_injury_is_found_and_mended(tmp_path: Path, layout: Layout, injuries: int) -> None:
     keys = [f"{number:032x}" for number in range(12)]
     chance = random.Random(3)
     store = _filled(tmp_path, layout, keys, 4)
-    for number in range(250):
+    for number in range(injuries):
         before = _injure(store, chance)
         damages = Store(tmp_path, RECIPE, layout).verify()
         assert damages, "an injury that is not found"
@@ -185,7 +186,7 @@ def _after(folder: Path, ragged: bool, work: str) -> None:
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["latents", "embeds"])
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_while_rows_are_moved(tmp_path: Path, ragged: bool, every: int) -> None:
     whole = tmp_path / "whole"
     fill(whole, ragged, tmp_path / "log")
