@@ -80,10 +80,6 @@ PLAIN = [
     Case("edit-v3", ("portrait.webp",), target="portrait.webp", strict=True),
     Case("edit-v3", ("banner.tif", "grey.png")),
 ]
-TRUE_AREAS = [
-    Case("edit-v1", ("landscape.jpg",), true_areas=True),
-    Case("edit-v2", ("turned.jpg",), true_areas=True),
-]
 EACH_PICTURE = [
     Case(flavour, (name,), target=name if strict else "landscape.jpg", strict=strict)
     for flavour in FLAVOURS
@@ -98,14 +94,14 @@ SEVERAL = [
 ]
 # every picture in every way once for one reference's pipeline and once for that of several
 FULL = [
-    *TRUE_AREAS,
+    Case("edit-v2", ("turned.jpg",), true_areas=True),
     *(one for one in EACH_PICTURE if one.flavour == "edit-v1" and one.strict),
     *(one for one in EACH_PICTURE if one.flavour == "edit-v3" and not one.strict),
     *SEVERAL[1::4],
 ]
 EXHAUSTIVE = [
     *(one for one in (*EACH_PICTURE, *SEVERAL) if one not in FULL),
-    Case("edit-v1", ("strip.png",), true_areas=True),
+    *(Case("edit-v1", (name,), true_areas=True) for name in ("landscape.jpg", "strip.png")),
     Case("edit-v2", ("strip.png", "see-through.png", "grey.png"), true_areas=True),
     Case("edit-v3", ("odd.png", "turned.jpg"), true_areas=True),
 ]

@@ -123,6 +123,14 @@ def test_one_step_alone(run: Path) -> None:
     assert not list((run / "step-000003").glob("*.png"))
 
 
+def test_what_there_is_no_preview_of_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = with_files("preview", "--step", "1", expect=2).stderr
+    assert "no previews of step 1" in error
+    assert "0, 2, 3" in error
+    shutil.rmtree(run)
+    assert "`qedit train --config" in with_files("preview").stdout
+
+
 def test_pictures_that_are_gone_are_said_and_left_out(run: Path) -> None:
     Path("reference-b/p0.png").unlink()
     found = with_files("preview")
@@ -169,7 +177,7 @@ def test_an_identity_set_does_not_drift(tmp_path: Path, monkeypatch: pytest.Monk
     settings = settings_of(DEMO[0]) | {
         **{"pretrained_model_name_or_path": str(model), "output_dir": "out"},
         **{"max_train_steps": 6, "learning_rate": 1e-4, "lr_warmup_steps": 0},
-        **{"validation_step_interval": 6, "num_eval_images": 3},
+        **{"validation_step_interval": 6, "num_eval_images": 2},
     }
     settings.pop("data_backend_config")
     write_json(tmp_path / "config.json", settings)
@@ -179,7 +187,7 @@ def test_an_identity_set_does_not_drift(tmp_path: Path, monkeypatch: pytest.Monk
     assert load(Path("config.json"), Path("data.json")).settings.max_train_steps == 6
     for step in (0, 6):
         facts = json.loads(Path(f"out/previews/step-{step:06}/alignment.json").read_text())
-        assert len(facts) == (6 if step else 3)
+        assert len(facts) == (4 if step else 2)
         for name, one in facts.items():
             assert (one["shift_x"] ** 2 + one["shift_y"] ** 2) ** 0.5 < 0.5, (step, name, one)
             assert abs(one["scale"] - 1) < 0.02, (step, name, one)

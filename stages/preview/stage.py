@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cache.errors import QeditError
+from ...cache.errors import QeditError, WrongUse
 from ...config.configuration import Configuration
 from ..models.checkpoint import open_checkpoint
 from ..preview_files import Stored, stored_previews
@@ -32,6 +32,7 @@ def run(
 
     Raises:
         QeditError: the device has too little memory.
+        WrongUse: there are previews, and none of `step`.
     """
     from .drift import bring_drift_up_to_date
     from .pictures import Sources, is_current
@@ -40,6 +41,8 @@ def run(
     started = time.monotonic()
     output_dir = configuration.settings.output_dir
     wanted = list(stored_previews(output_dir, step=step))
+    if not wanted:
+        _say_what_there_is(output_dir, progress, step=step)
     missing = [stored for stored in wanted if not is_current(stored)]
     sheets, left = [], [] if dry_run else missing
     if not dry_run:
@@ -64,6 +67,18 @@ def run(
         unit="pictures",
         facts={"sheets": [str(path) for path in sheets]},
         lines=(f"{sheets[-1]}", f"{output_dir / PAGE_FILE}") if sheets else (),
+    )
+
+
+def _say_what_there_is(output_dir: Path, progress: Progress, *, step: int | None) -> None:
+    """Where nothing is there to be shown: of which steps there would be, or who makes some."""
+    steps = sorted({stored.step for stored in stored_previews(output_dir)})
+    if not steps:
+        progress.say(f"{output_dir} holds no previews yet. `qedit train` makes them.")
+        return
+    raise WrongUse(
+        f"{output_dir} holds no previews of step {step}.",
+        f"There are some of the steps {', '.join(map(str, steps))}.",
     )
 
 
