@@ -82,6 +82,16 @@ def _auto_or_whole(value: Any) -> Any:
 AutoOrWhole = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_whole)]
 
 
+def _auto_or_count(value: Any) -> Any:
+    number = _auto_or_whole(value)
+    if number == 0:
+        raise ValueError(f'must be "auto" or a whole number above 0, not {value!r}')
+    return number
+
+
+AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)]
+
+
 def only(wanted: str, otherwise: str) -> Callable[[Any], Any]:
     """A check that lets `wanted` through and answers everything else with `otherwise`."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from .kinds import (
+    AutoOrCount,
     AutoOrWhole,
     Count,
     CountFromZero,
@@ -115,7 +116,7 @@ class Settings(Written):
     text_encoder_dtype: Dtype = "bf16"
     text_encoder_precision: Literal["no_change", "int8-quanto"] = "no_change"
     cache_compression: Literal["none", "zstd"] = "none"
-    memory: AutoOrWhole = "auto"  # GB of device memory to fit into
+    memory: AutoOrCount = "auto"  # GB of device memory to fit into
     blocks_to_stream: AutoOrWhole = "auto"
     compile_blocks: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from training import lora, made_runs, metrics, train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
+from qedit.config.settings import Settings
 from qedit.stages.models.dimensions import Dimensions
 from qedit.stages.models.fit import Fit, Recomputation, fit_into, needed_bytes
 from qedit.stages.models.memory import Load, Way
@@ -111,10 +113,32 @@ def test_every_way_trains_the_same_lora(
     expected = trained(made(output="plain", **common))
     monkeypatch.setattr("qedit.stages.train.trainer.apply_fit", watched)
     found = trained(made(**common, **settings))
-    assert [replace(one, needs_bytes=0) for one in applied] == [fit]
+    without = {"needs_bytes": 0, "of_bytes": 0, "instead_bytes": 0}
+    assert [replace(one, **without) for one in applied] == [fit]
     assert found[0] == expected[0]
     for name, weight in expected[1].items():
         assert torch.equal(found[1][name], weight), name
+
+
+def test_no_memory_at_all_is_refused_as_it_is_read() -> None:
+    with pytest.raises(ValueError, match='must be "auto" or a whole number above 0, not 0'):
+        Settings(model_flavour="edit-v1", memory=0)
+    assert Settings(model_flavour="edit-v1", blocks_to_stream=0).blocks_to_stream == 0
+
+
+def test_a_fit_says_why_it_is_no_faster_one() -> None:
+    fit = fit_into(24 * GB, FULL, load_of(1), INT8)
+    found = re.fullmatch(r"about (\S+) of 24\.0 GB \(a faster way would take (\S+)\)", fit.reason())
+    assert found
+    takes, instead = map(float, found.groups())
+    assert takes <= 24 <= instead
+    assert fit_into(140 * GB, FULL, load_of(1), INT8).reason().endswith("of 140.0 GB")
+
+
+def test_the_words_name_one_block_and_several() -> None:
+    one, two = (Fit(Recomputation(), streamed=number).words(blocks=3) for number in (1, 2))
+    assert "the weights of 1 block wait" in one
+    assert "the weights of 2 blocks wait" in two
 
 
 def test_more_streamed_blocks_than_there_are_is_told_as_all_of_them() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .side_by_side import OwnAttention, seat_side_by_side
 
 # The LoRA's dropout draws what it draws without compilation.
-_INDUCTOR = {"fallback_random": True}
+_INDUCTOR: dict[str, Any] = {"fallback_random": True}
 Forward = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -37,7 +37,7 @@ def compile_blocks(
     seat_side_by_side(transformer)
     options = _INDUCTOR if backend == "inductor" else None
     for block in transformer.transformer_blocks:  # type: ignore[union-attr]
-        processor: Any = block.attn.processor  # type: ignore[union-attr]
+        processor: Any = block.attn.processor
         assert isinstance(processor, OwnAttention)
         processor.stock = RealAttention(processor.stock)
         plain: Any = block.forward

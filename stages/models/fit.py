@@ -41,11 +41,22 @@ class Fit:
         recomputation: None where every block keeps its activations, as without checkpointing.
         streamed: how many blocks keep their frozen weights in host memory.
         needs_bytes: what a step is estimated to take of the device; 0 where nobody asked.
+        of_bytes: what there was.
+        instead_bytes: what the next less costly way would have taken; 0: there is none.
     """
 
     recomputation: Recomputation | None
     streamed: int = 0
     needs_bytes: int = 0
+    of_bytes: int = 0
+    instead_bytes: int = 0
+
+    def reason(self) -> str:
+        """How much it takes of how much, and why it is no less costly way; for people."""
+        takes = f"about {self.needs_bytes / GIGABYTE:.1f} of {self.of_bytes / GIGABYTE:.1f} GB"
+        if not self.instead_bytes:
+            return takes
+        return f"{takes} (a faster way would take {self.instead_bytes / GIGABYTE:.1f})"
 
     def words(self, *, blocks: int) -> str:
         """What is done, for people."""
@@ -62,7 +73,8 @@ class Fit:
                 said.append("their inputs wait in the computer's memory")
         if self.streamed:
             streamed = min(self.streamed, blocks)  # more may be asked for than there are
-            said.append(f"the weights of {streamed} blocks wait in the computer's memory")
+            blocks_wait = "1 block wait" if streamed == 1 else f"{streamed} blocks wait"
+            said.append(f"the weights of {blocks_wait} in the computer's memory")
         return "; ".join(said)
 
 
@@ -88,10 +100,10 @@ def fit_into(
     """
     smallest = 0
     for fit in _fits(sizes, streamed=streamed):
-        fit = replace(fit, needs_bytes=needed_bytes(fit, sizes, load, way))
-        if fit.needs_bytes <= budget_bytes:
-            return fit
-        smallest = fit.needs_bytes
+        needs = needed_bytes(fit, sizes, load, way)
+        if needs <= budget_bytes:
+            return replace(fit, needs_bytes=needs, of_bytes=budget_bytes, instead_bytes=smallest)
+        smallest = needs
     raise WrongUse(
         f"A step takes about {smallest / GIGABYTE:.1f} GB of device memory in the smallest way, "
         f"and there are {budget_bytes / GIGABYTE:.1f} GB.",

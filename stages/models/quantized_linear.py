@@ -51,7 +51,7 @@ class QuantizedLinear(nn.Linear):
 
     def _in_one_piece(self, input: Tensor) -> Tensor:
         """The product as a compiler sees it: nothing inside of it, so nothing to keep of it."""
-        return _opaque_product(
+        product: Tensor = _opaque_product(
             input,
             list(self.tensors().values()),
             self.bias,
@@ -59,6 +59,7 @@ class QuantizedLinear(nn.Linear):
             [self.out_features, self.in_features],
             self.quantizes_activations,
         )
+        return product
 
     def tensors(self) -> dict[str, Tensor]:
         """What stands for the weight, as it is now: it may come and go with its block."""

@@ -58,7 +58,7 @@ def fit_words(fit: Fit, plan: Plan) -> Iterator[str]:
     """What a user is to know of how the run is fitted in, a line each."""
     if fit.needs_bytes or fit.streamed:
         blocks = config_in(plan.checkpoint.transformer)["num_layers"]
-        takes = f"about {fit.needs_bytes / GIGABYTE:.1f} GB a step: " if fit.needs_bytes else ""
+        takes = f"a step takes {fit.reason()}: " if fit.needs_bytes else ""
         yield f"Memory: {takes}{fit.words(blocks=blocks)}."
 
 
