@@ -5,6 +5,7 @@
 decode   looking at JPEGs in full against plain Pillow decoding, over all cores (>= 0.9)
 headers  reading headers, without digests, against `Image.open(...).size` (>= 0.8)
 no-op    a rerun on unchanged folders against a bare recursive scandir + stat (<= 3 times)
+memory   at a million pairs, extrapolated from `--pairs 100000` or more and half of them
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from qedit.stages.images import header
 from qedit.stages.pair.pictures import available_cores, examine
 from qedit.stages.pair.stage import run
 
+MILLION = 1_000_000
+FEWEST_TO_EXTRAPOLATE = 100_000
+
 
 def best_seconds(work: Callable[[], object], *, times: int) -> float:
     found = []
@@ -42,6 +46,16 @@ def best_seconds(work: Callable[[], object], *, times: int) -> float:
         work()
         found.append(time.perf_counter() - started)
     return min(found)
+
+
+def tell(
+    what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
+) -> None:
+    """One line: the figure, what is wanted, and whether it holds."""
+    holds = value >= at_least if at_least is not None else value <= (at_most or 0)
+    wanted = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
+    verdict = "ok" if holds else ("BELOW" if at_least is not None else "ABOVE")
+    print(f"{what:<46} {value:8.2f} (wanted {wanted}) {verdict}", flush=True)
 
 
 def by_turns(
@@ -91,13 +105,13 @@ def decoding(folder: Path, count: int) -> None:
         yardstick, seconds = by_turns(
             partial(over_cores, plainly, paths), partial(over_cores, examine, paths)
         )
-        print(f"decode {megapixels} MP   {yardstick / seconds:.2f} of plain Pillow (>= 0.9)")
+        tell(f"decode {megapixels} MP of plain Pillow", yardstick / seconds, at_least=0.9)
         if megapixels == 1:
             many = paths * 40
             yardstick, seconds = by_turns(
                 partial(one_by_one, size_alone, many), partial(one_by_one, header_alone, many)
             )
-            print(f"headers       {yardstick / seconds:.2f} of Image.open().size (>= 0.8)")
+            tell("headers of Image.open().size", yardstick / seconds, at_least=0.8)
 
 
 def walk(folder: str) -> int:
@@ -166,21 +180,32 @@ def in_its_own_process(phase: str, folder: Path, count: int) -> dict[str, float]
     return found
 
 
-def rerun(folder: Path, count: int) -> None:
+def reruns(folder: Path, count: int) -> dict[str, dict[str, float]]:
+    """Each phase on a tree of so many pairs."""
+    folder.mkdir()
     make_pairs(folder, count)
     Image.new("RGB", (2, 2), "red").save(folder / "one.png")
-    first = in_its_own_process("first", folder, count)
-    each = 1e6 * first["seconds"] / count
-    print(
-        f"first run     {count} pairs in {first['seconds']:.1f} s ({each:.0f} us a pair), ", end=""
-    )
-    print(f"peak {first['peak']:.0f} MB")
-    again = in_its_own_process("no-op", folder, count)
-    ratio = again["seconds"] / again["yardstick"]
-    print(f"no-op rerun   {ratio:.2f} times scandir + stat of {2 * count} files (<= 3), ", end="")
-    print(f"{again['seconds']:.1f} s, peak {again['peak']:.0f} MB (< 1500 at a million pairs)")
-    more = in_its_own_process("one-more", folder, count)
-    print(f"one changed   {more['seconds']:.1f} s, peak {more['peak']:.0f} MB")
+    return {phase: in_its_own_process(phase, folder, count) for phase in PHASES}
+
+
+def scale(folder: Path, count: int) -> None:
+    """A rerun's time, and the peak of every phase at a million pairs."""
+    found = reruns(folder / "all", count)
+    for phase, one in found.items():
+        each = 1e6 * one["seconds"] / count
+        print(f"{phase:<9} {count} pairs: {one['seconds']:.1f} s ({each:.0f} us a pair), ", end="")
+        print(f"peak {one['peak']:.0f} MB")
+    again = found["no-op"]
+    what = f"no-op rerun, scandir + stat of {2 * count} files"
+    tell(what, again["seconds"] / again["yardstick"], at_most=3)
+    if count < FEWEST_TO_EXTRAPOLATE:  # what a run takes anyway would pass for what grows
+        tell("MB of peak of a rerun here", again["peak"], at_most=1500)
+        return
+    less = reruns(folder / "half", count // 2)
+    for phase, one in found.items():
+        grown = (one["peak"] - less[phase]["peak"]) / (count - count // 2)
+        peak = one["peak"] + max(grown, 0) * max(MILLION - count, 0)
+        tell(f"{phase}: MB of peak at a million pairs", peak, at_most=1500)
 
 
 def peak_megabytes() -> float:
@@ -203,4 +228,4 @@ if __name__ == "__main__":
         sys.exit()
     with tempfile.TemporaryDirectory() as workplace:
         decoding(Path(workplace), given.pictures)
-        rerun(Path(workplace), given.pairs)
+        scale(Path(workplace), given.pairs)
