@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,15 +124,23 @@ def uninterrupted(shared: Path) -> dict[str, Any]:
     return ending(configuration)
 
 
-def ending(configuration: Configuration) -> dict[str, Any]:
+@pytest.fixture
+def finished(made: Any, shared: Path, uninterrupted: dict[str, Any]) -> Configuration:
+    """A copy of the run that nothing happened to."""
+    configuration: Configuration = made()
+    shutil.copytree(shared / "uninterrupted" / "output", configuration.settings.output_dir)
+    return configuration
+
+
+def ending(configuration: Configuration, *, last: int = 9) -> dict[str, Any]:
     """The final files' bytes and the log without its clock."""
     where = configuration.settings.output_dir
     files = [
         "pytorch_lora_weights.safetensors",
         "ema/pytorch_lora_weights.safetensors",
-        "checkpoint-9/weights.safetensors",
-        "checkpoint-9/optimizer.safetensors",
-        "checkpoint-9/ema.safetensors",
+        f"checkpoint-{last}/weights.safetensors",
+        f"checkpoint-{last}/optimizer.safetensors",
+        f"checkpoint-{last}/ema.safetensors",
     ]
     lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -289,70 +298,70 @@ def test_two_ctrl_c_leave_at_once(shared: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_in_pieces_is_the_run_in_one_go(made: Any, uninterrupted: dict[str, Any]) -> None:
-    """Every step a run of its own; the schedule's end is known from the beginning."""
+    """Stopped after one step, and again and again; the schedule's end is known from the start."""
     pieces = made(checkpoint_step_interval=1)
 
     class Enough(Exception):
         pass
 
-    class OneStep(Quiet):
+    class Stopping(Quiet):
+        def __init__(self, steps: int) -> None:
+            super().__init__()
+            self.steps = steps
+
         def note(self, **values: str) -> None:
-            if self.moved == 2:
+            if self.moved == self.steps:
                 raise Enough
 
-    for step in range(9):
-        try:
-            outcome = loop.run(pieces, OneStep(), device="cpu")
-        except Enough:
-            assert checkpoints(pieces.settings.output_dir)[-1].name == f"checkpoint-{step + 1}"
-    assert outcome.computed == 1
+    for steps, newest in ((2, 1), (4, 4), (5, 8)):
+        with pytest.raises(Enough):
+            loop.run(pieces, Stopping(steps), device="cpu")
+        assert checkpoints(pieces.settings.output_dir)[-1].name == f"checkpoint-{newest}"
+    assert loop.run(pieces, Quiet(), device="cpu").computed == 1
     assert ending(pieces) == uninterrupted
 
 
 def test_more_steps_than_first_asked_for_are_the_longer_run(made: Any) -> None:
     plain = {"lr_scheduler": "constant", "lr_warmup_steps": 0}
-    longer = made(output="longer/output", **plain)
+    longer = made(output="longer/output", max_train_steps=5, **plain)
     loop.run(longer, Quiet(), device="cpu")
-    loop.run(made(max_train_steps=5, **plain), Quiet(), device="cpu")
-    grown = made(**plain)
-    assert loop.run(grown, Quiet(), device="cpu").kept == 5
-    assert ending(grown) == ending(longer)
+    loop.run(made(max_train_steps=3, **plain), Quiet(), device="cpu")
+    grown = made(max_train_steps=5, **plain)
+    assert loop.run(grown, Quiet(), device="cpu").kept == 3
+    assert ending(grown, last=5) == ending(longer, last=5)
 
 
 def test_moving_the_end_of_a_decaying_schedule_is_told(made: Any) -> None:
-    loop.run(made(max_train_steps=2), Quiet(), device="cpu")
+    loop.run(made(max_train_steps=1), Quiet(), device="cpu")
     told = Quiet()
-    loop.run(made(max_train_steps=4), told, device="cpu")
-    assert "step 4 instead of 2" in told.warned[0]
+    loop.run(made(max_train_steps=2), told, device="cpu")
+    assert "step 2 instead of 1" in told.warned[0]
     again = Quiet()
     constant = {"lr_scheduler": "constant", "output": "constant"}
+    loop.run(made(max_train_steps=1, **constant), again, device="cpu")
     loop.run(made(max_train_steps=2, **constant), again, device="cpu")
-    loop.run(made(max_train_steps=4, **constant), again, device="cpu")
     assert again.warned == []
 
 
-def test_an_older_checkpoint_can_be_named(made: Any, uninterrupted: dict[str, Any]) -> None:
-    configuration = made()
-    loop.run(configuration, Quiet(), device="cpu")
-    again = made(resume_from_checkpoint="checkpoint-4")
-    outcome = loop.run(again, Quiet(), device="cpu")
+def test_an_older_checkpoint_can_be_named(
+    made: Any, finished: Configuration, uninterrupted: dict[str, Any]
+) -> None:
+    outcome = loop.run(made(resume_from_checkpoint="checkpoint-4"), Quiet(), device="cpu")
     assert (outcome.kept, outcome.computed) == (4, 5)
-    assert ending(again) == uninterrupted
+    assert ending(finished) == uninterrupted
 
 
 def test_a_damaged_newest_checkpoint_may_be_removed(
-    made: Any, uninterrupted: dict[str, Any]
+    finished: Configuration, uninterrupted: dict[str, Any]
 ) -> None:
-    configuration = made()
-    loop.run(configuration, Quiet(), device="cpu")
-    newest = configuration.settings.output_dir / "checkpoint-9"
+    newest = finished.settings.output_dir / "checkpoint-9"
     (newest / "state.json").write_text("{")
     with pytest.raises(Damaged, match="checkpoint-9") as refused:
-        loop.run(configuration, Quiet(), device="cpu")
+        loop.run(finished, Quiet(), device="cpu")
     assert str(newest) in refused.value.do
     remove(newest)
-    assert loop.run(configuration, Quiet(), device="cpu").kept == 8
-    assert ending(configuration) == uninterrupted
+    assert loop.run(finished, Quiet(), device="cpu").kept == 8
+    assert ending(finished) == uninterrupted
 
 
 # -- checkpoints alone ---------------------------------------------------------------------
