@@ -10,7 +10,7 @@ import pytest
 from quiet import Quiet
 from small_run import make_run, said, with_files
 
-from qedit.stages.cache_vae import stage
+from qedit.stages.cache_vae import one_file
 from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.sharing import saying_what_is_kept
 
@@ -29,7 +29,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return really(self, pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "ROWS_IN_PART", 1)
+        patch.setattr(one_file, "FILES_IN_PART", 1)
         patch.setattr(LatentEncoder, "encode", interrupted)
         told = with_files("cache-vae", expect=130).stderr
     assert "2 latents were made and are kept" in told
