@@ -109,7 +109,8 @@ def memory_budget_bytes(settings: Settings, device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # newer than torch 2.6
+    allowed = share(device) * total if share else total
     # the context is there by now: the free memory does not hold it any more
     return round((1 - FRAGMENTS) * min(free + CONTEXT_BYTES, allowed))
 
