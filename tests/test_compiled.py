@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,8 +151,18 @@ def test_the_setting_compiles_what_is_trained(
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+def apart(call: str) -> None:
+    """Run a function of this file where annotations are not checked: no compiler reads checks."""
+    code = f"import test_compiled as here; here.{call}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
 @pytest.mark.full
 def test_five_buckets_ask_for_two_programs_without_a_break() -> None:
+    apart("five_buckets()")
+
+
+def five_buckets() -> None:
     """One for the first block, whose inputs need no gradient, and one for all others."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
@@ -177,6 +189,10 @@ def test_five_buckets_ask_for_two_programs_without_a_break() -> None:
 def test_compiled_blocks_go_with_every_way_to_fit(
     backend: str, precision: str | None, how: Recomputation | None, streamed: int
 ) -> None:
+    apart(f"one_way({backend!r}, {precision!r}, {'here.' if how else ''}{how!r}, {streamed})")
+
+
+def one_way(backend: str, precision: str | None, how: Recomputation | None, streamed: int) -> None:
     torch._dynamo.reset()
     plain, changed = trained(precision), trained(precision)
     if streamed:
