@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import time
 import weakref
@@ -195,6 +196,24 @@ def test_recent_pictures_are_bounded_and_made_once() -> None:
         recent.get("d", lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     recent.get("d", making("d"))
     assert made[-1] == "d"
+
+
+def test_ctrl_c_counts_no_pictures_that_were_left_for_the_next_stage(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really: Callable[..., Any] = LatentEncoder.encode
+    batches = iter(range(12))
+
+    def interrupted(self: Any, pixels: Any) -> Any:
+        if next(batches) == 11:
+            raise KeyboardInterrupt
+        return really(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentEncoder, "encode", interrupted)
+        told = with_files("run", *PLAIN[0], expect=130).stderr
+    (count,) = re.findall(r"(\d+) latents were made and are kept", told)
+    assert int(count) == said(with_files("cache-vae", "--json"))["kept"]
 
 
 @pytest.mark.full

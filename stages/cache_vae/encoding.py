@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...config.configuration import Configuration
 from ..encoding.encoder import Encoder, Made, Unfit
+from ..encoding.fill import FOR_THE_NEXT
 from ..encoding.opening import open_to_encode
 from ..encoding.spool import Spool, spool_key
 from ..images import pixels, resized
@@ -27,7 +28,7 @@ from ..tensors import bits_of
 from .one_file import OneFile
 
 STAGE = "cache-vae"
-LATENTS, SHOWN = "latents", "shown"
+LATENTS, SHOWN = "latents", FOR_THE_NEXT
 MOST_PICTURES = 16
 PIXELS_WHERE_NOTHING_IS_KNOWN = 1024 * 1024
 

@@ -17,6 +17,7 @@ from .pace import Pace
 from .ways import Ways
 
 REJECTED = "rejected"
+FOR_THE_NEXT = "shown"  # rows that the next stage takes, and that go when the command ends
 
 
 @dataclass(frozen=True)
@@ -87,4 +88,4 @@ def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
 
 
 def _made(added: Counter[str]) -> int:
-    return added.total() - added[REJECTED]
+    return added.total() - added[REJECTED] - added[FOR_THE_NEXT]
