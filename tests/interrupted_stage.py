@@ -9,7 +9,7 @@ from typing import Any
 
 from qedit.cache.store import Store
 from qedit.pipeline.cli import main
-from qedit.stages.encoding import filling
+from qedit.stages.encoding import cutting, filling
 
 SLOW_SECONDS = 60.0
 
@@ -33,6 +33,6 @@ def slow_down(after: int, marker: Path, *, writes: bool) -> None:
 
 if __name__ == "__main__":
     what, after, marker, *words = sys.argv[1:]
-    filling.PART_BYTES = 1
+    cutting.PART_BYTES = 1
     slow_down(int(after), Path(marker), writes=what == "writes")
     main(words)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from quiet import Quiet
 from qedit.cache.claims import Task, claimed_work, claims_in
 from qedit.cache.errors import NotComplete, QeditError
 from qedit.cache.store import EMBEDS, Store
-from qedit.stages.encoding import filling as filling_module
+from qedit.stages.encoding import cutting
 from qedit.stages.encoding.batch_size import BatchSize
 from qedit.stages.encoding.encoder import Made, Unfit
 from qedit.stages.encoding.filling import Filling
@@ -463,10 +464,7 @@ class Slow:
         return self._made_up.encode(items, read)
 
 
-def test_a_part_is_written_before_it_grows_too_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(filling_module, "PART_BYTES", 3 * row_of(KEYS[0]).nbytes)
+def test_a_job_is_written_at_once(tmp_path: Path) -> None:
     sizes: list[int] = []
 
     class Counting(Kept):
@@ -475,6 +473,17 @@ def test_a_part_is_written_before_it_grows_too_large(
             return super().__call__(dataset, made)
 
     kept = Counting()
-    fill(tmp_path, MadeUp(), kept)
-    assert sizes == [4] * 10
+    fill(tmp_path, MadeUp(), kept)  # in batches of four, jobs of eight
+    assert sizes == [8] * 5
     assert_all_there(kept)
+
+
+def test_what_is_left_is_cut_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutting, "PART_BYTES", 100)
+    monkeypatch.setattr(cutting, "ITEMS_IN_PART", 4)
+    bytes_of = dict(enumerate([60, 50, 1, 2, 3, 4, 99, 40, 200, 5, 5]))
+    runs = list(cutting.cut(bytes_of, bytes_of.__getitem__))
+    assert runs == [[0, 1], [2, 3, 4, 5], [6, 7], [8], [9, 10]]
+    for done in range(1 << len(runs)):
+        left = [run for at, run in enumerate(runs) if not done >> at & 1]
+        assert list(cutting.cut(chain(*left), bytes_of.__getitem__)) == left

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..encoding.cutting import cut
 from ..samples import Picture
 
-FILES_IN_PART = 64
+PIXELS_A_LATENT = 8 * 8
+BYTES_A_LATENT = 16 * 2  # channels of bfloat16
 
 Size = tuple[int, int]
 
@@ -39,7 +41,7 @@ def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
     """By dataset, keys that are claimed and written together, decided by the keys alone.
 
     The keys of a file follow each other in the order of their sizes. The files of a part are
-    wanted in the same sizes, and there are at most 64.
+    wanted in the same sizes, and there are as many as `cut` takes together.
     """
     files: dict[str, list[str]] = defaultdict(list)
     for key in sorted(pictures, key=lambda key: (pictures[key].size, key)):
@@ -48,11 +50,13 @@ def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
     for keys in files.values():
         sizes = tuple(pictures[key].size for key in keys)
         alike[pictures[keys[0]].dataset, sizes].append(keys)
+
+    def file_bytes(keys: Sequence[str]) -> int:
+        return sum(latent_bytes(pictures[key].size) for key in keys)
+
     parts: dict[str, list[list[str]]] = defaultdict(list)
     for dataset, sizes in sorted(alike):
-        found = sorted(alike[dataset, sizes])
-        for start in range(0, len(found), FILES_IN_PART):
-            part = found[start : start + FILES_IN_PART]
+        for part in cut(sorted(alike[dataset, sizes]), file_bytes):
             parts[dataset].append([key for keys in part for key in keys])
     return dict(parts)
 
@@ -62,3 +66,8 @@ def files_of(pictures: Mapping[str, Picture], keys: Sequence[str]) -> list[OneFi
     wanted = [pictures[key] for key in keys]
     by_content = groupby(wanted, key=lambda picture: picture.digest)
     return [OneFile(tuple(same)) for _, same in by_content]
+
+
+def latent_bytes(size: Size) -> int:
+    """How many bytes the latents of a picture of this size take."""
+    return size[0] * size[1] // PIXELS_A_LATENT * BYTES_A_LATENT

@@ -26,12 +26,10 @@ from ..samples import Picture
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
 from ..uses import note_use
-from .one_file import files_of, parts_of
+from .one_file import files_of, latent_bytes, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
 
 STAGE = "cache-vae"
-PIXELS_A_LATENT = 8 * 8
-BYTES_A_LATENT = 16 * 2  # channels of bfloat16
 
 
 def run(
@@ -119,8 +117,7 @@ def bytes_of(shelf: Shelf, pictures: Mapping[str, Picture]) -> dict[Path, int]:
     """About how many bytes the rows of `pictures` take, by store."""
     sizes: dict[Path, int] = defaultdict(int)
     for picture in pictures.values():
-        pixels = picture.size[0] * picture.size[1]
-        sizes[shelf.of(picture.dataset).path] += pixels // PIXELS_A_LATENT * BYTES_A_LATENT
+        sizes[shelf.of(picture.dataset).path] += latent_bytes(picture.size)
     return sizes
 
 

@@ -25,10 +25,6 @@ class Made:
     rejected: dict[str, list[RejectedRow]] = field(default_factory=dict)
     datasets: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(row.nbytes for rows in self.rows.values() for row in rows.values())
-
 
 class Unfit(Exception):
     """An item that no row can be made of: `reason` is a short code, `detail` says it in words."""

@@ -2,8 +2,8 @@
 
 One thread drives the encoder. Others read the items of the batch after the one it is at, and
 one writes what was made. What is in memory is bounded by the batch size, the number of readers
-and the size of a part, never by the data set. The encoder is opened for the first item that was
-really claimed.
+and the size of a job (`cutting.py`), never by the data set. The encoder is opened for the first
+item that was really claimed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from .pace import Pace
 from .read_ahead import Job, ReadAhead, Reading
 from .write_behind import WriteBehind
 
-PART_BYTES = 112 << 20  # 16384 tokens of embeds at full scale
 NAMED = 3  # of what did not fit
 
 
@@ -96,13 +95,16 @@ class Filling:
             self._hand_over(ahead, writer, batch[-1])
 
     def _hand_over(self, ahead: ReadAhead, writer: WriteBehind, latest: Reading) -> None:
-        """Have the writer add what was made, once it is as much as a part or the job is done."""
-        if not latest.last and sum(made.nbytes for made in self._made) < PART_BYTES:
+        """Have the writer add what was made, once the job is done.
+
+        All of a job is written at once: were it written bit by bit, what a crash leaves of it
+        would be cut into other batches by the rerun.
+        """
+        if not latest.last:
             return
         made, self._made = self._made, []
         writer.put(partial(self._write, latest.job, made))
-        if latest.last:
-            writer.put(partial(ahead.release, latest.job))
+        writer.put(partial(ahead.release, latest.job))
 
     def _write(self, job: Job, made: Sequence[Made]) -> None:
         self.added.update(self._keep(job.dataset, made))

@@ -19,12 +19,13 @@ from ..preview_samples import only_previewed
 from ..samples import Picture, Sample
 from ..stores import RunStores, captions_beside, used_main_datasets
 from ..wanted import Keys, PairsKeys, distinct, pairs_keys
+from .cutting import cut
 
-SETS_IN_PART = 64
 PIXELS_A_TOKEN = 28 * 28
 # Only for estimates:
 TOKENS_A_PICTURE = 8
 TOKENS_AROUND = 64
+BYTES_A_TOKEN = 3584 * 2  # channels of bfloat16, at full scale
 TOKENS_A_TAIL = 12
 LETTERS_A_TOKEN = 3
 
@@ -46,6 +47,11 @@ class ReferenceSet:
         """About how many tokens its tails have together."""
         letters = sum(map(len, self.tails.values()))
         return letters // LETTERS_A_TOKEN + TOKENS_A_TAIL * len(self.tails)
+
+    @property
+    def tokens(self) -> int:
+        """About how many there are in all."""
+        return self.picture_tokens + self.tail_tokens
 
 
 @dataclass(slots=True)
@@ -167,8 +173,7 @@ def parts_of(sets: Mapping[str, ReferenceSet]) -> dict[str, list[list[str]]]:
 
 
 def _cut(keys: Sequence[str], sets: Mapping[str, ReferenceSet]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), SETS_IN_PART):
-        part = keys[start : start + SETS_IN_PART]
+    for part in cut(keys, lambda key: BYTES_A_TOKEN * sets[key].tokens):
         yield sorted(part, key=lambda key: (sets[key].picture_tokens, key))
 
 
