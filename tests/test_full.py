@@ -19,6 +19,7 @@ from qedit.config.loading import Configuration
 from qedit.stages.models.full import train_weights
 from qedit.stages.models.transformer import load_transformer
 from qedit.stages.train import loop
+from qedit.stages.train.optimizers import make_optimizer
 from qedit.stages.train.plan import make_plan
 
 CPU = torch.device("cpu")
@@ -86,6 +87,21 @@ def test_small_updates_are_not_lost_in_bfloat16() -> None:
     one_forward(transformer)
     assert torch.equal(own, master.to(torch.bfloat16))
     assert not torch.equal(own, before)
+
+
+def test_a_step_by_the_gradient_of_another_process_alone_is_taken_over() -> None:
+    """This one had no sample in that step: nothing went backward through its layers."""
+    transformer = made_transformer().to(torch.bfloat16).requires_grad_(False)
+    weights = train_weights(transformer, ["proj_out"])
+    optimizer = make_optimizer(weights, learning_rate=0.1)
+    assert optimizer.param_groups[0]["fused"]
+    one_forward(transformer)
+    for master in weights.values():
+        master.grad = torch.ones_like(master)
+    optimizer.step()
+    one_forward(transformer)
+    master, own = weights["proj_out.weight"], transformer.get_parameter("proj_out.weight")
+    assert torch.equal(own, master.to(torch.bfloat16))
 
 
 def test_gradients_of_masters_add_up_over_batches() -> None:

@@ -63,13 +63,12 @@ def _mastered(module: nn.Module, parameter: nn.Parameter) -> nn.Parameter:
 class _Following:
     """Hands gradients to the master, and takes over what has changed in it.
 
-    A fused optimizer leaves no trace in the master's version, but it acts on gradients alone: a
-    master that was given one since may have changed.
+    Whether it has, its version says: whoever changes it must leave that trace.
     """
 
     def __init__(self, master: nn.Parameter, parameter: nn.Parameter) -> None:
         self.master, self._parameter = master, parameter
-        self._seen, self._may_have_changed = master._version, False
+        self._seen = master._version
 
     def hand_over(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -77,13 +76,12 @@ class _Following:
         before = self.master.grad
         self.master.grad = gradient if before is None else before + gradient
         parameter.grad = None
-        self._may_have_changed = True
 
     @torch.no_grad()
     def take_over(self, module: nn.Module, inputs: Any) -> None:
-        if self._may_have_changed or self.master._version != self._seen:
+        if self.master._version != self._seen:
             self._parameter.data.copy_(self.master)
-            self._seen, self._may_have_changed = self.master._version, False
+            self._seen = self.master._version
 
 
 def bytes_a_weight(dtype: torch.dtype) -> int:

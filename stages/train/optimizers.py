@@ -112,7 +112,18 @@ def make_optimizer(
             f"`optimizer_config` does not fit {kind.name}: {error}.",
             f"It takes the arguments of {kind.module}.{kind.name}, such as betas or weight_decay.",
         ) from error
+    optimizer.register_step_post_hook(_leave_a_trace)
     return optimizer
+
+
+def _leave_a_trace(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """A fused step leaves none in the versions of the weights, and who follows them goes by it.
+
+    What changed them may be the gradient of another process alone.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            torch.autograd.graph.increment_version(weight)
 
 
 def optimizer_tensors(
