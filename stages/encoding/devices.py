@@ -7,8 +7,9 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -37,14 +38,13 @@ def on_each_device(
     workers = [_start(ways, name, fill, configuration) for name in ways.devices]
     try:
         return _together(workers, progress)
-    except KeyboardInterrupt:
+    except BaseException:
         for worker in workers:
-            if worker.process.pid and worker.process.is_alive():
-                os.kill(worker.process.pid, signal.SIGINT)
+            worker.interrupt()
         raise
     finally:
         for worker in workers:
-            worker.process.join()
+            worker.let_end(progress)
 
 
 @dataclass
@@ -53,15 +53,41 @@ class _Worker:
     process: BaseProcess
     words: Connection
 
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        if self.process.pid and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGINT)
+
+    def let_end(self, progress: Progress) -> None:
+        """Wait for it, and hear it out: one that nobody hears comes to a stop in a full pipe."""
+        with suppress(EOFError, OSError):  # it may be gone in the middle of a word
+            while True:
+                what, said = self.words.recv()
+                if what == "warn":
+                    progress.warn(said)
+        self.process.join()
+
 
 def _start(ways: Ways, device: str, fill: Fill, configuration: Configuration) -> _Worker:
     context = multiprocessing.get_context("spawn")
     words, theirs = context.Pipe(duplex=False)
     own = replace(ways, device=device)
     process = context.Process(target=_work, args=(theirs, fill, configuration, own), daemon=True)
-    process.start()
+    resource_tracker.ensure_running()  # it would end the waiting
+    with _ctrl_c_waits():
+        process.start()
     theirs.close()
     return _Worker(device, process, words)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Until the block ends; in a process that is started in it, until it has begun."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _together(workers: list[_Worker], progress: Progress) -> Filled:
@@ -75,7 +101,7 @@ def _together(workers: list[_Worker], progress: Progress) -> Filled:
                 worker = talking[words]
                 try:
                     what, said = words.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     del talking[words]
                     errors.append(_gone(worker))
                     continue
@@ -168,11 +194,13 @@ class _Telling:
 
 def _work(words: Connection, fill: Fill, configuration: Configuration, ways: Ways) -> None:
     """What a worker process does."""
-    import torch
-
-    if ways.device == "cpu":
-        torch.set_num_threads(max(1, available_cores() // len(ways.devices)))
     try:
+        signal.signal(signal.SIGINT, _interrupt_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        import torch
+
+        if ways.device == "cpu":
+            torch.set_num_threads(max(1, available_cores() // len(ways.devices)))
         words.send(("filled", fill(configuration, _Telling(words), ways)))
     except QeditError as error:
         words.send(("error", (type(error), error.what, error.do)))
@@ -181,3 +209,9 @@ def _work(words: Connection, fill: Fill, configuration: Configuration, ways: Way
     except Exception as error:
         said = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         words.send(("error", (QeditError, said, "")))
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    """A terminal's Ctrl-C comes twice: from itself, and from who started this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
