@@ -31,6 +31,7 @@ from qedit.stages.train import decoding as decoding_module
 from qedit.stages.train import loop, previews
 from qedit.stages.train.decoding import Decoding
 from qedit.stages.train.plan import make_plan
+from qedit.stages.train.rest import at_rest
 from qedit.stages.wanted import PairsKeys
 
 SMALL: dict[str, Any] = {
@@ -232,8 +233,10 @@ def test_modes_and_gradients_are_left_as_they_were() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
     model.train()
     model[0].eval()
-    with previews.at_rest(model):
+    with at_rest(model):
         assert not any(module.training for module in model.modules())
+        assert not model(torch.ones(1, 2)).requires_grad
+    assert model(torch.ones(1, 2)).requires_grad
     assert [module.training for module in model.modules()] == [True, False, True]
 
 

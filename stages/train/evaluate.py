@@ -21,7 +21,7 @@ from .feed import Feed
 from .plan import Plan
 from .ranks import ALONE, Ranks
 from .record import identity
-from .rolling import at_rest
+from .rest import at_rest
 from .step import Objective
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -29,6 +29,7 @@ from ..tensors import tensor_of
 from .decoding import Decoding
 from .feed import naming
 from .plan import Plan
+from .rest import at_rest
 from .trainer import Trainer
 
 VERSION = 1  # raised whenever the same weights and samples give other previews
@@ -249,18 +250,6 @@ def _without_adapters(transformer: nn.Module) -> Iterator[None]:
         model.enable_adapters()
         for name, weight in transformer.named_parameters():
             weight.requires_grad_(asked[name])
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """While the block runs, `model` is in eval mode; afterwards each part is in its own again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _generator(settings: Settings) -> torch.Generator:

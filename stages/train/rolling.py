@@ -20,8 +20,7 @@ options are known from (its pull request 2156).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from ..models.transformer import TIMESTEPS, Shown, predict_velocities
 from .feed import Batch
 from .flow import noised
+from .rest import at_rest
 from .rollout import Rollouts
 from .solvers import Path, Sampler
 
@@ -166,18 +166,6 @@ def _seen(shown: Shown, path: Path) -> Shown:
         text_lengths=shown.text_lengths,
         sigma=torch.full_like(shown.sigma, path.sigma),
     )
-
-
-@contextmanager
-def at_rest(transformer: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout; afterwards it is as it was."""
-    trained = transformer.training
-    transformer.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        transformer.train(trained)
 
 
 def compensation(
