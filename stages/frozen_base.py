@@ -78,7 +78,8 @@ def lowest_sigma(settings: Settings) -> float:
         log_of_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
         lowest = math.exp(min(0.0, (math.log(RARE_DRAW * a) + log_of_beta) / a))
     else:
-        lowest = 1 / (1 + math.exp(-settings.flow_sigmoid_scale * NormalDist().inv_cdf(RARE_DRAW)))
+        power = -settings.flow_sigmoid_scale * NormalDist().inv_cdf(RARE_DRAW)
+        lowest = 1 / (1 + math.exp(min(power, 700.0)))  # e to the power of more is no float
     if not settings.flow_schedule_auto_shift:
         shift = settings.flow_schedule_shift or 1.0
         lowest = shift * lowest / (1 + (shift - 1) * lowest)

@@ -35,6 +35,13 @@ def test_sigmoid_sigmas_are_the_sigmoid_of_a_normal_number() -> None:
             assert np.quantile(sigmas, share) == pytest.approx(expected, abs=0.02)
 
 
+def test_a_scale_beyond_all_floats_is_a_coin() -> None:
+    """e to the power of 1e4 is no float, and drawing must go on all the same."""
+    sigmas = drawn(Sigmas(scale=1e4), count=500)
+    assert np.isin(np.round(sigmas, 6), (0.0, 1.0)).mean() > 0.99
+    assert sigmas.mean() == pytest.approx(0.5, abs=0.1)
+
+
 def test_uniform_and_beta_sigmas_have_their_moments() -> None:
     uniform = drawn(Sigmas(distribution="uniform"))
     assert uniform.mean() == pytest.approx(1 / 2, abs=0.01)

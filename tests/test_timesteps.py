@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qedit.config.settings import Settings
-from qedit.stages.frozen_base import LOWEST_SIGMA, lowest_sigma
+from qedit.stages.frozen_base import LOWEST_SIGMA, LOWEST_SIGMA_OF_ANY, lowest_sigma
 from qedit.stages.models.denoise import load_scheduler, set_sigmas
 from qedit.stages.models.modulation import bits_of
 from qedit.stages.models.timesteps import ZERO, every_timestep
@@ -62,6 +62,12 @@ def test_whatever_training_draws_has_a_row(draws: str, tmp_path: Path) -> None:
     there = set(every_timestep(lowest_sigma=lowest_sigma(settings)))
     assert sum(bits not in there for bits in asked) <= 2
     assert len(there) < 4000  # 18 GB at full scale
+
+
+def test_a_table_has_an_end_whatever_is_drawn() -> None:
+    """Also where e to the power of a draw is no float."""
+    settings = Settings.model_validate({"model_flavour": "edit-v2", "flow_sigmoid_scale": 1e4})
+    assert lowest_sigma(settings) == LOWEST_SIGMA_OF_ANY
 
 
 def test_evaluation_and_previews_have_their_rows_with_any_settings(tmp_path: Path) -> None:

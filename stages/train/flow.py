@@ -15,6 +15,8 @@ from torch import Tensor
 Distribution = Literal["sigmoid", "uniform", "beta"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 
+MOST_EXPONENT = 700.0  # e to the power of more is no float
+
 
 @dataclass(frozen=True)
 class AutoShift:
@@ -72,7 +74,8 @@ class Sigmas:
             return float(random.random())
         if self.distribution == "beta":
             return float(random.beta(self.alpha, self.beta))
-        return 1 / (1 + math.exp(-self.scale * float(random.standard_normal())))
+        power = -self.scale * float(random.standard_normal())
+        return 1 / (1 + math.exp(min(power, MOST_EXPONENT)))
 
 
 def shifted(sigma: float, shift: float) -> float:
