@@ -8,6 +8,9 @@ from ..cache.atomic import write_bytes
 from ..cache.errors import WrongUse
 from .models.lora_file import Lora, Style, as_file, read_lora
 
+SUFFIX = ".safetensors"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
 
 def export_lora(source: Path, to: Path, style: Style) -> Lora:
     """Write the LoRA `source`, of whatever style, to the file `to` in `style`.
@@ -15,13 +18,18 @@ def export_lora(source: Path, to: Path, style: Style) -> Lora:
     Raises:
         WrongUse: `source` is no LoRA, or `to` is there already or no .safetensors.
     """
-    if to.suffix != ".safetensors":
-        raise WrongUse(f"--to {to} is no .safetensors file.", f"Say `--to {to}.safetensors`.")
+    if to.suffix != SUFFIX:
+        raise WrongUse(f"--to {to} is no .safetensors file.", f"Say `--to {_named_so(to)}`.")
     if to.exists():
         raise WrongUse(f"{to} is there already.", "Choose another file, or move it away.")
     lora = read_lora(source)
     write_bytes(to, as_file(lora, style))
     return lora
+
+
+def _named_so(to: Path) -> Path:
+    """`to` as the name of a safetensors file; "cats-v1.5" has no ending that could be exchanged."""
+    return to.with_suffix(SUFFIX) if to.suffix in PICKLES else Path(f"{to}{SUFFIX}")
 
 
 def merge_lora(source: Path, base: Path, to: Path) -> Lora:
@@ -44,12 +52,7 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
 
     if to.exists():
         raise WrongUse(f"{to} is there already.", "Choose another folder, or move it away.")
-    folder = base / "transformer" if (base / "transformer").is_dir() else base
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise WrongUse(
-            f"--base {base} is no transformer in diffusers' layout.",
-            "Name the folder of the checkpoint that the LoRA was trained on.",
-        )
+    folder = _transformer_in(base)
     config = config_in(folder)
     if "quantization_config" in config:
         raise WrongUse(
@@ -65,3 +68,35 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
     }
     write_transformer(to, tensors, config=config, about=about)
     return lora
+
+
+def other_base_in_words(source: Path, base: Path) -> str | None:
+    """What a user is to know where the LoRA `source` was trained on other weights than `base`.
+
+    None where they are the same, or where the LoRA's metadata do not say. Every byte of the base
+    is read for it.
+
+    Raises:
+        WrongUse: `source` is no LoRA, or `base` holds no transformer.
+    """
+    from .models.digests import model_digest
+
+    folder, about = _transformer_in(base), read_lora(source).metadata
+    trained_on = about.get("base_digest")
+    if trained_on is None or model_digest(folder, remember=None) == trained_on:
+        return None
+    named = ", ".join(about[key] for key in ("flavour", "base") if key in about)
+    return (
+        f"{source} was trained on other weights than {folder}"
+        f"{f': on {named}' if named else ''}. What is merged may not do what was trained."
+    )
+
+
+def _transformer_in(base: Path) -> Path:
+    folder = base / "transformer" if (base / "transformer").is_dir() else base
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise WrongUse(
+            f"--base {base} is no transformer in diffusers' layout.",
+            "Name the folder of the checkpoint that the LoRA was trained on.",
+        )
+    return folder

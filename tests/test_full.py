@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ def test_a_full_run_resumes_and_is_saved_as_diffusers_loads_it(made: Any, precis
         assert torch.equal(loaded, ours)
     torch.testing.assert_close(loaded, ours, rtol=0.03, atol=0.01)
     assert (before - ours).abs().max() > 1e-3
+
+
+def test_references_at_timestep_zero_stay_so_in_what_is_published(made: Any) -> None:
+    """edit-v2+ trains over a checkpoint whose config says nothing of it; diffusers goes by it."""
+    from diffusers import QwenImageTransformer2DModel
+
+    configuration = made(flavour="edit-v2+", **{**FULL, "max_train_steps": 1})
+    base = make_plan(configuration).checkpoint.transformer
+    assert not json.loads((base / "config.json").read_text()).get("zero_cond_t")
+    train(configuration)
+    folder = configuration.settings.output_dir / "transformer"
+    kind: Any = QwenImageTransformer2DModel
+    assert kind.from_pretrained(str(folder)).config.zero_cond_t is True
 
 
 def test_small_updates_are_not_lost_in_bfloat16() -> None:

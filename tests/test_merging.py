@@ -14,6 +14,7 @@ from torch import nn
 
 from qedit.cache.errors import WrongUse
 from qedit.stages.export_lora import merge_lora
+from qedit.stages.models.digests import model_digest
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.lora_file import LORA_FILE, lora_file
 from qedit.stages.models.transformer_folder import write_transformer
@@ -27,12 +28,14 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def saved_lora(folder: Path, *, preset: str | list[str] = "all-linear") -> tuple[nn.Module, Path]:
+def saved_lora(
+    folder: Path, *, preset: str | list[str] = "all-linear", **about: Any
+) -> tuple[nn.Module, Path]:
     """A transformer with a trained LoRA of alpha unequal to its rank, and its file."""
     transformer = made_transformer().to(torch.bfloat16)
     weights = add_lora(transformer, target_modules(transformer, preset), rank=4, alpha=2.0)
     drawn(weights)
-    about = {"flavour": "edit-v2", "base": "made", "steps": 3, "zero_cond_t": False}
+    about = {"flavour": "edit-v2", "base": "made", "steps": 3, "zero_cond_t": False, **about}
     (folder / LORA_FILE).write_bytes(lora_file(weights, rank=4, alpha=2.0, about=about))
     return transformer, folder / LORA_FILE
 
@@ -68,6 +71,34 @@ def test_the_folder_loads_in_diffusers_and_holds_the_sums(base: Path, tmp_path: 
         torch.testing.assert_close(now, expected, rtol=0.01, atol=1e-3)
     torch.testing.assert_close(one_forward(stock), one_forward(trained), rtol=0.1, atol=0.3)
     assert (one_forward(stock) - one_forward(before)).abs().max() > 1
+
+
+def test_references_stay_at_timestep_zero_where_the_base_says_nothing_of_it(
+    base: Path, tmp_path: Path
+) -> None:
+    """edit-v2+ trains over a checkpoint whose config has no zero_cond_t."""
+    _, file = saved_lora(tmp_path, flavour="edit-v2+", zero_cond_t=True)
+    to = tmp_path / "merged"
+    merge_lora(file, base, to)
+    assert not json.loads((base / "transformer/config.json").read_text())["zero_cond_t"]
+    assert json.loads((to / "config.json").read_text())["zero_cond_t"] is True
+    stock = loaded(to)
+    assert stock.config.zero_cond_t
+    stock.zero_cond_t = False
+    for block in stock.transformer_blocks:
+        block.zero_cond_t = False
+    assert not torch.allclose(one_forward(stock), one_forward(loaded(to)), atol=0.1)
+
+
+def test_another_base_than_the_one_it_was_trained_on_is_told(base: Path, tmp_path: Path) -> None:
+    digest = model_digest(base / "transformer", remember=None)
+    for place, (of, is_told) in enumerate(((digest, False), ("0" * 32, True))):
+        _, file = saved_lora(tmp_path, base_digest=of)
+        to = tmp_path / f"merged-{place}"
+        result = qedit("export", str(file), "--merge", "--base", str(base), "--to", str(to))
+        told = "was trained on other weights" in " ".join(result.stderr.split())
+        assert told is is_told
+        assert ("on edit-v2, made" in " ".join(result.stderr.split())) is is_told
 
 
 def test_files_are_cut_and_named_by_an_index(base: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -42,7 +42,7 @@ def export(
     pytorch_lora_weights.safetensors. Alphas are kept for kohya, folded in for the others.
     """
     with reporting(**shared) as (progress, finish):
-        from ...stages.export_lora import export_lora, merge_lora
+        from ...stages.export_lora import export_lora, merge_lora, other_base_in_words
 
         if merge:
             if base is None or style is not None:
@@ -51,6 +51,8 @@ def export(
                     "Say `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
                 )
             layers = len(merge_lora(lora, base, to).layers)
+            if other := other_base_in_words(lora, base):
+                progress.warn(other)
             progress.say(f"Written: {to} (bfloat16, {layers} layers with the LoRA in them)")
             finish({"stage": "export", "merged": True, "layers": layers, "where": str(to)})
             return

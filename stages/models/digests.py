@@ -31,12 +31,12 @@ SETTLED_SECONDS = 2.0
 _BOOKKEEPING = frozenset({"transformers_version", "torch_dtype", "dtype", "name_or_path"})
 
 
-def model_digest(folder: Path, *, remember: Path) -> str:
+def model_digest(folder: Path, *, remember: Path | None) -> str:
     """Digest config.json and every tensor of the safetensors files in `folder`.
 
     Reading the weights is remembered in the JSON file `remember` by path, size and time of
-    change, so the second call costs nothing. Of a folder that is gone the digest it had last is
-    remembered: rows that were made with it can be used without it.
+    change, so the second call costs nothing; None: nothing is. Of a folder that is gone the digest
+    it had last is remembered: rows that were made with it can be used without it.
 
     Raises:
         NotComplete: there is no config.json or no safetensors file, or no folder and no memory.
@@ -75,7 +75,7 @@ def remembered(name: str, find: Callable[[], str], *, remember: Path) -> str:
     return found
 
 
-def _digest_before(folder: Path, remember: Path) -> str:
+def _digest_before(folder: Path, remember: Path | None) -> str:
     """What the model in `folder` was when it was there."""
     entry = _recall(remember).get(str(folder.resolve()))
     if not isinstance(entry, dict) or "model" not in entry:
@@ -166,7 +166,7 @@ def _hex(total: int) -> str:
 # -- what is remembered ----------------------------------------------------------------
 
 
-def _remembered(files: list[Path], remember: Path) -> Iterator[int]:
+def _remembered(files: list[Path], remember: Path | None) -> Iterator[int]:
     """The digest of each file: remembered if the file still looks the same, else computed."""
     known = _recall(remember)
     looks = {path: _look(path) for path in files}
@@ -191,14 +191,18 @@ def _is_known(entry: Any, look: Mapping[str, int]) -> bool:
     return isinstance(entry, dict) and all(entry.get(key) == value for key, value in look.items())
 
 
-def _write(remember: Path, known: Mapping[str, Any]) -> None:
+def _write(remember: Path | None, known: Mapping[str, Any]) -> None:
+    if remember is None:
+        return
     # where nothing may be written, or there is no room, the weights are read again next time
     with contextlib.suppress(QeditError):
         write_json(remember, known)
 
 
-def _recall(remember: Path) -> dict[str, Any]:
+def _recall(remember: Path | None) -> dict[str, Any]:
     """What is remembered; a spoilt file means only that weights are read once more."""
+    if remember is None:
+        return {}
     try:
         known = json.loads(remember.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
