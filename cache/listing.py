@@ -7,7 +7,7 @@ many of them (`index.py`).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, KeysView, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .finding import Numbers
 from .grid import Grid
 
 
@@ -87,18 +88,14 @@ class _Block:
 
 
 class Rows:
-    """The rows of a store: a growing list of listings, found again by key.
-
-    Where several parts hold a key, the one that was admitted last counts.
-    """
+    """The rows of a store: a growing list of listings, found again by key."""
 
     def __init__(self) -> None:
         self.parts: dict[str, Grid] = {}
         self._blocks: list[_Block] = []
         self._firsts: list[int] = []
         self._count = 0
-        self._numbers: dict[str, int] = {}
-        self._numbered = 0  # how many blocks are in `_numbers`
+        self._numbers = Numbers()
 
     def admit(self, listing: Listing) -> None:
         """Add the rows of `listing`."""
@@ -106,15 +103,19 @@ class Rows:
         self._firsts.append(self._count)
         self._count += len(listing.rows)
         self.parts.update(zip(listing.names, listing.grids, strict=True))
+        self._numbers.add(listing.rows["key"])
 
-    def keys(self) -> KeysView[str]:
-        """Every key once."""
-        return self._by_key().keys()
+    def __contains__(self, key: str) -> bool:
+        return self._numbers.get(key) is not None
+
+    def keys(self) -> pa.ChunkedArray:
+        """The key of every row; one that lies in several parts is there as often."""
+        there = [block.listing.rows["key"] for block in self._blocks]
+        return pa.chunked_array([chunk for column in there for chunk in column.chunks], pa.string())
 
     def find(self, key: str) -> tuple[str, Row] | None:
         """The name of the part in which the row of `key` lies, and where; None if there is none."""
-        numbers = self._by_key() if self._numbered < len(self._blocks) else self._numbers
-        number = numbers.get(key)
+        number = self._numbers.get(key)
         if number is None:
             return None
         block = self._blocks[bisect.bisect_right(self._firsts, number) - 1]
@@ -123,10 +124,7 @@ class Rows:
 
     def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which of `keys` have a row: for millions of them, without an object for each."""
-        there = [block.listing.rows["key"] for block in self._blocks]
-        chunks = [chunk for column in there for chunk in column.chunks]
-        known = pa.chunked_array(chunks, pa.string())
-        return np.asarray(pc.is_in(keys, value_set=known), bool)
+        return np.asarray(pc.is_in(keys, value_set=self.keys()), bool)
 
     def listing(self, names: Iterable[str] | None = None) -> Listing | None:
         """Everything (or what is in the parts called `names`) as one listing."""
@@ -135,14 +133,3 @@ class Rows:
             wanted = set(names)
             listings = [one for listing in listings if len((one := listing.only(wanted)).names)]
         return joined(listings) if listings else None
-
-    def _by_key(self) -> dict[str, int]:
-        """Row numbers by key; made at the first question for a single key."""
-        while self._numbered < len(self._blocks):
-            block = self._blocks[self._numbered]
-            keys = block.listing.rows["key"].to_pylist()
-            self._numbers.update(
-                zip(keys, range(block.first, block.first + len(keys)), strict=True)
-            )
-            self._numbered += 1
-        return self._numbers

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .arrays import Bits
 from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name
@@ -60,22 +61,22 @@ class Store:
         return self.path / "parts"
 
     def keys(self) -> Set[str]:
-        """The keys of all rows there are.
+        """The keys of all rows there are, an object for each.
 
         Raises (as everything that looks rows up):
             Damaged: the table of a part is not the one that was written.
         """
-        return self._rows().keys()
+        return set(self._rows().keys().to_pylist())
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows()
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return int(pc.count_distinct(self._rows().keys()).as_py())
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
         """Those of `wanted` that are not there, in their order, each once."""
-        there = self.keys()
+        there = self._rows()
         return [key for key in dict.fromkeys(wanted) if key not in there]
 
     def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:

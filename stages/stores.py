@@ -54,7 +54,7 @@ class Shelf:
         self._stores = {name: by_folder[folder.resolve()] for name, folder in folders.items()}
         self._distinct = tuple(by_folder.values())
 
-    def __contains__(self, key: object) -> bool:
+    def __contains__(self, key: str) -> bool:
         return any(key in store for store in self._distinct)
 
     def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -104,10 +104,10 @@ class Shelf:
             Damaged: its bytes are not those that were written.
         """
         first = self._stores[dataset]
-        for store in (first, *self._distinct):
-            if key in store:
-                return store.read(key, into=into)
-        return first.read(key, into=into)
+        if len(self._distinct) == 1 or key in first:
+            return first.read(key, into=into)
+        store = next((store for store in self._distinct if key in store), first)
+        return store.read(key, into=into)
 
     def shape(self, key: str, *, dataset: str) -> tuple[int, ...]:
         """The row's shape, without reading it."""
