@@ -12,7 +12,6 @@ workers  two processes on two cores against one
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,17 +19,25 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLQwenImage
-from feeding import Silent, emptied, made_run, measure, report, seconds_of, told
+from feeding import (
+    Silent,
+    embeds_work,
+    emptied,
+    made_run,
+    measure,
+    report,
+    seconds_of,
+    told,
+    vae_work,
+)
 from made_encoders import made_text_encoder, made_vae
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
-from qedit.stages.cache_embeds import stage as embeds_stage
 from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.cache_vae import stage as vae_stage
-from qedit.stages.cache_vae.wanted_pictures import find_pictures
 from qedit.stages.encoding.devices import on_each_device
 from qedit.stages.encoding.encoder import Encoder
 from qedit.stages.encoding.fill import Work
@@ -40,9 +47,7 @@ from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.tiny import make_tiny
 from qedit.stages.models.vae import LatentEncoder
-from qedit.stages.stores import open_stores
 
-COUNT = itertools.count()
 # Rows as large as at full scale, or larger, from models that are small: so that to write them,
 # packed, is a share of the work.
 Z_DIM = 256
@@ -61,21 +66,6 @@ WIDE_TEXT = {
     "num_key_value_heads": 2,
 }
 VISION = {"out_hidden_size": 1280}
-
-
-def vae_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
-    fresh = emptied(configuration, folder / str(next(COUNT)))
-    checkpoint = open_checkpoint(fresh.settings)
-    stores = open_stores(fresh, checkpoint)
-    wanted = find_pictures(fresh, checkpoint.flavour, stores)
-    return vae_stage.pictures_work(fresh, checkpoint, stores, wanted, ways)
-
-
-def embeds_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
-    fresh = emptied(configuration, folder / str(next(COUNT)))
-    work = embeds_stage.sets_work(fresh, ways, share=None)
-    assert work is not None
-    return work
 
 
 def stages_of(configuration: Configuration) -> list[tuple[str, Callable[..., Work], Encoder]]:
@@ -138,7 +128,7 @@ def _copy(model: nn.Module) -> nn.Module:
 def workers(configuration: Configuration, folder: Path) -> None:
     rates = {}
     for devices in (("cpu",), ("cpu", "cpu")):
-        fresh = emptied(configuration, folder / str(next(COUNT)))
+        fresh = emptied(configuration, folder)
         ways = Ways(devices=devices, workers=1)
         filled = on_each_device(ways, partial(vae_stage.fill_on, share=None), fresh, Silent())
         busy = sum(filled.seconds.values()) / len(devices)  # without the start of processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +17,18 @@ from PIL import Image
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
 from qedit.pipeline.report import TerminalProgress
+from qedit.stages.cache_embeds.stage import sets_work
+from qedit.stages.cache_vae.stage import pictures_work
+from qedit.stages.cache_vae.wanted_pictures import find_pictures
 from qedit.stages.encoding.encoder import Encoder, Made
 from qedit.stages.encoding.fill import Work, fill
 from qedit.stages.encoding.keeping import Keeping
 from qedit.stages.encoding.ways import Ways
+from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.pair.stage import run as pair
+from qedit.stages.stores import open_stores
+
+COUNT = itertools.count()  # of emptied caches
 
 
 class Loaded:
@@ -163,7 +171,9 @@ class Silent(TerminalProgress):
 
 
 def emptied(configuration: Configuration, folder: Path) -> Configuration:
-    """The same configuration with caches that hold the pairs and nothing else."""
+    """The same configuration with caches, new ones in `folder`, that hold the pairs and nothing
+    else."""
+    folder = folder / str(next(COUNT))
     (main,) = configuration.main_datasets()
     datasets = []
     for dataset in configuration.datasets:
@@ -176,6 +186,22 @@ def emptied(configuration: Configuration, folder: Path) -> Configuration:
         pairs.parent.mkdir(parents=True, exist_ok=True)
         pairs.symlink_to(configuration.pairs_folder(main).resolve())
     return made
+
+
+def vae_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
+    """Everything that cache-vae has to do with caches that are new."""
+    fresh = emptied(configuration, folder)
+    checkpoint = open_checkpoint(fresh.settings)
+    stores = open_stores(fresh, checkpoint)
+    wanted = find_pictures(fresh, checkpoint.flavour, stores)
+    return pictures_work(fresh, checkpoint, stores, wanted, ways)
+
+
+def embeds_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
+    """Everything that cache-embeds has to do with caches that are new."""
+    work = sets_work(emptied(configuration, folder), ways, share=None)
+    assert work is not None
+    return work
 
 
 def report(name: str, parts: Mapping[str, float], whole: float, *, items: int) -> None:

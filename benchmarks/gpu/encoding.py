@@ -9,7 +9,6 @@ Photos are decoded and resized, and rows are written.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 import time
@@ -25,23 +24,18 @@ from step import clear
 from worker import answer, arguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from feeding import Loaded, Silent, batches_of, emptied, made_run
+from feeding import Loaded, Silent, batches_of, embeds_work, made_run, vae_work
 from made_encoders import made_text_encoder, made_vae
 
 from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
-from qedit.stages.cache_embeds import stage as embeds_stage
 from qedit.stages.cache_vae import encoding as vae_encoding
-from qedit.stages.cache_vae import stage as vae_stage
-from qedit.stages.cache_vae.wanted_pictures import find_pictures
 from qedit.stages.encoding.fill import Work, fill
 from qedit.stages.encoding.ways import Ways
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.tiny import make_tiny
-from qedit.stages.stores import open_stores
 
-COUNT = itertools.count()
 PAIRS, SMALL_PAIRS = 24, 3
 SMALL_VAE = {"base_dim": 16}
 # Qwen2.5-VL of 7 B, as the released checkpoints say
@@ -69,21 +63,6 @@ def text_encoder_on(device: torch.device, checkpoint: Any, *, small: bool) -> Pr
     return made_text_encoder(
         device, checkpoint, text=TEXT, vision=VISION, mrope=(16, 24, 24), dtype=torch.bfloat16
     )
-
-
-def vae_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
-    fresh = emptied(configuration, folder / str(next(COUNT)))
-    checkpoint = open_checkpoint(fresh.settings)
-    stores = open_stores(fresh, checkpoint)
-    wanted = find_pictures(fresh, checkpoint.flavour, stores)
-    return vae_stage.pictures_work(fresh, checkpoint, stores, wanted, ways)
-
-
-def embeds_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
-    fresh = emptied(configuration, folder / str(next(COUNT)))
-    work = embeds_stage.sets_work(fresh, ways, share=None)
-    assert work is not None
-    return work
 
 
 def compare(make: Callable[[], Work], encoder: Any, ways: Ways) -> dict[str, Any]:
