@@ -20,7 +20,9 @@ from ..stages.frozen_base import (
     wants_quantized,
     wants_table,
 )
-from ..stages.models.checkpoint import Checkpoint, open_checkpoint
+from ..stages.models.checkpoint import Checkpoint, flavour_of, open_checkpoint
+from ..stages.models.flavours import Flavour
+from ..stages.models.hub import Unreachable
 from ..stages.orphans import find_orphans
 from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in
@@ -106,14 +108,41 @@ class Status:
 
 def status_of(configuration: Configuration) -> Status:
     """Look at every result of this configuration; nothing is changed."""
-    checkpoint = open_checkpoint(configuration.settings)
     status = Status()
-    tables = list(_pairs(configuration, checkpoint, status))
+    tables = list(_pairs(configuration, flavour_of(configuration.settings), status))
     if status.next_command:
         return status
     if not is_current(configuration):
         status.found.append(Line("pairs", 1, 0, say="the folders have changed in the meantime"))
         status.next_command = "Run `qedit pair`."
+    try:
+        checkpoint = open_checkpoint(configuration.settings)
+    except Unreachable as unknown:  # which rows its recipes name, nobody can tell
+        status.found.append(Line("model", 1, 0, say=unknown.what))
+        status.next_command = status.next_command or unknown.do
+        return status
+    _add_rows(status, configuration, checkpoint, tables)
+    for line in _base(configuration, checkpoint):
+        status.found.append(line)
+        if line.there < line.wanted and not status.next_command:
+            status.next_command = CACHE_BASE
+    training = _training(configuration, countable=not status.next_command)
+    status.found.append(training)
+    if not status.next_command and training.there < training.wanted:
+        status.next_command = "Run `qedit train`."
+    counted = configuration.settings.max_train_steps
+    if status.next_command == CACHE_BASE and counted and training.there >= counted:
+        status.next_command = ""  # no step is left that it would help
+    return status
+
+
+def _add_rows(
+    status: Status,
+    configuration: Configuration,
+    checkpoint: Checkpoint,
+    tables: Sequence[PairsKeys],
+) -> None:
+    """A line for each kind of row that `tables` want, and what makes the first that is missing."""
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)
     orphaned = _orphaned(configuration, checkpoint)
@@ -144,18 +173,6 @@ def status_of(configuration: Configuration) -> Status:
             status.next_command = command
         if unaccepted and not status.next_command:
             status.next_command = command.replace("`.", " --on-reject skip` to go on without them.")
-    for line in _base(configuration, checkpoint):
-        status.found.append(line)
-        if line.there < line.wanted and not status.next_command:
-            status.next_command = CACHE_BASE
-    training = _training(configuration, countable=not status.next_command)
-    status.found.append(training)
-    if not status.next_command and training.there < training.wanted:
-        status.next_command = "Run `qedit train`."
-    counted = configuration.settings.max_train_steps
-    if status.next_command == CACHE_BASE and counted and training.there >= counted:
-        status.next_command = ""  # no step is left that it would help
-    return status
 
 
 def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line]:
@@ -177,12 +194,10 @@ def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line
         yield Line("quantised base", 1, int(base.is_there()), there_bytes)
 
 
-def _pairs(
-    configuration: Configuration, checkpoint: Checkpoint, status: Status
-) -> Iterator[PairsKeys]:
+def _pairs(configuration: Configuration, flavour: Flavour, status: Status) -> Iterator[PairsKeys]:
     for main in used_main_datasets(configuration):
         try:
-            table = pairs_keys(configuration, main, checkpoint.flavour)
+            table = pairs_keys(configuration, main, flavour)
         except NotComplete as missing:
             status.found.append(Line("pairs", 1, 0, say=f"{main.id}: {missing.what}"))
             status.next_command = missing.do

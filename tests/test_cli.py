@@ -339,6 +339,23 @@ def test_status_sees_what_a_rerun_would_find(copy: Path) -> None:
     assert "--on-reject skip" in said(with_files("status", "--json"))["next"]
 
 
+def test_status_shows_the_pairs_where_the_model_cannot_be_fetched(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(copy / "hub"))
+    remote = ("--set", "pretrained_model_name_or_path=somebody/edit")
+    with_files("pair", *remote)
+    found = said(with_files("status", "--json", *remote))
+    assert [(line["what"], line["kept"]) for line in found["results"]] == [
+        ("pairs", 4),
+        ("model", 0),
+    ]
+    assert "cannot be reached for somebody/edit" in found["results"][1]["say"]
+    assert "hf download somebody/edit" in found["next"]
+
+
 def test_status_counts_epochs_and_knows_another_run(copy: Path) -> None:
     epochs = ("--set", "max_train_steps=0", "--set", "num_train_epochs=5")
     steps = said(with_files("status", "--json", *epochs))["results"][-1]

@@ -18,6 +18,10 @@ from ...cache.errors import WrongUse
 ANSWER_SECONDS = 5.0
 
 
+class Unreachable(WrongUse):
+    """The hub does not answer, and what was fetched before does not suffice."""
+
+
 def local_folder(name: str | None, key: str) -> Path | None:
     """The folder that `name` means, or None where it can only be a repository of the hub.
 
@@ -86,7 +90,9 @@ def fetched(repository: str, *, revision: str | None, patterns: list[str]) -> Pa
             "Correct pretrained_model_name_or_path; for a private repository log in first.",
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise WrongUse(f"The hub cannot be reached for {named}.", _by_hand(repository)) from error
+        raise Unreachable(
+            f"The hub cannot be reached for {named}.", _by_hand(repository)
+        ) from error
 
 
 def fetched_file(repository: str, file: str, *, revision: str | None) -> Path | None:
