@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ..cache.errors import QeditError
 
@@ -28,6 +28,11 @@ BACKGROUND = (255, 255, 255)
 # Pillow's own limit is a third of this, half of it only a warning; one number serves both.
 MAX_PICTURE_PIXELS = 1 << 28
 Image.MAX_IMAGE_PIXELS = MAX_PICTURE_PIXELS
+
+# Of a PNG, unpacked. Tools that make pictures write how they did it beside the pixels, which can
+# be many megabytes; Pillow's own limit for a packed text is one.
+MAX_TEXT_BYTES = 1 << 26
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
 
 # What a file may hold, whatever its name ends with. Formats that run other programs (EPS) or
 # that are more than pictures (PDF) are not among them.
@@ -272,4 +277,9 @@ def _unidentified(file: BinaryFile) -> Unreadable:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = str(error)
+    if "MAX_TEXT" in said:
+        return f"it holds more than {MAX_TEXT_BYTES >> 20} MB of text beside the picture"
+    if " " in said:
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

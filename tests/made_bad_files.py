@@ -106,7 +106,7 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "half.jpg": (lambda: encoded(noise(), "JPEG")[:600], "unreadable"),
     "scans.jpg": (lambda: progressive()[:-30], "unreadable"),  # all but the last of the passes
     "heic.jpg": (lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "not_a_picture"),
-    "essay.png": (lambda: noted(2_000_000), "unreadable"),
+    "library.png": (lambda: noted((64 << 20) + 1), "unreadable"),
     "half.png": (lambda: encoded(noise(), "PNG")[:600], "unreadable"),
     "half.webp": (lambda: encoded(noise(), "WEBP")[:300], "unreadable"),
     "half.gif": (lambda: encoded(noise(), "GIF")[:900], "unreadable"),
@@ -129,6 +129,7 @@ ACCEPTED: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "profile.jpg": (lambda: encoded(noise(), "JPEG", icc_profile=b"x" * 400_000), set()),
     "exif.jpg": (lambda: encoded(noise(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 65_000), set()),
     "noted.png": (lambda: noted(90_000), set()),
+    "workflow.png": (lambda: noted(9_000_000), set()),
     "grey.jpg": (lambda: encoded(noise(bands=1), "JPEG"), set()),
     "bits.png": (lambda: encoded(noise().convert("1"), "PNG"), set()),
     "palette.png": (with_clear_palette, {"alpha"}),

@@ -48,7 +48,10 @@ def test_every_bad_file_is_named_with_its_reason_and_every_odd_one_is_used() -> 
     expected = {names[name]: reason for name, (_, reason) in bad.REJECTED.items()}
     assert {row.path: row.reason for row in rows} == expected | no_files
     assert len(rows) == len(expected | no_files)  # none twice
-    assert all(row.detail for row in rows)
+    details = {row.path: row.detail for row in rows}
+    assert all(details.values())
+    assert not [detail for detail in details.values() if "Error" in detail]  # words, no class
+    assert "more than 64 MB of text" in details[names["library.png"]]
     assert sum(outcome.facts["rejected"].values()) == outcome.failed == len(rows)
     assert set(outcome.facts["rejected"]) <= set(REASONS)
     samples = table(configuration).samples

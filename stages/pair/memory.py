@@ -18,7 +18,7 @@ from ...cache.tables import table_blocks, write_blocks
 from .scan import Files
 
 # Its name changes when what is remembered, or how a picture is judged, changes.
-MEMORY_FILE = "pictures-3.parquet"
+MEMORY_FILE = "pictures-4.parquet"
 
 # Reasons that may vanish without the file changing: asked again in every run.
 PASSING_REASONS = frozenset({"permission_denied", "not_readable_now", "broken_link"})
