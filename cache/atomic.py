@@ -145,9 +145,10 @@ def make_folder(path: Path) -> None:
         except OSError as error:
             if error.errno not in NO_FOLDER:
                 raise
-            raise QeditError(
-                f"There can be no folder {path} ({error.strerror}).", "Choose another folder."
-            ) from error
+            do = "Choose another folder."
+            if error.errno in (errno.EEXIST, errno.ENOTDIR):
+                do = "A file stands where a folder is wanted: move it, or choose another folder."
+            raise QeditError(f"There can be no folder {path} ({error.strerror}).", do) from error
 
 
 def sync_folder(folder: Path) -> None:
