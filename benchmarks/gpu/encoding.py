@@ -33,6 +33,7 @@ from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.encoding.fill import Work, fill
 from qedit.stages.encoding.ways import Ways
 from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.models.device import let_segments_grow
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.tiny import make_tiny
 
@@ -137,6 +138,7 @@ def main() -> None:
     both = [Asked(name, what=name) for name in ("cache-vae", "cache-embeds")]
     given = arguments(__doc__, default=both)
     device = torch.device(given.device)
+    let_segments_grow(device)
     with tempfile.TemporaryDirectory() as name:
         bench: list[Bench] = []
 

@@ -23,6 +23,7 @@ from shapes import FULL, SMALL, write_config
 from step import clear, wait
 from worker import answer, arguments
 
+from qedit.stages.models.device import let_segments_grow
 from qedit.stages.models.modulation import ModulationWeights
 from qedit.stages.models.quantize import precision_for
 from qedit.stages.models.quantized_linear import quantize_layers, quantized_tensors
@@ -96,6 +97,7 @@ def main() -> None:
     default = [Asked("start-up", what="startup")]
     given = arguments(__doc__, default=default)
     device = torch.device(given.device)
+    let_segments_grow(device)
     with tempfile.TemporaryDirectory() as name:
         bench: list[Bench] = []
 

@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from worker import answer, arguments
 
 from qedit.stages.models.compiled import compile_blocks
+from qedit.stages.models.device import let_segments_grow
 from qedit.stages.models.dimensions import Dimensions
 from qedit.stages.models.fit import GIGABYTE, Fit, Recomputation, fit_into, needed_bytes
 from qedit.stages.models.lora import add_lora, target_modules
@@ -373,6 +374,7 @@ def peak_bytes(device: torch.device) -> int:
 def main() -> None:
     given = arguments(__doc__, default=[Asked("bf16"), Asked("yardstick, bf16", what="stock")])
     device = torch.device(given.device)
+    let_segments_grow(device)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), device, small=given.small, edge=given.edge)
         answer(given, lambda asked: bench.measured(asked, seconds=given.seconds))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ def best_device(name: str) -> torch.device:
     if name != "auto":
         try:
             device = torch.device(name)
+            let_segments_grow(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise WrongUse(
@@ -35,8 +38,28 @@ def best_device(name: str) -> torch.device:
             ) from error
         return device
     if torch.cuda.is_available():
+        let_segments_grow(torch.device("cuda"))
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# Where users say how memory is given out. Every torch from 2.6 on knows the first, and looks at it
+# before the others.
+_SAYS_HOW = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def let_segments_grow(device: torch.device) -> None:
+    """Have torch extend what it holds of a GPU's memory instead of taking one piece after another.
+
+    Steps of many sizes, blocks that come and go and previews else leave pieces behind in which
+    the next tensor has no room, though together they would have: a run that just fits ends some
+    thousand steps later. To be called before the GPU is first used; later it does nothing, nor
+    where the user has said how memory is given out.
+    """
+    said = any(name in os.environ for name in _SAYS_HOW)
+    able = device.type == "cuda" and sys.platform == "linux" and not torch.cuda.is_initialized()
+    if able and not said:
+        os.environ[_SAYS_HOW[0]] = "expandable_segments:True"
 
 
 # How the libraries say it where it is no torch.OutOfMemoryError (Apple's GPUs, the CPU).

@@ -1,0 +1,72 @@
+"""Which device is taken, and how its memory is given out."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from qedit.cache.errors import WrongUse
+from qedit.stages.models.device import best_device, let_segments_grow
+
+NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of memory, on Linux, before any use of a GPU; put back afterwards."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+
+def said() -> dict[str, str]:
+    return {name: os.environ[name] for name in NAMES if name in os.environ}
+
+
+def test_a_gpu_that_is_chosen_gives_out_memory_that_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert best_device("auto") == torch.device("cuda")
+    assert said() == {NAMES[0]: "expandable_segments:True"}
+
+
+def test_a_gpu_that_is_named_does_before_anything_lies_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: asked.append(said()))
+    assert best_device("cuda:1") == torch.device("cuda:1")
+    assert asked == [{NAMES[0]: "expandable_segments:True"}]
+
+
+def test_processors_are_left_alone() -> None:
+    assert best_device("cpu") == torch.device("cpu")
+    assert said() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_user_says_of_memory_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    let_segments_grow(torch.device("cuda"))
+    assert said() == {name: "max_split_size_mb:128"}
+
+
+def test_a_gpu_in_use_and_other_systems_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as here:
+        here.setattr("sys.platform", "win32")
+        let_segments_grow(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    let_segments_grow(torch.device("cuda"))
+    assert said() == {}
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(WrongUse, match="no device 'nonsense'"):
+        best_device("nonsense")
