@@ -94,7 +94,7 @@ def _acquire(path: Path, me: Holder) -> None:
         if not is_dead(other.owner):
             raise Locked(
                 f"{path.parent} is being written by {other}.",
-                f"Wait for it, or end it. If you know that it runs no more, delete {path}.",
+                "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
             )
         if _succeed(path, other, me):
             return

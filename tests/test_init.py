@@ -64,6 +64,25 @@ def test_two_references_one_of_another_ratio() -> None:
     assert "guests: reference_loose: 2 of 2 pairs" in text
 
 
+@pytest.mark.parametrize(
+    ("odd", "kind", "why"),
+    [
+        (2, "reference_strict", "18 of 20 pairs looked at agree in their ratio"),
+        (3, "reference_loose", "3 of 20 pairs looked at differ in their ratio"),
+    ],
+)
+def test_a_few_pairs_that_differ_are_named_and_decide_nothing(
+    odd: int, kind: str, why: str
+) -> None:
+    for number in range(20):
+        draw(f"targets/{number}.bmp", (40, 40))
+        draw(f"before/{number}.bmp", (80 if number < odd else 40, 40))
+    text = started("targets", "before")
+    assert written().datasets[1].conditioning_type == kind
+    assert why in text
+    assert ("will reject the others: 0, 1" in text) == (kind == "reference_strict")
+
+
 def test_sentences_in_the_names_are_captions() -> None:
     for folder in ("targets", "before"):
         draw(f"{folder}/make_the_cat_blue.bmp", (1100, 1000))

@@ -14,12 +14,14 @@ from ...cache.errors import WrongUse
 from ..images import Unreadable, header, quiet_decoding, swaps_sides
 from .geometry import Size, ratios_differ
 from .match import Candidates, refuse_strangers
-from .scan import Scan, scan
+from .scan import Scan, printable, scan
 
 CONFIG_FILE, DATA_FILE = "config.json", "multidatabackend.json"
 MOST_REFERENCES = 3
 LOOKED_AT = 200  # pairs whose headers are read, spread over the whole folder
 TOLERANCE = 0.02
+MOST_ODD = 0.1  # of the pairs may differ in their ratio where the others are strict
+NAMED = 3
 _RESOLUTIONS = (1024, 768, 512, 384, 256, 192, 128, 64)
 _LEAST_USUAL = 512  # below that the model has learnt little
 _SENTENCE_WORDS = 3
@@ -76,10 +78,11 @@ def propose(targets: Path, references: Sequence[Path]) -> Proposal:
         stem for stem in stems[main].stems if all(stem in stems[name].stems for name in others)
     ]
     reasons.append(f"{len(whole)} of {len(stems[main].stems)} targets have all their references")
-    sizes = _sizes(scans, {name: stems[name] for name in names}, _spread(whole))
+    looked_at = _spread(whole)
+    sizes = _sizes(scans, stems, looked_at)
     kinds = {}
     for name in others:
-        kinds[name], why = _kind(sizes[main], sizes[name])
+        kinds[name], why = _kind(looked_at, sizes[main], sizes[name])
         reasons.append(f"{name}: {kinds[name]}: {why}")
     strategy, why = _captions(scans[main])
     reasons.append(f"caption_strategy {strategy}: {why}")
@@ -139,12 +142,23 @@ def _size_of(path: Path) -> Size | None:
     return (height, width) if swaps_sides(orientation) else (width, height)
 
 
-def _kind(targets: Sequence[Size | None], references: Sequence[Size | None]) -> tuple[str, str]:
-    both = [pair for pair in zip(targets, references, strict=True) if None not in pair]
-    other = sum(ratios_differ(one, two, tolerance=TOLERANCE) for one, two in both if one and two)
-    if other:
-        return "reference_loose", f"{other} of {len(both)} pairs looked at differ in their ratio"
-    return "reference_strict", f"the {len(both)} pairs looked at agree in their ratio"
+def _kind(
+    looked_at: Sequence[str], targets: Sequence[Size | None], references: Sequence[Size | None]
+) -> tuple[str, str]:
+    """Strict, where a few pairs differ too: those are likely mistakes, which `pair` then names."""
+    both = [
+        (stem, one, two)
+        for stem, one, two in zip(looked_at, targets, references, strict=True)
+        if one and two
+    ]
+    odd = [stem for stem, one, two in both if ratios_differ(one, two, tolerance=TOLERANCE)]
+    if not odd:
+        return "reference_strict", f"the {len(both)} pairs looked at agree in their ratio"
+    if len(odd) > MOST_ODD * len(both):
+        return "reference_loose", f"{len(odd)} of {len(both)} pairs looked at differ in their ratio"
+    names = printable(", ".join(odd[:NAMED])) + (", ..." if len(odd) > NAMED else "")
+    why = f"{len(both) - len(odd)} of {len(both)} pairs looked at agree in their ratio"
+    return "reference_strict", f"{why}; `qedit pair` will reject the others: {names}"
 
 
 def _captions(targets: Scan) -> tuple[str, str]:
