@@ -28,7 +28,7 @@ workplace_options = stacked(
         help="Work in this folder; relative paths start there.",
     ),
     click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
-    click.option("-v", "--verbose", count=True, help="Say more."),
+    click.option("-v", "--verbose", count=True, help="Say more of what stages did."),
     click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )

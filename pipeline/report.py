@@ -101,6 +101,22 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
     return f"{name}  {', '.join([*counts, done])}"
 
 
+def details(outcome: Outcome) -> Iterator[str]:
+    """What `--json` says of one stage beside the counts, a line each, for people.
+
+    >>> list(details(Outcome("train", 9, 0, 9, 0, 1.0, "out", facts={"loss": {"last": 0.5}})))
+    ['train         where: out', 'train         loss: last 0.5']
+    """
+    name = outcome.stage.ljust(WIDEST_STAGE_NAME)
+    for what, fact in {"where": outcome.where, **outcome.facts}.items():
+        if isinstance(fact, Mapping):
+            fact = ", ".join(f"{part} {value}" for part, value in fact.items())
+        elif isinstance(fact, list | tuple):
+            fact = ", ".join(map(str, fact))
+        if fact not in ("", None):
+            yield f"{name}  {what}: {fact}"
+
+
 def _foreseen(facts: Mapping[str, Any]) -> Iterator[str]:
     """What else a dry run knows of what it would do."""
     if facts.get("orphaned"):

@@ -51,7 +51,10 @@ def test_a_second_run_elsewhere_finds_everything_done(copy: Path) -> None:
     # 4 targets and 8 references; 4 reference sets, each with a caption and the null prompt
     assert found["cache-vae"]["wanted"] == 12
     assert found["cache-embeds"]["wanted"] == 4 + 8
-    assert "nothing to do" in with_files("cache-vae").stdout
+    plain, verbose = with_files("cache-vae").stdout, with_files("cache-vae", "-v").stdout
+    assert "nothing to do" in plain
+    assert verbose.startswith(plain)
+    assert verbose.removeprefix(plain).startswith("cache-vae     where: caches/vae/edited/")
 
 
 def test_a_changed_caption_costs_one_tail(copy: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ...cache.errors import WrongUse
-from ..report import TerminalProgress, as_object
+from ..report import TerminalProgress, as_object, details
 from ..reporting import reporting
 
 
@@ -24,6 +25,9 @@ def run_named(
 
         configuration = configuration_of(progress, dry_run=dry_run, **shared)
         outcomes = run_stages(names, configuration, progress, dry_run=dry_run, options=options)
+        if shared["verbose"]:
+            for line in chain.from_iterable(map(details, outcomes)):
+                progress.say(line)
         if len(outcomes) == 1:
             finish(as_object(outcomes[0]))
         else:
