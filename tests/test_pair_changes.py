@@ -174,12 +174,13 @@ def test_quick_and_full_see_the_same_sizes() -> None:
     assert {(sample.target.width, sample.target.height) for sample in quick} == {(40, 60)}
 
 
-def test_retry_rejected_looks_again(opened: list[str]) -> None:
+@pytest.mark.parametrize("paranoid", [False, True])
+def test_retry_rejected_looks_again(opened: list[str], paranoid: bool) -> None:
     pairs(2)
     damage("targets/1.png")
     rejected(configured())
     opened.clear()
-    rejected(configured(), retry_rejected=True)
+    rejected(configured(), retry_rejected=True, paranoid=paranoid)
     assert opened == ["targets/1.png"]
 
 

@@ -135,7 +135,11 @@ class Memory:
         return self._gone.get(size_bytes, {})
 
     def forget_rejected(self) -> None:
-        """Look again at every picture that was turned away."""
+        """Look again at every picture that was turned away, whatever its name is now."""
+        self._gone = {
+            size_bytes: {digest: facts for digest, facts in contents.items() if not facts.reason}
+            for size_bytes, contents in self._gone.items()
+        }
         self._changed |= bool(self._faulty)
         self._held["known"][list(self._faulty)] = False
         self._faulty.clear()
