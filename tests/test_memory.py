@@ -143,7 +143,7 @@ LARGER = _load((384, 384), (384, 256), (256, 384), text=100)
         ),
     ],
 )
-def test_the_peak_of_a_step_is_what_was_counted_within_a_tenth(
+def test_the_peak_of_a_step_is_what_was_counted_within_seven_percent(
     blocks: int, load: Load, way: Way, wide: bool, zero_cond_t: bool
 ) -> None:
     case = Case(
@@ -153,7 +153,7 @@ def test_the_peak_of_a_step_is_what_was_counted_within_a_tenth(
     assert foreseen.weights == case.base
     assert foreseen.lora == 4 * sum(one.numel() for one in case.lora.values())
     counted = case.peak()
-    assert foreseen.activations + foreseen.block + foreseen.ends == pytest.approx(counted, rel=0.1)
+    assert foreseen.activations + foreseen.block + foreseen.ends == pytest.approx(counted, rel=0.07)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_nothing_is_written_and_no_torch_is_loaded(here: Path) -> None:
 
 
 def test_headers_foresee_what_the_run_then_makes(here: Path) -> None:
-    """The same counts before and after `pair`; bytes within a tenth where they are exact."""
+    """The same counts before and after `pair`; bytes close where they are exact."""
     before = planned("--set", "max_train_steps=1")
     assert before["found_by"] == "names and headers"
     assert before["pairs"] == {"edited": 4}
@@ -67,9 +67,10 @@ def test_headers_foresee_what_the_run_then_makes(here: Path) -> None:
             assert foreseen[one["what"]]["count"] == one["wanted"] == one["kept"]
     # what the arrays themselves hold; tables and manifests stand beside them
     latents = sum(path.stat().st_size for path in here.glob("caches/vae/**/c.*"))
-    assert foreseen["latents"]["bytes"] == pytest.approx(latents, rel=0.1)
+    assert foreseen["latents"]["bytes"] == pytest.approx(latents, rel=0.07)
     prefixes = here.glob("caches/conditioning_image_embeds/**/c.*")
     stored = sum(path.stat().st_size for path in prefixes)
+    # rows so small that the index of their shard is a fourteenth of them
     assert foreseen["image prefixes"]["bytes"] == pytest.approx(stored, rel=0.1)
 
 
