@@ -159,12 +159,13 @@ def test_missing_captions_may_be_empty_ones() -> None:
 
 def test_captions_without_a_target_and_files_of_other_kinds_are_told() -> None:
     pairs(1)
-    for name in ("0.txt", "typo.txt", "old/1.txt", "notes.md", "LICENSE"):
+    for name in ("0.txt", "typo.txt", "old/1.txt", "notes.md", "LICENSE", "raw"):
         Path("targets", name).parent.mkdir(exist_ok=True)
         Path("targets", name).write_text("red")
     progress = Silent()
     run(configured(caption_strategy="textfile"), progress)
-    assert "targets: left out, no pictures by their names: 1 .md, 1 LICENSE" in progress.lines
+    told = "targets: left out, no pictures by their names: 1 .md, 1 LICENSE, 1 raw"
+    assert told in progress.lines
     (told,) = [line for line in progress.lines if "no picture of their name" in line]
     assert told.startswith("targets: 2 texts")
     assert told.endswith("the first is old/1.txt")

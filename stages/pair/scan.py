@@ -186,7 +186,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
-    extension = entry.name.rpartition(".")[2].lower()
+    stem, _, extension = entry.name.lower().rpartition(".")
+    extension = extension if stem else ""  # a file called `raw` has none
     if extension in _UNSUPPORTED:
         detail = f"files ending in .{extension} are not read"
         found.problems.append(Problem(shown(path), "unsupported_format", detail))
