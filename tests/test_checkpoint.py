@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from email.message import Message
+from http.client import BadStatusLine
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request
@@ -304,6 +305,7 @@ def test_a_hub_out_of_reach_says_what_to_do(
         (URLError(ssl.SSLError("a certificate of the house")), True),
         (URLError(OSError("Name or service not known")), False),
         (TimeoutError("no answer"), False),
+        (BadStatusLine("SSH-2.0"), False),
     ],
 )
 def test_without_a_connection_nothing_is_tried_twice(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -124,7 +125,7 @@ def _answers(endpoint: str) -> bool:
     except URLError as error:
         # the hub's own client may know certificates that this one does not
         return isinstance(error.reason, ssl.SSLError)
-    except OSError:
+    except (OSError, HTTPException):  # nobody, or one who does not speak as the web does
         return False
     return True
 
