@@ -81,12 +81,7 @@ def reporting(
             label="",
         )
     except OSError as error:
-        mend = USERS_ERRORS.get(error.errno or 0)
-        if debug or mend is None:
-            _unexpected(error, debug=debug, finish=finish)
-        what = f"{error.strerror}: {error.filename or 'while writing'}."
-        finish({"error": what, "do": mend, "exit_code": 1})
-        _fail(f"{what}\n{mend}", 1)
+        _of_the_system(error, debug=debug, finish=finish)
     except Exception as error:
         _unexpected(error, debug=debug, finish=finish)
 
@@ -139,6 +134,19 @@ def with_options(
         return found[0] if has_them else f"`qedit {found[1]}{found[2]}{tail}`"
 
     return COMMAND.sub(completed, text)
+
+
+def _of_the_system(
+    error: OSError, *, debug: bool, finish: Callable[[dict[str, Any]], None]
+) -> None:
+    if isinstance(error, BrokenPipeError):
+        raise error  # `| head` has seen enough: click ends the command without a word
+    mend = USERS_ERRORS.get(error.errno or 0)
+    if debug or mend is None:
+        _unexpected(error, debug=debug, finish=finish)
+    what = f"{error.strerror}: {error.filename or 'while writing'}."
+    finish({"error": what, "do": mend, "exit_code": 1})
+    _fail(f"{what}\n{mend}", 1)
 
 
 def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, Any]], None]) -> None:

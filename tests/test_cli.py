@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from small_run import AREA, draw, make_run, qedit, said, with_files
 
-from qedit.pipeline.reporting import with_options
+from qedit.pipeline.reporting import reporting, with_options
 from qedit.stages.models.tiny import make_tiny
 
 
@@ -366,3 +369,13 @@ def test_status_counts_epochs_and_knows_another_run(copy: Path) -> None:
     other = said(with_files("status", "--json", "--set", "seed=3"))["results"][-1]
     assert other["missing"] > 0
     assert "another run" in other["say"]
+
+
+def test_a_reader_who_has_seen_enough_is_no_defect() -> None:
+    @click.command()
+    def shown_to_head() -> None:
+        with reporting(folder=None, as_json=False, verbose=0, quiet=False, debug=False):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    done = CliRunner().invoke(shown_to_head)
+    assert (done.exit_code, done.output) == (1, "")

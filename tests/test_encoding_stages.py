@@ -231,7 +231,7 @@ def test_several_devices_share_the_work(here: Path, one_by_one: dict[str, np.nda
 def test_a_workers_error_is_the_commands(here: Path) -> None:
     Path("edited/p1.png").write_bytes(b"another file")
     error = with_files("cache-vae", "--devices", "cpu,cpu", expect=4).stderr
-    assert "p1.png has changed since the pairs were made" in error
+    assert "Error: On cpu: edited/p1.png has changed since the pairs were made." in error
 
 
 def test_an_unknown_device_among_several_is_wrong_use(here: Path) -> None:

@@ -129,7 +129,7 @@ def _gone(worker: _Worker) -> QeditError:
 
 
 def _error(worker: _Worker, kind: type[QeditError], what: str, do: str) -> QeditError:
-    return kind(f"{what} (on {worker.device})", do)
+    return kind(f"On {worker.device}: {what}", do)
 
 
 class _Bars:
