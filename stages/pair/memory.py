@@ -136,10 +136,9 @@ class Memory:
 
     def forget_rejected(self) -> None:
         """Look again at every picture that was turned away, whatever its name is now."""
-        self._gone = {
-            size_bytes: {digest: facts for digest, facts in contents.items() if not facts.reason}
-            for size_bytes, contents in self._gone.items()
-        }
+        for contents in self._gone.values():
+            for digest in [digest for digest, facts in contents.items() if facts.reason]:
+                del contents[digest]
         self._changed |= bool(self._faulty)
         self._held["known"][list(self._faulty)] = False
         self._faulty.clear()
