@@ -29,6 +29,10 @@ class WrongUse(QeditError):
     exit_code = 2
 
 
+class Unreachable(WrongUse):
+    """What is named has to be fetched, and where it lies nobody answers."""
+
+
 class AnotherRecipe(QeditError):
     """What lies there was made by other settings than these."""
 

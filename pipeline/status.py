@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..cache.errors import AnotherRecipe, NotComplete
+from ..cache.errors import AnotherRecipe, NotComplete, Unreachable
 from ..cache.recipe_file import RECIPE_FILE
 from ..config.configuration import Configuration
 from ..stages.frozen_base import (
@@ -22,7 +22,6 @@ from ..stages.frozen_base import (
 )
 from ..stages.models.checkpoint import Checkpoint, flavour_of, open_checkpoint
 from ..stages.models.flavours import Flavour
-from ..stages.models.hub import Unreachable
 from ..stages.orphans import find_orphans
 from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in

@@ -14,13 +14,9 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from ...cache.errors import WrongUse
+from ...cache.errors import Unreachable, WrongUse
 
 ANSWER_SECONDS = 5.0
-
-
-class Unreachable(WrongUse):
-    """The hub does not answer, and what was fetched before does not suffice."""
 
 
 def local_folder(name: str | None, key: str) -> Path | None:
