@@ -103,6 +103,21 @@ def test_small_updates_are_not_lost_in_bfloat16() -> None:
     assert not torch.equal(own, before)
 
 
+def test_a_block_takes_over_as_a_whole_before_it_computes() -> None:
+    """Else what is compiled of a block would be cut at each of its layers."""
+    transformer = made_transformer().to(torch.bfloat16).requires_grad_(False)
+    weights = train_weights(transformer)
+    blocks: Any = transformer.transformer_blocks
+    for block in blocks:
+        assert not any(one._forward_pre_hooks for one in block.modules() if one is not block)
+    with torch.no_grad():
+        for master in weights.values():
+            master.mul_(2)
+    one_forward(transformer)
+    for name, master in weights.items():
+        assert torch.equal(transformer.get_parameter(name), master.to(torch.bfloat16)), name
+
+
 def test_a_step_by_the_gradient_of_another_process_alone_is_taken_over() -> None:
     """This one had no sample in that step: nothing went backward through its layers."""
     transformer = made_transformer().to(torch.bfloat16).requires_grad_(False)

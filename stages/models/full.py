@@ -32,8 +32,18 @@ def train_weights(
         parameter = module.get_parameter(leaf)
         parameter.requires_grad_(True)
         exact = parameter.dtype == torch.float32
-        trained[name] = parameter if exact else _mastered(module, parameter)
+        used_with = transformer.get_submodule(_block_of(path))
+        trained[name] = parameter if exact else _mastered(used_with, parameter)
     return trained
+
+
+def _block_of(path: str) -> str:
+    """The block that the layer `path` is in, or the layer itself.
+
+    What is done before a whole block is outside of what is compiled of it.
+    """
+    parts = path.split(".")
+    return ".".join(parts[:2]) if parts[0] == "transformer_blocks" else path
 
 
 def _names(transformer: nn.Module, wanted: str | Sequence[str] | None) -> list[str]:
@@ -53,7 +63,7 @@ def _is_of(name: str, layer: str) -> bool:
 
 
 def _mastered(module: nn.Module, parameter: nn.Parameter) -> nn.Parameter:
-    """A float32 master of `parameter`, which `module` follows."""
+    """A float32 master of `parameter`, which takes over from it whenever `module` is called."""
     following = _Following(nn.Parameter(parameter.detach().float()), parameter)
     parameter.register_post_accumulate_grad_hook(following.hand_over)
     module.register_forward_pre_hook(following.take_over)
