@@ -30,10 +30,10 @@ LORA = "out/pytorch_lora_weights.safetensors"
 STEPS, GUIDANCE, SEED = 4, 3.0, 11
 CASES = [
     ("edit-v1", 1),
-    pytest.param(("edit-v2", 1), marks=pytest.mark.full),
+    pytest.param(("edit-v2", 1), marks=pytest.mark.exhaustive),
     ("edit-v2", 3),
-    pytest.param(("edit-v3", 1), marks=pytest.mark.full),
-    ("edit-v3", 3),
+    pytest.param(("edit-v3", 1), marks=pytest.mark.exhaustive),
+    pytest.param(("edit-v3", 3), marks=pytest.mark.full),
 ]
 
 

@@ -186,7 +186,7 @@ def _after(folder: Path, ragged: bool, work: str) -> None:
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["latents", "embeds"])
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_while_rows_are_moved(tmp_path: Path, ragged: bool, every: int) -> None:
     whole = tmp_path / "whole"
     fill(whole, ragged, tmp_path / "log")
@@ -199,7 +199,7 @@ def test_killed_while_rows_are_moved(tmp_path: Path, ragged: bool, every: int) -
         _after(folder, ragged, str(death))
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_while_damage_is_dropped(tmp_path: Path, every: int) -> None:
     def hurt(folder: Path) -> None:
         fill(folder, False, tmp_path / "log")
