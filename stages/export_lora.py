@@ -29,6 +29,8 @@ def export_lora(source: Path, to: Path, style: Style) -> Lora:
 
 def _named_so(to: Path) -> Path:
     """`to` as the name of a safetensors file; "cats-v1.5" has no ending that could be exchanged."""
+    if to.is_dir():
+        return to / f"lora{SUFFIX}"
     return to.with_suffix(SUFFIX) if to.suffix in PICKLES else Path(f"{to}{SUFFIX}")
 
 

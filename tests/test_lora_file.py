@@ -179,6 +179,7 @@ def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     assert file.read_bytes() == before
     assert "/lora.safetensors`" in refused(file, tmp_path / "lora.pt")
     assert "/cats-v1.5.safetensors`" in refused(file, tmp_path / "cats-v1.5")
+    assert f"`--to {tmp_path}/lora.safetensors`" in refused(file, tmp_path)
     assert "no LoRA file" in refused(tmp_path / "none", tmp_path / "new.safetensors")
     dora = tmp_path / "dora.safetensors"
     save_file({**load_file(file), "transformer.proj_out.dora_scale": torch.ones(1)}, dora)
