@@ -124,7 +124,7 @@ def test_the_demo_does_not_take_over_a_folder_of_others(
     [
         pytest.param("edit-v1", marks=pytest.mark.full),
         pytest.param("edit-v2", marks=pytest.mark.exhaustive),
-        pytest.param("edit-v3", marks=pytest.mark.full),
+        pytest.param("edit-v3", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_shipped_examples_run_on_the_tiny_model(

@@ -77,7 +77,7 @@ def _completes(folder: Path, stage: str, expected: Rows) -> None:
 
 
 @STAGES
-@pytest.mark.parametrize("places", [1, pytest.param(6, marks=pytest.mark.full)])
+@pytest.mark.parametrize("places", [1, pytest.param(6, marks=pytest.mark.exhaustive)])
 def test_a_disk_that_is_full_after_any_number_of_bytes(
     here: Path, tmp_path: Path, expected: Rows, stage: str, places: int
 ) -> None:

@@ -201,7 +201,7 @@ def pair_in(workplace: Path) -> None:
     run(configured(settings={"cache_dir": str(workplace)}), Silent(), on_reject="skip")
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_at_any_change_the_rerun_ends_the_same(tmp_path: Path, every: int) -> None:
     pairs(2)
     damage("before/1.jpg")
