@@ -227,7 +227,7 @@ def test_several_devices_share_the_work(here: Path, one_by_one: dict[str, np.nda
     assert list(Path("caches").rglob("claims/*.json")) == []
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_a_workers_error_is_the_commands(here: Path) -> None:
     Path("edited/p1.png").write_bytes(b"another file")
     error = with_files("cache-vae", "--devices", "cpu,cpu", expect=4).stderr

@@ -135,7 +135,11 @@ def ending(configuration: Configuration) -> dict[str, Any]:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc (Linux)")
 @pytest.mark.parametrize(
-    ("launcher", "victim"), [(TORCHRUN, 0), (ACCELERATE, 1)], ids=["torchrun", "accelerate"]
+    ("launcher", "victim"),
+    [
+        pytest.param(TORCHRUN, 0, marks=pytest.mark.exhaustive, id="torchrun"),
+        pytest.param(ACCELERATE, 1, id="accelerate"),
+    ],
 )
 def test_a_killed_process_ends_the_others_with_a_message_and_the_run_goes_on_to_the_bit(
     shared: Path,
@@ -163,6 +167,7 @@ def test_a_killed_process_ends_the_others_with_a_message_and_the_run_goes_on_to_
         assert ending(configuration) == ending(together[0])
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_nobody_watches_ends_by_itself_when_the_other_is_killed(
     shared: Path, tmp_path: Path
 ) -> None:
