@@ -94,6 +94,12 @@ def made_configuration(
 
 def fill(configuration: Configuration, samples: Sequence[Sample]) -> None:
     """Write the pairs table and every row that `samples` need, the null tails too."""
+    write_table(configuration, samples)
+    fill_stores(configuration, samples)
+
+
+def write_table(configuration: Configuration, samples: Sequence[Sample]) -> None:
+    """Write the pairs table of `samples`; nothing of what its rows hold need be there."""
     (main,) = configuration.main_datasets()
     flavour = flavour_of(configuration.settings)
     write_pairs(
@@ -104,7 +110,6 @@ def fill(configuration: Configuration, samples: Sequence[Sample]) -> None:
         inputs="",
         accept=True,
     )
-    fill_stores(configuration, samples)
 
 
 def fill_stores(configuration: Configuration, samples: Sequence[Sample]) -> None:
