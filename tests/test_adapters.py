@@ -226,6 +226,31 @@ def test_a_start_out_of_the_base_is_resumed_exactly_and_subtracted_in_the_file(
         assert_file_predicts_what_training_does(whole)
 
 
+@pytest.mark.parametrize("init", ["gaussian", "pissa", "olora"])
+def test_the_file_of_a_dora_predicts_what_training_did_however_it_began(
+    made: Any, init: str
+) -> None:
+    settings = {"lora_type": "dora", "lora_init_type": init, "lora_alpha": 2.0, **SHORT}
+    whole = made(output="whole", learning_rate=0.02, **settings)
+    train(whole)
+    train(made(output="pieces", learning_rate=0.02, **{**settings, "max_train_steps": 2}))
+    pieces = made(output="pieces", learning_rate=0.02, **settings)
+    assert train(pieces).kept == 2
+    one, other = lora(whole), lora(pieces)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_file_predicts_what_training_does(whole)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_rows_of_zeros_are_no_start_of_a_dora(init: str) -> None:
+    transformer, name = made_transformer(), "transformer_blocks.0.attn.to_v"
+    transformer.get_parameter(f"{name}.weight").data[3:9] = 0
+    with pytest.raises(WrongUse, match=f"`lora_init_type` {init} .* {name} has rows of zeros"):
+        add_lora(transformer, [name], rank=4, alpha=4.0, init=init, kind="dora")
+    weights = add_lora(transformer, [name], rank=4, alpha=4.0, init=init)
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
 def assert_file_predicts_what_training_does(configuration: Configuration) -> None:
     plan = make_plan(configuration)
     trainer = loop.Trainer.load(plan, device=CPU)

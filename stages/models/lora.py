@@ -87,7 +87,7 @@ def add_lora(
 
     Raises:
         WrongUse: the base's layers are quantised, and the kind or the init needs them as they
-            were; or a LoKr is to have dropout.
+            were; a LoKr is to have dropout; or a DoRA's start is to be a part of rows of zeros.
     """
     transformer.requires_grad_(False)
     _refuse_quantized(transformer, targets, init=init, kind=kind)
@@ -97,6 +97,8 @@ def add_lora(
         for name in targets
         if init in CHANGES_BASE
     }
+    if kind == "dora":
+        _refuse_rows_of_zeros(whole, init=init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=_ADAPTER)  # type: ignore[operator]
@@ -109,6 +111,17 @@ def add_lora(
     if whole:
         take_out_of_base(transformer, weights, scale=alpha / rank)
     return weights
+
+
+def _refuse_rows_of_zeros(whole: Mapping[str, Tensor], *, init: str) -> None:
+    """A start that is a part of such a row leaves it without the direction a DoRA needs."""
+    for name, weight in whole.items():
+        if bool((weight == 0).all(dim=1).any()):
+            raise WrongUse(
+                f"`lora_init_type` {init} begins as a part of the base, and {name} has rows of "
+                "zeros, which `lora_type` dora gives no direction so.",
+                "Set `lora_init_type` to default, or `lora_type` to lora.",
+            )
 
 
 @torch.no_grad()

@@ -44,10 +44,15 @@ def _is_of(run: Mapping[str, Any], said: str) -> bool:
 
 
 def less_start(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The LoRA of twice the rank that adds `weights` and takes `start` away."""
-    both = {}
+    """The LoRA or DoRA of twice the rank that adds `weights` and takes `start` away.
+
+    The norms of a DoRA are those of whole weights, whose directions are the same either way.
+    """
+    both = dict(weights)
     for name, weight in weights.items():
         began = start[name].to(weight)
-        down = name.endswith(".lora_A.weight")
-        both[name] = torch.cat([weight, began]) if down else torch.cat([weight, -began], dim=1)
+        if name.endswith(".lora_A.weight"):
+            both[name] = torch.cat([weight, began])
+        elif name.endswith(".lora_B.weight"):
+            both[name] = torch.cat([weight, -began], dim=1)
     return both

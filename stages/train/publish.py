@@ -96,15 +96,12 @@ class Publisher:
             write_bytes(path, self._adapter(weights, facts))
 
     def _adapter(self, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
-        if self.kind != "lora":
-            return adapter_file(
-                self.kind, weights, rank=self.rank, alpha=self.alpha, about=facts, style=self.style
-            )
         times = 1
         if (start := self.start()) is not None:
             weights, times = less_start(weights, start), 2
         rank, alpha = times * self.rank, times * self.alpha
-        return lora_file(weights, rank=rank, alpha=alpha, about=facts, style=self.style)
+        write = lora_file if self.kind == "lora" else partial(adapter_file, self.kind)
+        return write(weights, rank=rank, alpha=alpha, about=facts, style=self.style)
 
 
 def publisher_of(plan: Plan) -> Publisher:
