@@ -14,6 +14,9 @@ from .atomic import new_file
 from .errors import Damaged
 
 SMALL_BYTES = 1 << 20
+# Fetching ahead is left to threads of Arrow's own. One that still holds what Python lent it while
+# the process ends kills it (pyarrow 26), and its exit code with it; nothing here is faster by it.
+AS_ASKED = {"page_checksum_verification": True, "pre_buffer": False}
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -87,14 +90,14 @@ class _Written(io.RawIOBase):
 
 def table_blocks(path: Path) -> Iterator[pa.Table]:
     """The table in the file at `path`, one row group after the other."""
-    with path.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as table:
+    with path.open("rb") as file, pq.ParquetFile(file, **AS_ASKED) as table:
         for number in range(table.num_row_groups):
             yield table.read_row_group(number, use_threads=False)
 
 
 def table_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table (or these columns of it) whose Parquet file is `data`."""
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+    with pq.ParquetFile(pa.BufferReader(data), **AS_ASKED) as file:
         # to wake threads takes longer than to read a small table
         many = len(data) > SMALL_BYTES
         return file.read(columns=None if columns is None else list(columns), use_threads=many)
