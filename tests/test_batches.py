@@ -111,12 +111,76 @@ def test_a_dataset_takes_part_from_its_first_to_its_last_step() -> None:
     )
 
 
-def test_steps_without_any_dataset_are_refused() -> None:
-    batches = order(Source("early", made_samples(3), end_step=4))
-    assert batches.step(4)
-    with pytest.raises(WrongUse, match="step 5") as refused:
-        batches.step(5)
-    assert "end_step" in refused.value.do
+def test_steps_without_any_dataset_are_refused_before_the_first_one() -> None:
+    early = Source("early", made_samples(3), end_step=4)
+    batches = order(early, Source("never", made_samples(1), probability=0.0))
+    batches.refuse_gaps(4)
+    for ask in (batches.step, batches.refuse_gaps):
+        with pytest.raises(WrongUse, match="step 5: early has 3 pairs from step 1 to 4") as refused:
+            ask(5)
+        assert "`max_train_steps` 4" in refused.value.do
+    late = order(early, Source("late", made_samples(1), start_step=7))
+    with pytest.raises(WrongUse, match=r"step 5: .*late has 1 pair from step 7 on"):
+        late.refuse_gaps(100)
+    with pytest.raises(WrongUse, match="step 1"):
+        order(Source("late", made_samples(1), start_step=7)).refuse_gaps(1)
+
+
+# -- epochs of datasets that start and end ----------------------------------------------------
+
+
+def test_epochs_show_every_dataset_as_often_as_they_say() -> None:
+    always = Source("always", made_samples(10, prefix="always-"))
+    later = Source("later", made_samples(100, prefix="later-"), start_step=5)
+    batches = order(always, later, batch_size=1, accumulation=2)
+    steps = batches.steps_for(3)
+    assert steps == 4 + 3 * 110 // 2
+    assert batches.short_of(3) == {}
+    counts = Counter(shown(batches, range(1, steps + 1)))
+    assert len(counts) == 110
+    assert min(counts.values()) == 3
+
+
+def test_whole_passes_before_another_dataset_starts_count() -> None:
+    first = Source("first", made_samples(4, prefix="first-"), end_step=10)
+    second = Source("second", made_samples(3, prefix="second-"), start_step=11)
+    third = Source("third", made_samples(2, prefix="third-"), start_step=11)
+    batches = order(first, second, third, batch_size=1)
+    assert batches.steps_for(2) == 10 + 2 * 5
+    counts = Counter(shown(batches, range(1, 21)))
+    assert min(counts.values()) == 2
+    # the first one is shown twice and a half, not four times
+    assert batches.steps_for(4) == 10 + 4 * 5
+    assert batches.short_of(4) == {"first": 2}
+
+
+def test_epochs_end_with_the_last_dataset_that_lacks_some() -> None:
+    always = Source("always", made_samples(2, prefix="always-"))
+    between = Source("between", made_samples(2, prefix="between-"), start_step=9, end_step=12)
+    assert order(always, batch_size=1).steps_for(3) == 6
+    both = order(always, between, batch_size=1)
+    assert both.steps_for(1) == 12
+    assert both.short_of(1) == {}
+    # always has had its three passes when the other one ends, after one of its own
+    assert both.steps_for(3) == 12
+    assert both.short_of(3) == {"between": 1}
+
+
+def test_chances_are_counted_as_they_fall() -> None:
+    rare = Source("rare", made_samples(20, prefix="rare-"), probability=0.25)
+    later = Source("later", made_samples(2, prefix="later-"), start_step=15)
+    batches = order(rare, later, batch_size=1)
+    steps = batches.steps_for(4)
+    counts = Counter(shown(batches, range(15, steps + 1)))
+    assert all(counts[sample.name] == 4 for sample in later.samples)
+    assert sum(counts[sample.name] for sample in later.samples) == 8
+
+
+def test_epochs_that_no_dataset_lasts_for_are_refused() -> None:
+    batches = order(Source("early", made_samples(3), end_step=4), batch_size=1)
+    assert batches.steps_for(1) == 3
+    with pytest.raises(WrongUse, match="at step 5: early has 3 pairs from step 1 to 4"):
+        batches.steps_for(2)
 
 
 # -- what is left over of the shapes ---------------------------------------------------------
@@ -194,6 +258,30 @@ def test_every_sample_of_a_group_gets_its_turns() -> None:
     assert len(counts) == 24
     assert min(counts.values()) >= 8  # 20 each, on average
     assert max(counts.values()) <= 36
+
+
+def test_the_passes_of_an_epoch_show_one_sample_of_a_group_after_the_other() -> None:
+    for repeats, expected in ((1, [1] * 16), (2, [1] * 24), (3, [1] * 16 + [2] * 8)):
+        batches = order(Source("a", turns(8), repeats=repeats))
+        per_epoch = batches.steps_for(1)
+        assert per_epoch == 2 * (repeats + 1)
+        for epoch in range(3):
+            steps = range(1 + per_epoch * epoch, 1 + per_epoch * (epoch + 1))
+            assert sorted(Counter(shown(batches, steps)).values()) == expected
+
+
+def test_turns_of_several_shapes_are_the_same_whenever_a_step_is_asked_for() -> None:
+    """Their epochs differ in how many batches they have."""
+    sizes = [(64, 64), (64, 256), (256, 256)]
+    samples = [
+        replace(made_sample(f"{target}/{place}", size=size), group=f"{target}")
+        for target in range(7)
+        for place, size in enumerate(sizes)
+    ]
+    in_order = order(Source("a", samples))
+    for step in range(1, 60):
+        alone = order(Source("a", samples))
+        assert names(alone.step(step)) == names(in_order.step(step))
 
 
 def test_turns_depend_on_group_epoch_and_seed_alone() -> None:

@@ -27,7 +27,8 @@ from qedit.config.settings import Settings
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.samples import NULL_CAPTION
 from qedit.stages.stores import open_stores
-from qedit.stages.train import columns, loop, record
+from qedit.stages.train import columns, loop, plan, record
+from qedit.stages.train.batches import Order, Source
 from qedit.stages.train.checkpoint import read_state
 from qedit.stages.train.columns import all_rows_are_there, samples_digest
 from qedit.stages.train.feed import Batch, Feed
@@ -135,6 +136,24 @@ def test_epochs_give_the_number_of_steps(made: Any) -> None:
     # two shapes of four samples each in batches of two
     configuration = made(num_train_epochs=3)
     assert train(configuration, dry_run=True).wanted == 12
+
+
+def test_a_mix_that_runs_out_is_refused_before_the_first_step(made: Any) -> None:
+    configuration = made(data={"end_step": 4})
+    with pytest.raises(WrongUse, match=r"step 5: edits has 8 pairs from step 1 to 4\.") as refused:
+        train(configuration, dry_run=True)
+    assert "`max_train_steps` 4" in refused.value.do
+    assert not configuration.settings.output_dir.exists()
+
+
+def test_a_dataset_that_ends_before_its_epochs_is_told(made: Any) -> None:
+    settings = made(num_train_epochs=3).settings
+    sources = [Source("early", SAMPLES[:2], end_step=4), Source("always", SAMPLES[2:4])]
+    order = Order(sources, 42, batch_size=1, accumulation=1)
+    (line,) = plan._cut_off(settings, order, sources)
+    assert line.startswith("Dataset early ends at step 4 (`end_step`), after 1 of the 3 passes")
+    assert not list(plan._cut_off(made(num_train_epochs=1).settings, order, sources))
+    assert not list(plan._cut_off(made(max_train_steps=9).settings, order, sources))
 
 
 @pytest.mark.parametrize("flavour", ["edit-v1", "edit-v3", "edit-v2+"])

@@ -176,12 +176,14 @@ def test_repeats_probability_start_and_end_of_a_dataset_reach_the_order(made: An
     assert sorted(shown(often, 24)) == sorted(3 * names)
     rare = made(train_batch_size=1, data={"probability": 0.3}, num_train_epochs=8)
     assert make_plan(rare).steps < 0.6 * 8 * len(names)
-    late = made(train_batch_size=1, data={"start_step": 3})
+    late = made(data={"start_step": 3})
     with pytest.raises(WrongUse, match="No dataset has samples to train on at step 1"):
-        shown(late, 1)
-    ends = made(train_batch_size=1, data={"end_step": 2})
+        make_plan(late)
+    make_plan(made(max_train_steps=2, data={"end_step": 2}))
     with pytest.raises(WrongUse, match="No dataset has samples to train on at step 3"):
-        shown(ends, 3)
+        make_plan(made(max_train_steps=3, data={"end_step": 2}))
+    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 5"):
+        make_plan(made(num_train_epochs=2, data={"end_step": 4}))
 
 
 SCHEDULES: dict[str, dict[str, Any]] = {

@@ -6,84 +6,24 @@ uninterrupted one would have got.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise, repeat, takewhile
 from typing import Any
 
 import numpy as np
 
-from ...cache.errors import WrongUse
-from ..sample_rows import Rows, Shape, numbered
+from ..sample_rows import Rows
 from ..sample_rows import shape_of as shape_of
 from ..samples import Sample
 from .draws import seed_of, stream
-from .mixture import Mixture, turns
+from .mixture import Mixture
+from .phases import Phase, borders_of, mix_at, open_phase
+from .phases import Source as Source
+from .phases import tokens_of as tokens_of
 
 # How much of a batch's image tokens may be padding where samples of several shapes join in it.
 MOST_PADDING = 0.03
-TOKEN_PIXELS = 16 * 16
-
-
-@dataclass(frozen=True)
-class Source:
-    """The samples of one dataset and how often they are shown.
-
-    Attributes:
-        samples: all of them, in the order of the pairs table.
-        repeats: extra passes over every sample in an epoch.
-        probability: the chance of each pass to happen, drawn anew in each epoch.
-        start_step, end_step: the first and the last step it takes part in; steps count from 1.
-    """
-
-    name: str
-    samples: Sequence[Sample]
-    repeats: int = 0
-    probability: float = 1.0
-    start_step: int = 0
-    end_step: int | None = None
-
-    def takes_part(self, step: int) -> bool:
-        """Whether this dataset is in the mix at `step`."""
-        return self.start_step <= step and (self.end_step is None or step <= self.end_step)
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """A stretch of steps with the same datasets: what an epoch in it shows.
-
-    A pass shows one of its candidates, which are neighbours in `rows`: a sample alone, or a
-    group that takes turns.
-
-    Attributes:
-        samples: of every dataset in the mix.
-        rows: their places, with those of one group together.
-        firsts, counts: of each pass, where its candidates begin and how many there are.
-        hashes: of each pass, that of its group; empty where no group has several candidates.
-        chances: of each pass to happen.
-        shapes: of each row, the number of its sample's shape.
-        tokens: of each shape, how many image tokens a sample has.
-    """
-
-    first_step: int
-    samples: Mixture
-    rows: Rows
-    firsts: np.ndarray
-    counts: np.ndarray
-    hashes: np.ndarray
-    chances: np.ndarray
-    shapes: np.ndarray
-    tokens: np.ndarray
-
-    @property
-    def every_pass_happens(self) -> bool:
-        return bool((self.chances >= 1).all())
-
-    def shown(self, key: int) -> np.ndarray:
-        """Which of `rows` each pass shows in the epoch of `key`."""
-        if not len(self.hashes):
-            return self.firsts
-        turn = _mixed(self.hashes ^ np.uint64(key)) % self.counts.astype(np.uint64)
-        return self.firsts + turn.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -109,7 +49,7 @@ class _Batches(Sequence[np.ndarray]):
 class _Epoch:
     """One epoch cut into batches of rows of its phase; `first` counts batches in the phase."""
 
-    phase: _Phase
+    phase: Phase
     number: int
     first: int
     batches: _Batches = field(repr=False)
@@ -132,7 +72,8 @@ class Order:
     ) -> None:
         self._sources, self._seed = sources, seed
         self._batch_size, self._accumulation = batch_size, accumulation
-        self._phases: dict[int, _Phase] = {}
+        self._borders = borders_of(sources)
+        self._phases: dict[int, Phase] = {}
         self._epoch: _Epoch | None = None
 
     @property
@@ -149,56 +90,68 @@ class Order:
         """How many samples `step` has."""
         return sum(map(len, self._rows_of(step)))
 
+    def refuse_gaps(self, steps: int) -> None:
+        """Raise if one of the first `steps` steps would have nothing to show.
+
+        Raises:
+            WrongUse: says which, and when each dataset takes part.
+        """
+        for border in self._borders:
+            if border <= steps:
+                mix_at(self._sources, border)
+
     def steps_for(self, epochs: int) -> int:
-        """How many whole steps it takes to show at least `epochs` epochs from the start."""
-        phase = self._phase(1)
-        if phase.every_pass_happens:
-            batches = epochs * len(self._cut(phase, 0))
-        else:
-            batches = sum(len(self._cut(phase, epoch)) for epoch in range(epochs))
-        return -(-batches // self._accumulation)
+        """How many whole steps it takes to show every dataset at least `epochs` times.
 
-    def _phase(self, step: int) -> _Phase:
-        borders = {1}
-        for source in self._sources:
-            borders.add(max(source.start_step, 1))
-            borders.add(1 if source.end_step is None else source.end_step + 1)
-        first_step = max(border for border in borders if border <= step)
+        A pass that is cut short because the mix changes does not count. A dataset that ends
+        before it has been shown so often counts up to there; see `short_of`.
+
+        Raises:
+            WrongUse: every dataset ends before.
+        """
+        return self._length(epochs)[0]
+
+    def short_of(self, epochs: int) -> dict[str, int]:
+        """The datasets that end before they have been shown `epochs` times: how often they are."""
+        return {name: epochs - left for name, left in self._length(epochs)[1].items()}
+
+    def _length(self, epochs: int) -> tuple[int, dict[str, int]]:
+        """The steps for so many epochs; of the datasets that end before, what they lack."""
+        lacking = {source.name: epochs for source in self._sources if source.shows}
+        for first, border in pairwise([*self._borders, None]):
+            assert first is not None, "only the last phase has no end"
+            phase, names = self._phase(first), [one.name for one in mix_at(self._sources, first)]
+            most = max(lacking.get(name, 0) for name in names)
+            end = first - 1 + self._steps_in(phase, most)
+            awaited = any(one.shows and one.start_step > first for one in self._sources)
+            if border is None or (end < border and not awaited):
+                break
+            shown = self._epochs_in(phase, border - first, most=most)
+            for name in names:
+                lacking[name] = max(0, lacking[name] - shown)
+        ended = {name: lacks for name, lacks in lacking.items() if lacks and name not in names}
+        return end, ended
+
+    def _epochs_in(self, phase: Phase, steps: int, *, most: int) -> int:
+        """How many whole epochs the first `steps` steps of `phase` have, `most` or fewer."""
+        batches, ends = steps * self._accumulation, accumulate(self._lengths(phase, most))
+        return sum(1 for _ in takewhile(lambda end: end <= batches, ends))
+
+    def _steps_in(self, phase: Phase, epochs: int) -> int:
+        """How many steps `epochs` epochs of `phase` take."""
+        return -(-sum(self._lengths(phase, epochs)) // self._accumulation)
+
+    def _lengths(self, phase: Phase, epochs: int) -> Iterator[int]:
+        """How many batches each of the first `epochs` epochs of `phase` has."""
+        if phase.epochs_are_alike:
+            return repeat(len(self._cut(phase, 0)), epochs)
+        return (len(self._cut(phase, epoch)) for epoch in range(epochs))
+
+    def _phase(self, step: int) -> Phase:
+        first_step = max(border for border in self._borders if border <= step)
         if first_step not in self._phases:
-            self._phases[first_step] = self._open_phase(first_step)
+            self._phases[first_step] = open_phase(self._sources, first_step)
         return self._phases[first_step]
-
-    def _open_phase(self, first_step: int) -> _Phase:
-        sources = [
-            source
-            for source in self._sources
-            if source.takes_part(first_step) and source.probability > 0
-        ]
-        samples = Mixture([source.samples for source in sources])
-        if not len(samples):
-            raise WrongUse(
-                f"No dataset has samples to train on at step {first_step}.",
-                "Change `start_step`, `end_step` or `probability` in the data configuration.",
-            )
-        columns, start = [], 0
-        for source in sources:
-            columns.append(_passes(source, start))
-            start += len(source.samples)
-        rows, firsts, counts, hashes, chances = map(np.concatenate, zip(*columns, strict=True))
-        known = samples.shapes.numbers[rows]
-        tokens = np.asarray([tokens_of(shape) for shape in samples.shapes.distinct])
-        shapes = numbered(known)
-        return _Phase(
-            first_step=first_step,
-            samples=samples,
-            rows=rows,
-            firsts=firsts,
-            counts=counts,
-            hashes=hashes[: len(counts) if counts.max() > 1 else 0],
-            chances=chances,
-            shapes=shapes,
-            tokens=tokens[known[np.unique(shapes, return_index=True)[1]]],
-        )
 
     def _rows_of(self, step: int) -> list[Rows]:
         """The batches of `step`, as places among the samples of its phase."""
@@ -206,17 +159,17 @@ class Order:
         first = (step - phase.first_step) * self._accumulation
         return [self._batch(phase, first + index) for index in range(self._accumulation)]
 
-    def _batch(self, phase: _Phase, index: int) -> Rows:
+    def _batch(self, phase: Phase, index: int) -> Rows:
         epoch = self._epoch_with(phase, index)
         rows: Rows = phase.rows[epoch.batches[index - epoch.first]]
         return rows
 
-    def _epoch_with(self, phase: _Phase, index: int) -> _Epoch:
+    def _epoch_with(self, phase: Phase, index: int) -> _Epoch:
         epoch = self._epoch
         if epoch is None or epoch.phase is not phase or index < epoch.first:
             epoch = _Epoch(phase, 0, 0, self._cut(phase, 0))
         while index >= epoch.first + len(epoch.batches):
-            ahead = (index - epoch.first) // len(epoch.batches) if phase.every_pass_happens else 1
+            ahead = (index - epoch.first) // len(epoch.batches) if phase.epochs_are_alike else 1
             epoch = _Epoch(
                 phase,
                 epoch.number + ahead,
@@ -226,7 +179,7 @@ class Order:
         self._epoch = epoch
         return epoch
 
-    def _cut(self, phase: _Phase, epoch: int) -> _Batches:
+    def _cut(self, phase: Phase, epoch: int) -> _Batches:
         """Shuffle, group by shape, cut into batches, join what is left, shuffle the batches."""
         random = stream(self._seed, "order", phase.first_step, epoch)
         places = random.permutation(len(phase.firsts))
@@ -259,32 +212,6 @@ class Order:
                 sizes.append(end - begin)
                 begin = end
         return sizes
-
-
-def _passes(source: Source, start: int) -> tuple[np.ndarray, ...]:
-    """Of a source whose samples begin at `start`: its rows, and what `_Phase` says of passes."""
-    rows, sizes, hashes = turns(source.samples, name=source.name)
-    passes = source.repeats + 1
-    return (
-        start + rows,
-        np.repeat(start + np.cumsum(sizes) - sizes, passes),
-        np.repeat(sizes, passes),
-        np.repeat(hashes, passes),
-        np.full(len(sizes) * passes, source.probability),
-    )
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Spread every bit of each number over all of them (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
-
-
-def tokens_of(shape: Shape) -> int:
-    """The image tokens of a sample: one for each 16x16 pixels of target and references."""
-    return sum(width * height // TOKEN_PIXELS for width, height in shape)
 
 
 def padded_share(tokens: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def _make_plan(configuration: Configuration) -> Plan:
     held_out = _held_out(configuration, checkpoint, feed)
     count = _held_out_count(settings, held_out)
     leak = leak_in_words(configuration, checkpoint)
-    warnings = (leak,) if leak else ()
+    warnings = (*_cut_off(settings, order, sources), *((leak,) if leak else ()))
     return Plan(settings, checkpoint, feed, steps, run, held_out, count, warnings)
 
 
@@ -178,7 +178,19 @@ def _steps(settings: Settings, order: Order) -> int:
     if settings.num_train_epochs:
         return order.steps_for(settings.num_train_epochs)
     assert settings.max_train_steps, "one of the two has a default"
+    order.refuse_gaps(settings.max_train_steps)
     return settings.max_train_steps
+
+
+def _cut_off(settings: Settings, order: Order, sources: Sequence[Source]) -> Iterator[str]:
+    """Of each dataset that ends before it has been shown in every epoch, that it does."""
+    epochs = settings.num_train_epochs
+    ends = {source.name: source.end_step for source in sources if source.end_step is not None}
+    for name, shown in (order.short_of(epochs) if epochs and ends else {}).items():
+        yield (
+            f"Dataset {name} ends at step {ends[name]} (`end_step`), after {shown} of the "
+            f"{epochs} passes that `num_train_epochs` asks for."
+        )
 
 
 def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
