@@ -49,6 +49,7 @@ class RejectedRows:
 
     def __init__(self, store: Path) -> None:
         self._folder = store / FOLDER
+        self._swept = False
 
     def all_keys(self) -> set[str]:
         """The keys of all of them; no file is read."""
@@ -74,7 +75,9 @@ class RejectedRows:
 
     def add(self, row: RejectedRow) -> None:
         """Remember that there is no such row."""
-        sweep(self._folder)
+        if not self._swept:  # once: to look through thousands of files for each is slow
+            sweep(self._folder)
+            self._swept = True
         write_json(self._path(row.key), asdict(row))
 
     def accept(self, keys: Iterable[str]) -> None:

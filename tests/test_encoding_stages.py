@@ -18,19 +18,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_samples import made_picture
 from PIL import Image
 from small_run import make_run, said, with_files
 
+from qedit.cache.store import EMBEDS
 from qedit.config.loading import Configuration, load
+from qedit.stages import rejected_rows
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.encoding import opening
+from qedit.stages.encoding.encoder import Made
+from qedit.stages.encoding.keeping import Keeping
 from qedit.stages.encoding.recent import RecentPictures
 from qedit.stages.encoding.reference_sets import ReferenceSet, find_wanted
+from qedit.stages.encoding.spool import Spool, spool_key
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.vae import LatentEncoder
-from qedit.stages.stores import open_stores
+from qedit.stages.rejected_rows import RejectedRow
+from qedit.stages.stores import Shelf, open_stores
 
 PLAIN = ("--vae-batch-size", "1"), ("--text-batch-size", "1")
 
@@ -330,6 +337,64 @@ def test_what_is_accepted_is_left_out_by_later_stages(here: Path, spoilt: Counte
     assert spoilt.total() == 0
 
 
+def test_a_new_caption_of_what_was_given_up_asks_nobody_again(
+    here: Path, spoilt: Counter[str]
+) -> None:
+    with_files("cache-embeds", "--on-reject", "skip")
+    Path("edited/p2.txt").write_text("another caption\n")
+    with_files("pair")
+    spoilt.clear()
+    dry = said(with_files("cache-embeds", "-n", "--json"))
+    done = said(with_files("cache-embeds", "--json"))
+    for told in (dry, done):
+        assert (told["wanted"], told["kept"], told["failed"]) == (13, 11, 2)
+    assert spoilt["sets"] == 0
+    # mended, all of it is made
+    assert said(with_files("cache-embeds", "-n", "--retry-rejected", "--json"))["missing"] == 2
+
+
+def test_many_rejections_are_remembered_without_looking_through_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: Counter[Path] = Counter()
+    monkeypatch.setattr(rejected_rows, "sweep", lambda folder: swept.update([folder]))
+    rows = [RejectedRow(f"{at:032x}", "cache-vae", "a", "b.png", "nan", "") for at in range(9)]
+    place = rejected_rows.RejectedRows(tmp_path)
+    for row in rows:
+        place.add(row)
+    place.accept([row.key for row in rows])
+    assert all(place.read(row.key).accepted for row in rows)
+    assert swept.total() == 1
+    shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
+    Keeping({"latents": shelf}).keep("a", [Made(rejected={"latents": [row]}) for row in rows])
+    assert swept.total() == 2
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1376, 768), (320, 448)])
+def test_a_spool_gives_back_pictures_of_full_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A 1 MP reference is shown whole to edit-v1's language model."""
+    shown = Image.effect_noise(size, 64).convert("RGB")
+    picture = made_picture("a.png", dataset="a", size=(64, 64), vl_size=size)
+    spool = Spool(tmp_path / "spool", ["a"])
+    row = spool.row_of(shown)
+    assert row is not None
+    store = spool.shelf.of("a")
+    with store.adding():
+        store.add([spool_key(picture)], [row])
+    taken = Spool(tmp_path / "spool", ["a"]).take(picture)
+    assert taken is not None
+    assert taken.tobytes() == shown.tobytes()
+
+
+def test_a_spool_takes_no_picture_that_no_part_holds_and_no_room_that_is_wanted(
+    tmp_path: Path,
+) -> None:
+    assert Spool(tmp_path, ["a"]).row_of(Image.new("RGB", (4096, 4096 + 32))) is None
+    assert Spool(tmp_path, ["a"]).row_of(Image.new("RGB", (1000, 1000))) is None
+    free = shutil.disk_usage(tmp_path).free
+    assert Spool(tmp_path, ["a"], spared_bytes=2 * free).row_of(Image.new("RGB", (64, 64))) is None
+
+
 def test_rejected_rows_are_tried_again_when_asked(here: Path, spoilt: Counter[str]) -> None:
     with_files("cache-vae", "--on-reject", "skip")
     spoilt.clear()
@@ -347,8 +412,11 @@ def test_a_dry_run_says_what_is_missing_and_forgets_nothing(
     here: Path, spoilt: Counter[str]
 ) -> None:
     with_files("cache-vae", "--on-reject", "skip")
-    done = said(with_files("cache-vae", "-n", "--retry-rejected", "--json"))
+    done = said(with_files("cache-vae", "-n", "--json"))
     assert (done["kept"], done["failed"], done["missing"]) == (11, 1, 0)
+    done = said(with_files("cache-vae", "-n", "--retry-rejected", "--json"))
+    assert (done["kept"], done["failed"], done["missing"]) == (11, 0, 1)
+    assert said(with_files("cache-vae", "-n", "--json"))["failed"] == 1
 
 
 # -- one file in several geometries ------------------------------------------------------

@@ -23,6 +23,7 @@ from ..encoding.reference_sets import (
     find_wanted,
     missing_rows,
     parts_of,
+    pass_on_rejections,
     still_missing,
 )
 from ..encoding.ways import Ways
@@ -76,6 +77,8 @@ def run(
     count.tails -= missing.tails - mine.tails
     sizes = bytes_of(stores, work, channels=_channels(checkpoint))
     filled = Filled()
+    if not dry_run:
+        pass_on_rejections(wanted, stores)
     if work and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.rows} embeds")
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
@@ -93,12 +96,15 @@ def run(
         seconds=sum(filled.seconds.values()) / max(1, len(ways.devices)),
     )
     failed = len(rejections.places)
+    if dry_run:
+        failed += sum(len(one.tails) for one in wanted.barren.values())
+    again = failed if dry_run and retry_rejected else 0
     return Outcome(
         stage=STAGE,
         wanted=count.rows,
         kept=count.rows - (mine if dry_run else computed).rows - failed,
         computed=computed.rows,
-        failed=failed,
+        failed=failed - again,
         seconds=time.monotonic() - started,
         where=f"{stores.prefixes.where()}, {stores.tails.where()}",
         unit="embeds",
@@ -115,7 +121,7 @@ def run(
                 checkpoint,
                 (stores.prefixes, stores.tails),
                 devices=ways.where,
-                missing=mine.rows,
+                missing=mine.rows + again,
                 count_bytes=sum(sizes.values()),
             )
             if dry_run

@@ -16,7 +16,7 @@ from ..encoding.acceptance import OnReject
 from ..encoding.devices import on_each_device
 from ..encoding.fill import Filled, Work, fill
 from ..encoding.pace import facts_of
-from ..encoding.reference_sets import find_wanted
+from ..encoding.reference_sets import BYTES_A_TOKEN, ReferenceSet, find_wanted
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..preview_samples import keys_only_previewed
@@ -87,12 +87,13 @@ def run(
         seconds=sum(filled.seconds.values()) / max(1, len(ways.devices)),
     )
     failed = len(rejections.places)
+    again = failed if dry_run and retry_rejected else 0
     return Outcome(
         stage=STAGE,
         wanted=count,
         kept=count - (mine.missing if dry_run else computed) - failed,
         computed=computed,
-        failed=failed,
+        failed=failed - again,
         seconds=time.monotonic() - started,
         where=stores.latents.where(),
         unit="latents",
@@ -103,7 +104,7 @@ def run(
                 checkpoint,
                 (stores.latents, stores.weights),
                 devices=ways.where,
-                missing=mine.missing,
+                missing=mine.missing + again,
                 count_bytes=sum(sizes.values()),
             )
             if dry_run
@@ -152,10 +153,16 @@ def pictures_work(
 
     shelves, spool, shown = {"latents": stores.latents}, None, {}
     if ways.spool:
-        names = [dataset.id for dataset in configuration.datasets]
-        spool = Spool(ways.spool, names, processes=max(1, len(ways.devices)))
+        sets = find_wanted(configuration, checkpoint.flavour, stores).work
+        latents = sum(bytes_of(stores.latents, wanted.latents).values())
+        spool = Spool(
+            ways.spool,
+            [dataset.id for dataset in configuration.datasets],
+            processes=max(1, len(ways.devices)),
+            spared_bytes=latents + sum(BYTES_A_TOKEN * one.tokens for one in sets.values()),
+        )
         shelves[SHOWN] = spool.shelf
-        shown = shown_next(configuration, checkpoint, stores)
+        shown = shown_next(sets)
     return Work(
         stage=STAGE,
         unit="picture",
@@ -195,12 +202,10 @@ def masks_work(configuration: Configuration, stores: RunStores, wanted: WantedPi
     )
 
 
-def shown_next(
-    configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
-) -> dict[str, list[Picture]]:
+def shown_next(sets: Mapping[str, ReferenceSet]) -> dict[str, list[Picture]]:
     """By latent key, the references that `cache-embeds` will want, each picture once."""
     shown: dict[str, dict[tuple[object, ...], Picture]] = defaultdict(dict)
-    for one in find_wanted(configuration, checkpoint.flavour, stores).work.values():
+    for one in sets.values():
         for picture in one.sample.references:
             shown[picture.latent_key][picture.box, picture.vl_size] = picture
     return {key: list(pictures.values()) for key, pictures in shown.items()}

@@ -23,7 +23,7 @@ class BatchSize:
 
     def __init__(self, asked: int | None, *, most: int, budget: int) -> None:
         self.most = most if asked is None else asked
-        self._measured = asked is not None
+        self._asked = self._measured = asked is not None
         self._budget: int | None = None if asked is not None else budget
 
     def measure(self, once: Callable[[], object], *, cost: int, device: Any) -> None:
@@ -43,10 +43,15 @@ class BatchSize:
             self._budget = int(cost * SHARE_OF_MEMORY * taken.free_bytes / max(1, taken.used_bytes))
 
     def of(self, cost: int) -> int:
-        """How many items of this size go together; at least one."""
+        """How many items of this size go together; at least one.
+
+        Where free memory decides it is a power of two: a little more or less of it, as a rerun
+        may find, makes the same batches.
+        """
         if self._budget is None:
             return self.most
-        return max(1, min(self.most, self._budget // cost))
+        fitting = max(1, min(self.most, self._budget // cost))
+        return fitting if self._asked else 1 << (fitting.bit_length() - 1)
 
     def was_too_much(self, count: int, *, cost: int) -> None:
         """`count` items of this size did not fit: take half as much from now on."""

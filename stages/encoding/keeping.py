@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Keeping:
 
     def __init__(self, shelves: Mapping[str, Shelf]) -> None:
         self._shelves = {kind: shelf.another() for kind, shelf in shelves.items()}
+        self._rejected: dict[Path, RejectedRows] = {}
 
     @contextmanager
     def adding(self) -> Iterator[None]:
@@ -46,7 +48,8 @@ class Keeping:
         added: Counter[str] = Counter()
         for kind, shelf in self._shelves.items():
             for row in _rejected(made, kind):
-                RejectedRows(shelf.of(row.dataset).path).add(row)
+                path = shelf.of(row.dataset).path
+                self._rejected.setdefault(path, RejectedRows(path)).add(row)
                 added["rejected"] += 1
             for store, rows in _parts(made, kind, shelf=shelf, dataset=dataset):
                 added[kind] += add_missing(store, rows)

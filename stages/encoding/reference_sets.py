@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from ...config.configuration import Configuration
 from ..models.flavours import Flavour
 from ..preview_samples import only_previewed
+from ..rejected_rows import RejectedRows
 from ..samples import Picture, Sample
 from ..stores import RunStores, captions_beside, used_main_datasets
 from ..wanted import Keys, PairsKeys, distinct, pairs_keys
@@ -73,11 +74,13 @@ class Wanted:
     Attributes:
         prefixes, tails: by table.
         work: the reference sets of which anything is missing, by prefix key.
+        barren: those with missing tails whose prefix was rejected: there will be none.
     """
 
     prefixes: list[tuple[PairsKeys, Keys]] = field(default_factory=list)
     tails: list[tuple[PairsKeys, Keys]] = field(default_factory=list)
     work: dict[str, ReferenceSet] = field(default_factory=dict)
+    barren: dict[str, ReferenceSet] = field(default_factory=dict)
 
     def count(self) -> Count:
         """How many rows in all."""
@@ -108,7 +111,22 @@ def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStore
         wanted.tails.append((one.table, one.keys("text tail", beside)))
         samples.append(one.sample)
     wanted.work = missing_of(reference_sets(samples, beside), stores)
+    for key in wanted.work.keys() & stores.prefixes.rejected().keys():
+        wanted.barren[key] = wanted.work.pop(key)
     return wanted
+
+
+def pass_on_rejections(wanted: Wanted, stores: RunStores) -> None:
+    """Remember of every tail whose prefix was rejected that it is too, for the same reason.
+
+    If that was accepted of the prefix, it is of the tails: an edited caption asks nobody again.
+    """
+    rejected = stores.prefixes.rejected()
+    for key, one in wanted.barren.items():
+        row = rejected[key].read(key)
+        beside = RejectedRows(stores.tails.of(one.sample.dataset).path)
+        for tail in one.tails:
+            beside.add(replace(row, key=tail))
 
 
 def missing_rows(work: Mapping[str, ReferenceSet], stores: RunStores) -> Count:
@@ -184,9 +202,13 @@ def still_missing(
     no_prefix: Collection[str] = set(stores.prefixes.missing(keys))
     names = [name for key in keys for name in sets[key].tails]
     no_tail: Collection[str] = set(stores.tails.missing(names))
-    no_prefix -= stores.prefixes.rejected().keys()
+    barren = stores.prefixes.rejected()
     no_tail -= stores.tails.rejected().keys()
-    return [key for key in keys if key in no_prefix or not no_tail.isdisjoint(sets[key].tails)]
+    return [
+        key
+        for key in keys
+        if key not in barren and (key in no_prefix or not no_tail.isdisjoint(sets[key].tails))
+    ]
 
 
 def _tokens(picture: Picture) -> int:

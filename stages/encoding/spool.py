@@ -9,6 +9,7 @@ again. It belongs to its process, and goes with it.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from ...cache.atomic import LEFTOVER, make_folder, remove, sweep, unique_name
 from ...cache.fingerprint import key_of
+from ...cache.grid import SHARD_LENGTH
 from ...cache.part import Layout
 from ..models.recipes import PICTURES
 from ..samples import Picture
@@ -26,8 +28,8 @@ from ..stores import Shelf
 FOLDER = "spool"
 MOST_BYTES = 8 << 30
 SHARE_OF_DISK = 0.25
-# Sides are multiples of 32 pixels: so many pairs of bytes are half a row of 32.
-PAIRS_OF_BYTES = 48
+# Sides are multiples of 32 pixels: a token is as many bytes, two by two, as 32 x 32 pixels have.
+PAIRS_OF_BYTES = 32 * 32 * 3 // 2
 LAYOUT = Layout("pictures", ("token", "channel"), ragged=True)
 
 
@@ -49,22 +51,35 @@ class Spool:
     Args:
         datasets: ids whose pictures come here.
         processes: how many share the bound.
+        spared_bytes: of the disk, for what is still to be written besides.
     """
 
-    def __init__(self, folder: Path, datasets: Iterable[str], *, processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        datasets: Iterable[str],
+        *,
+        processes: int = 1,
+        spared_bytes: int = 0,
+    ) -> None:
         self.shelf = Shelf(
             dict.fromkeys(datasets, folder), {"rows": "pictures", "pictures": PICTURES}, LAYOUT
         )
         make_folder(folder)
-        free = shutil.disk_usage(folder).free
+        free = max(0, shutil.disk_usage(folder).free - spared_bytes)
         self._left = int(min(MOST_BYTES, SHARE_OF_DISK * free)) // processes
+        self._counting = threading.Lock()
 
     def row_of(self, shown: Image.Image) -> np.ndarray | None:
         """A picture as a row, if the spool may still grow by it."""
         pixels = np.array(shown, dtype=np.uint8)
-        if pixels.nbytes % (2 * PAIRS_OF_BYTES) or pixels.nbytes > self._left:
+        tokens, rest = divmod(pixels.nbytes, 2 * PAIRS_OF_BYTES)
+        if rest or tokens > SHARD_LENGTH:
             return None
-        self._left -= pixels.nbytes
+        with self._counting:
+            if pixels.nbytes > self._left:
+                return None
+            self._left -= pixels.nbytes
         return pixels.reshape(-1).view(np.uint16).reshape(-1, PAIRS_OF_BYTES)
 
     def take(self, picture: Picture) -> Image.Image | None:
