@@ -8,9 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from .datasets import Dataset
 from .settings import MAX_REFERENCES, Settings
 from .spelling import did_you_mean
-
-Finding = tuple[str, str]
-"""A key, and what is wrong with it."""
+from .training_checks import Finding, check_training
 
 LARGEST_MEGAPIXELS = 64
 SMALLEST_EDGE = 32  # pixels
@@ -18,8 +16,12 @@ SMALLEST_EDGE = 32  # pixels
 FORMATS_READ = {"dora": ("diffusers",), "lokr": ("diffusers", "comfyui")}
 
 
-def check_settings(settings: Settings) -> Iterator[Finding]:
-    """What is wrong between the keys of config.json."""
+def check_settings(settings: Settings, *, wrong: Collection[str] = ()) -> Iterator[Finding]:
+    """What is wrong between the keys of config.json.
+
+    Args:
+        wrong: keys whose own values are wrong, with a default in their places.
+    """
     given = settings.model_fields_set
     if settings.num_train_epochs and "max_train_steps" in given and settings.max_train_steps:
         yield "max_train_steps", "and `num_train_epochs` are both given; keep one of the two"
@@ -37,6 +39,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
             f'"{settings.lora_type}" as it is trained here; take it out, or set it to '
             f"{' or '.join(readers)}",
         )
+    yield from check_training(settings, wrong=wrong)
 
 
 def check_dataset(dataset: Dataset) -> Iterator[Finding]:

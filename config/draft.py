@@ -80,7 +80,8 @@ class Draft:
         # While the flavour is not known, the one that asks least stands for it.
         self.settings = self._read(Settings, raw, None, fallback={"model_flavour": "edit-v3"})
         if self.settings is not None:
-            self._report(None, check_settings(self.settings))
+            wrong = [key for key in Settings.model_fields if self._is_wrong(None, key)]
+            self._report(None, check_settings(self.settings, wrong=wrong))
 
     def read_datasets(self, raw: Sequence[Any], file: str) -> None:
         """Make `datasets` of the entries of multidatabackend.json."""

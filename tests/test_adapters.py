@@ -181,16 +181,6 @@ def load_tensors(data: bytes) -> dict[str, Tensor]:
     return load(data)
 
 
-def test_what_does_not_go_together_is_refused(made: Any) -> None:
-    with pytest.raises(WrongUse, match="lora_dropout"):
-        add_lora(made_transformer(), ["proj_out"], rank=2, alpha=2.0, kind="lokr", dropout=0.1)
-    for settings in ({"lora_type": "dora"}, {"lora_type": "lokr"}, {"lora_init_type": "pissa"}):
-        (key,) = settings
-        configuration = made(base_model_precision="int8-quanto", use_ema=False, **settings)
-        with pytest.raises(WrongUse, match=f"`{key}`.*base_model_precision"):
-            loop.Trainer.load(make_plan(configuration), device=CPU)
-
-
 # -- starts that are a part of the base ------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_configuration import complaint, image, only_line, reference
+from made_configuration import complaint, configured, image, only_line, reference
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,127 @@ from made_configuration import complaint, image, only_line, reference
             "`model_flavour` must be one of edit-v1, edit-v2, edit-v2+, edit-v3, "
             'not "edit-v4"; did you mean `edit-v3`?',
         ),
+        (
+            {"lora_type": "lokr", "lora_init_type": "gaussian"},
+            '`lora_init_type` is "gaussian", a start of a LoRA, and `lora_type` "lokr" has one of '
+            "its own; take it out, or set `lora_type` to lora",
+        ),
+        (
+            {"lora_type": "lokr", "lora_dropout": 0.1},
+            '`lora_dropout` drops inputs of a LoRA, which `lora_type` "lokr" does not have; '
+            "set it to 0, or `lora_type` to lora",
+        ),
+        (
+            {"lora_type": "dora", "base_model_precision": "int8-quanto"},
+            '`lora_type` is "dora", which needs the base\'s weights themselves, and '
+            "`base_model_precision` quantises them; set that to no_change, or this to lora",
+        ),
+        (
+            {"lora_init_type": "pissa", "base_model_precision": "nf4-bnb"},
+            '`lora_init_type` is "pissa", which needs the base\'s weights themselves, and '
+            "`base_model_precision` quantises them; set that to no_change, or this to default",
+        ),
+        (
+            {"init_lora": "a.safetensors", "lora_type": "dora"},
+            '`init_lora` begins with the LoRA of a file, and `lora_type` is "dora"; '
+            "take one of them out",
+        ),
+        (
+            {"init_lora": "a.safetensors", "lora_init_type": "olora"},
+            '`init_lora` begins with the LoRA of a file, and `lora_init_type` is "olora"; '
+            "take one of them out",
+        ),
+        (
+            {"model_type": "full", "init_lora": "a.safetensors"},
+            '`init_lora` is "a.safetensors", and `model_type` "full" trains the model\'s own '
+            "weights; take it out, or set `model_type` to lora",
+        ),
+        (
+            {"model_type": "full", "base_model_precision": "int8-quanto"},
+            '`base_model_precision` is "int8-quanto", and `model_type` "full" trains the model\'s '
+            "own weights; take it out, or set `model_type` to lora",
+        ),
+        (
+            {"optimizer": "muon", "lora_type": "dora"},
+            '`optimizer` is "muon", which changes matrices alone, and `lora_type` "dora" trains '
+            "a norm for each output too; choose another of the two",
+        ),
+        (
+            {"optimizer": "muon", "model_type": "full"},
+            '`optimizer` is "muon", which changes matrices alone, and `model_type` "full" trains '
+            "biases and norms too; choose another of the two",
+        ),
+        (
+            {"optimizer_config": {"lr": 1}},
+            "`optimizer_config.lr` has a key of its own; use `learning_rate`",
+        ),
+        # what follows from a wrong value is not said
+        (
+            {"lr_scheduler": "polynomail", "lr_scheduler_config": {"power": 2}},
+            "`lr_scheduler` must be one of constant, constant_with_warmup, linear, cosine, "
+            "cosine_with_restarts, polynomial, piecewise_constant, "
+            'not "polynomail"; did you mean `polynomial`?',
+        ),
     ],
 )
 def test_a_mistake_in_the_settings(tmp_path: Path, settings: dict[str, Any], line: str) -> None:
     assert only_line(complaint(tmp_path, settings)) == f"config.json: {line}"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "line"),
+    [
+        (
+            "cosine",
+            {"num_cycles": 3},
+            "num_cycles` is not an option of `lr_scheduler` cosine, which takes none; "
+            "cosine_with_restarts takes it",
+        ),
+        (
+            "linear",
+            {"power": 2},
+            "power` is not an option of `lr_scheduler` linear, which takes none; "
+            "polynomial takes it",
+        ),
+        (
+            "polynomial",
+            {"step_rules": "1:4,0.5"},
+            "step_rules` is not an option of `lr_scheduler` polynomial, which takes power and "
+            "lr_end; piecewise_constant takes it",
+        ),
+        (
+            "polynomial",
+            {"powr": 2},
+            "powr` is not an option of `lr_scheduler` polynomial, which takes power and lr_end; "
+            "did you mean `power`?",
+        ),
+        ("polynomial", {"power": "2"}, "power` must be a number, not '2'"),
+        ("polynomial", {"power": 0}, "power` must be more than 0, not 0"),
+        ("polynomial", {"lr_end": 1e-4}, "lr_end` must be from 0 to less than 0.0001, not 0.0001"),
+        (
+            "piecewise_constant",
+            {},
+            'step_rules` is required with `lr_scheduler` piecewise_constant, like "1:100,0.1"',
+        ),
+        (
+            "piecewise_constant",
+            {"step_rules": "1:4"},
+            'step_rules` must be like "1:100,0.1" (factor:until this step, ..., factor), '
+            "not '1:4'",
+        ),
+    ],
+)
+def test_a_mistake_in_the_options_of_a_schedule(
+    tmp_path: Path, name: str, config: dict[str, Any], line: str
+) -> None:
+    said = complaint(tmp_path, {"lr_scheduler": name, "lr_scheduler_config": config})
+    assert only_line(said) == f"config.json: `lr_scheduler_config.{line}"
+
+
+def test_the_end_of_a_polynomial_lies_below_its_beginning(tmp_path: Path) -> None:
+    low = {"lr_scheduler": "polynomial", "learning_rate": 1e-7}
+    assert "`lr_scheduler_config.lr_end` is 1e-07 where" in complaint(tmp_path, low)
+    configured(tmp_path, {**low, "lr_scheduler_config": {"lr_end": 0}})
 
 
 @pytest.mark.parametrize(

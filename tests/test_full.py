@@ -172,13 +172,10 @@ def test_a_subset_is_trained_where_layers_are_named(made: Any) -> None:
     assert all(".to_q." in name or name.startswith("proj_out.") for name in changed)
 
 
-def test_what_it_takes_is_said_and_what_does_not_fit_is_refused(made: Any) -> None:
+def test_what_it_takes_is_said(made: Any) -> None:
     quiet = Quiet()
     loop.run(made(**{**FULL, "max_train_steps": 1}), quiet, device="cpu")
     assert any("billion weights" in line for line in quiet.said)
-    quantised = make_plan(made(**FULL, base_model_precision="int8-quanto"))
-    with pytest.raises(WrongUse, match="`model_type` full"):
-        loop.Trainer.load(quantised, device=CPU)
 
 
 def test_a_transformer_of_somebody_else_is_never_replaced(made: Any) -> None:

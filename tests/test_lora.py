@@ -8,6 +8,7 @@ from made_transformer import drawn, made_transformer, one_forward
 from torch import nn
 
 from qedit.cache.errors import WrongUse
+from qedit.config.schedules import SCHEDULE_OPTIONS
 from qedit.stages.models.layers import PRESETS
 from qedit.stages.models.learning_rate import learning_rate_schedule
 from qedit.stages.models.lora import add_lora, target_modules
@@ -153,6 +154,12 @@ def test_schedules_follow_their_closed_forms() -> None:
         "piecewise_constant", 0.1, steps=10, config={"step_rules": "1:4,0.5"}
     )
     assert [rules(step) for step in (4, 6)] == pytest.approx([0.1, 0.05])
+    warm = learning_rate_schedule(
+        "piecewise_constant", 0.1, steps=10, warmup_steps=8, config={"step_rules": "1:4,0.5"}
+    )
+    assert [warm(step) for step in (1, 3, 5, 9)] == pytest.approx([0.0, 0.025, 0.025, 0.05])
+    ended = learning_rate_schedule("polynomial", 0.1, steps=10, config={"lr_end": 0.02})
+    assert [ended(step) for step in (1, 6, 11)] == pytest.approx([0.1, 0.06, 0.02])
 
 
 def test_unknown_schedules_and_options_are_refused() -> None:
@@ -160,3 +167,15 @@ def test_unknown_schedules_and_options_are_refused() -> None:
         learning_rate_schedule("cosinus", 0.1, steps=10)
     with pytest.raises(WrongUse, match="cycles"):
         learning_rate_schedule("cosine", 0.1, steps=10, config={"cycles": 2})
+
+
+def test_schedules_take_the_options_that_diffusers_gives_them() -> None:
+    """All of them, but for those of cosine, linear and what is written in code."""
+    import inspect
+
+    from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
+
+    assert {kind.value for kind in SchedulerType} == SCHEDULE_OPTIONS.keys()
+    for name, options in SCHEDULE_OPTIONS.items():
+        takes = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]).parameters
+        assert set(options) <= set(takes)

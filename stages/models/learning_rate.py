@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from ...cache.errors import WrongUse
+from ...config.schedules import SCHEDULE_OPTIONS, schedule_mistakes
 
-_TAKES = ("num_cycles", "power", "step_rules")
+# diffusers has no warm-up for these.
+_COLD = ("constant", "piecewise_constant")
 
 
 def learning_rate_schedule(
@@ -20,45 +22,44 @@ def learning_rate_schedule(
     warmup_steps: int = 0,
     config: Mapping[str, Any] | None = None,
 ) -> Callable[[int], float]:
-    """The learning rate of each step (from 1), by diffusers' `get_scheduler`.
+    """The learning rate of each step (from 1), by diffusers' schedules.
 
-    As there, a warm-up begins at zero. `constant` with a warm-up is `constant_with_warmup`.
+    As there, a warm-up begins at zero. Those that have none there have one here.
 
     Args:
         steps: the last step, where a decaying schedule ends.
-        config: `num_cycles`, `power` or `step_rules`, for the schedules that take them.
+        config: the options that the schedule takes, see `SCHEDULE_OPTIONS`.
 
     Raises:
-        WrongUse: a name or a key of `config` that diffusers does not know.
+        WrongUse: no such schedule, or an option that it does not take or cannot use.
     """
-    from diffusers.optimization import SchedulerType, get_scheduler
+    if name not in SCHEDULE_OPTIONS:
+        raise WrongUse(
+            f"There is no `lr_scheduler` {name}.", f"Choose one of {', '.join(SCHEDULE_OPTIONS)}."
+        )
+    for option, why in schedule_mistakes(name, config or {}, peak=peak):
+        raise WrongUse(f"`lr_scheduler_config.{option}` {why}.", "Correct it, or take it out.")
+    factor = _factors(name, peak, steps=steps, warmup_steps=warmup_steps, options=config or {})
 
-    names = [kind.value for kind in SchedulerType]
-    if name not in names:
-        raise WrongUse(f"There is no `lr_scheduler` {name}.", f"Choose one of {', '.join(names)}.")
-    for key in config or {}:
-        if key not in _TAKES:
-            raise WrongUse(
-                f"`lr_scheduler_config` has no key {key}.", f"It has {', '.join(_TAKES)}."
-            )
-    if name == "constant" and warmup_steps:
-        name = "constant_with_warmup"
+    def rate(step: int) -> float:
+        warmth = min(1.0, (step - 1) / warmup_steps) if name in _COLD and warmup_steps else 1.0
+        return peak * warmth * float(factor(step - 1))
+
+    return rate
+
+
+def _factors(
+    name: str, peak: float, *, steps: int, warmup_steps: int, options: Mapping[str, Any]
+) -> Callable[[int], float]:
+    """What the highest rate is multiplied by in each step (from 0)."""
+    from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
+
     # the schedules want an optimizer to drive; only their factor is used
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
-    try:
-        schedule = get_scheduler(
-            name,
-            optimizer,
-            num_warmup_steps=warmup_steps,
-            num_training_steps=steps,
-            **dict(config or {}),
-        )
-        factor = schedule.lr_lambdas[0]
-        factor(0)  # some options are only read when a rate is asked for
-    except (AttributeError, TypeError, ValueError) as error:
-        raise WrongUse(
-            f"lr_scheduler {name} cannot be made with lr_scheduler_config {dict(config or {})}: "
-            f"{error}.",
-            f"Its options are {', '.join(_TAKES)}.",
-        ) from error
-    return lambda step: peak * float(factor(step - 1))
+    of_run = {"num_warmup_steps": warmup_steps, "num_training_steps": steps, **options}
+    if name == "polynomial":  # `get_scheduler` does not hand its end on
+        schedule = get_polynomial_decay_schedule_with_warmup(optimizer, **of_run)
+    else:
+        schedule = get_scheduler(name, optimizer, **of_run)
+    factors: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factors

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ...cache.errors import WrongUse
 from .layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS, fits
 from .lora_file import Lora
-from .quantized_linear import QuantizedLinear
 
 _ADAPTER = "default"
 _INITS: dict[str, bool | str] = {
@@ -83,14 +82,12 @@ def add_lora(
         alpha: the adapter's output is scaled by alpha / rank.
         init: `default` (Kaiming uniform), `gaussian`, or one of `CHANGES_BASE`.
         kind: `lora`, `dora` (with a trained norm for each output) or `lokr` (a Kronecker
-            product; its inits are PEFT's own).
+            product; it begins in PEFT's own way and has no dropout).
 
     Raises:
-        WrongUse: the base's layers are quantised, and the kind or the init needs them as they
-            were; a LoKr is to have dropout; or a DoRA's start is to be a part of rows of zeros.
+        WrongUse: a DoRA's start is to be a part of rows of zeros.
     """
     transformer.requires_grad_(False)
-    _refuse_quantized(transformer, targets, init=init, kind=kind)
     config = _config(targets, rank=rank, alpha=alpha, dropout=dropout, init=init, kind=kind)
     whole = {
         name: transformer.get_parameter(f"{name}.weight").detach().to("cpu", copy=True)
@@ -146,37 +143,17 @@ def _config(
     from peft import LoKrConfig, LoraConfig
 
     modules = list(targets)
-    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": _INITS[init]}
     if kind == "lokr":
-        if dropout:
-            raise WrongUse(
-                "`lora_dropout` drops inputs of a LoRA, which a LoKr does not have.",
-                "Set `lora_dropout` to 0, or `lora_type` to lora.",
-            )
-        options = {"alpha": alpha}
-        return LoKrConfig(r=rank, target_modules=modules, **options)
+        assert (dropout, init) == (0, "default"), "the settings are refused otherwise"
+        return LoKrConfig(r=rank, alpha=alpha, target_modules=modules)
     return LoraConfig(
-        r=rank, lora_dropout=dropout, target_modules=modules, use_dora=kind == "dora", **options
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        init_lora_weights=_INITS[init],
+        target_modules=modules,
+        use_dora=kind == "dora",
     )
-
-
-def _refuse_quantized(
-    transformer: nn.Module, targets: Sequence[str], *, init: str, kind: str
-) -> None:
-    """DoRA and some inits compute with the base's weights, and LoKr asks for their shape."""
-    layers = (transformer.get_submodule(name) for name in targets)
-    if not any(isinstance(layer, QuantizedLinear) for layer in layers):
-        return
-    for key, value, harmless in (
-        ("lora_type", kind, ("lora",)),
-        ("lora_init_type", init, ("default", "gaussian")),
-    ):
-        if value not in harmless:
-            raise WrongUse(
-                f"`{key}` {value} needs the base's weights themselves, and "
-                "`base_model_precision` quantises them.",
-                f"Set `base_model_precision` to no_change, or `{key}` to {harmless[0]}.",
-            )
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ...cache.errors import WrongUse
 from ...config.settings import Settings
 from ..frozen_base import (
     has_table,
@@ -73,10 +72,7 @@ def open_model(
         computes_on: where it is used; None: there as well.
     """
     settings, used_on = plan.settings, computes_on or device
-    if start:
-        _refuse_start(settings)
     if settings.model_type == "full":
-        _refuse_with_full(settings)
         refuse_strange_transformer(settings.output_dir)
         transformer = _load_base(plan, device=device, computes_on=used_on)
         return transformer, train_weights(transformer, subset_of(settings))
@@ -97,30 +93,6 @@ def subset_of(settings: Settings) -> str | tuple[str, ...] | None:
     """The layers that `model_type` full is to train: those the user named, else all."""
     named = "lora_target_modules" in settings.model_fields_set
     return settings.lora_target_modules if named else None
-
-
-def _refuse_with_full(settings: Settings) -> None:
-    for key, value in (
-        ("base_model_precision", settings.base_model_precision),
-        ("init_lora", settings.init_lora),
-    ):
-        if value not in (None, "no_change"):
-            raise WrongUse(
-                f"`model_type` full trains the model's own weights; `{key}` is {value}.",
-                f"Take `{key}` out, or set `model_type` to lora.",
-            )
-
-
-def _refuse_start(settings: Settings) -> None:
-    for key, value in (
-        ("lora_type", settings.lora_type),
-        ("lora_init_type", settings.lora_init_type),
-    ):
-        if value not in ("lora", "default", "gaussian"):
-            raise WrongUse(
-                f"`init_lora` begins with the LoRA of a file, and `{key}` is {value}.",
-                f"Take `init_lora` or `{key}` out.",
-            )
 
 
 def _add_adapter(plan: Plan, transformer: nn.Module, *, writes: bool) -> dict[str, nn.Parameter]:

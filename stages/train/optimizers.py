@@ -66,15 +66,6 @@ def refuse_optimizer(settings: Settings) -> None:
     Raises:
         WrongUse: a package is missing, or an option does not fit.
     """
-    vectors = {"full": "biases and norms", "dora": "a norm for each output"}
-    kind = "full" if settings.model_type == "full" else settings.lora_type
-    if settings.optimizer == "muon" and kind in vectors:
-        key = "model_type" if kind == "full" else "lora_type"
-        raise WrongUse(
-            f"`optimizer` muon changes matrices alone, and `{key}` {kind} trains "
-            f"{vectors[kind]} too.",
-            f"Choose another `optimizer`, or another `{key}`.",
-        )
     make_optimizer(
         {"any": nn.Parameter(torch.zeros(2, 2))},
         learning_rate=settings.learning_rate,
