@@ -19,19 +19,24 @@ NOT_BUILT_YET: Mapping[str, Collection[Any]] = {}
 
 # What has the effect here that users of the guide's trainer expect of these.
 INSTEAD = {
-    "adam_beta1": "optimizer_config",
-    "adam_beta2": "optimizer_config",
-    "adam_epsilon": "optimizer_config",
-    "adam_weight_decay": "optimizer_config",
+    "adam_beta1": "optimizer_config.betas",
+    "adam_beta2": "optimizer_config.betas",
+    "adam_epsilon": "optimizer_config.eps",
+    "adam_weight_decay": "optimizer_config.weight_decay",
     "ema_cpu_only": "ema_device",
-    "lr_end": "lr_scheduler_config",
-    "lr_num_cycles": "lr_scheduler_config",
-    "lr_power": "lr_scheduler_config",
+    "lr_end": "lr_scheduler_config.lr_end",
+    "lr_num_cycles": "lr_scheduler_config.num_cycles",
+    "lr_power": "lr_scheduler_config.power",
     "peft_lora_target_modules": "lora_target_modules",
     "qwen_text_encoder_model_name_or_path": "pretrained_text_encoder_model_name_or_path",
     "use_dora": "lora_type",
     "validation_using_datasets": "eval_dataset_id",
 }
+# What only an adapter has.
+OF_ADAPTERS = (
+    *("lora_type", "lora_rank", "lora_alpha", "lora_dropout"),
+    *("lora_init_type", "lora_format"),
+)
 CAPTION_TABLES = ("parquet", "csv", "jsonl")
 CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column"})
 
@@ -83,6 +88,36 @@ def settings_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
         )
     if settings.flow_schedule_auto_shift and settings.flow_schedule_shift is not None:
         yield "flow_schedule_auto_shift is on, so flow_schedule_shift has no effect"
+    steps, warmup = settings.max_train_steps, settings.lr_warmup_steps
+    if steps is not None and warmup >= steps:
+        yield (
+            f"lr_warmup_steps is {warmup} and the run has {steps} steps: "
+            "it ends before learning_rate is reached"
+        )
+    idle = [key for key in OF_ADAPTERS if key in given and settings.model_type == "full"]
+    if idle:
+        yield f"model_type is full, so there is no LoRA and no effect of {', '.join(idle)}"
+    yield from _rollout_notes(given, settings)
+
+
+def _rollout_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
+    """Lines on scheduled sampling that stays off, or goes by another key than one may think."""
+    key = "scheduled_sampling_{}".format
+    ramp = settings.scheduled_sampling_ramp_steps
+    chance = settings.scheduled_sampling_probability
+    ends = settings.scheduled_sampling_prob_start, settings.scheduled_sampling_prob_end
+    if not settings.scheduled_sampling_max_step_offset:
+        if chance or ramp or settings.scheduled_sampling_reflexflow:
+            yield f"scheduled sampling is off: {key('max_step_offset')} is 0"
+    elif ramp:
+        if not any(ends):
+            yield f"scheduled sampling is off: {key('prob_start')} and {key('prob_end')} are 0"
+        if chance:
+            yield f"{key('ramp_steps')} is set, so {key('probability')} has no effect"
+    elif not chance:
+        yield f"scheduled sampling is off: {key('probability')} and {key('ramp_steps')} are 0"
+    elif {key("prob_start"), key("prob_end")} & set(given):
+        yield f"{key('ramp_steps')} is 0, so {key('prob_start')} and {key('prob_end')} do nothing"
 
 
 def not_built_note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,58 @@ def test_steps_nobody_asked_for_are_said(tmp_path: Path) -> None:
     assert not noted(configured(tmp_path, {"num_train_epochs": 2}), beginning)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_step_offset": 9}, "is off: .*_probability and .*_ramp_steps are 0"),
+        ({"max_step_offset": 9, "prob_end": 0.5}, "is off: .*_probability and .*_ramp_steps are 0"),
+        ({"probability": 0.5}, "is off: .*_max_step_offset is 0"),
+        ({"ramp_steps": 5}, "is off: .*_max_step_offset is 0"),
+        ({"reflexflow": True}, "is off: .*_max_step_offset is 0"),
+        (
+            {"max_step_offset": 9, "ramp_steps": 5, "prob_end": 0},
+            "is off: .*_prob_start and .*_prob_end are 0",
+        ),
+        (
+            {"max_step_offset": 9, "ramp_steps": 5, "probability": 0.5},
+            "ramp_steps is set, so .*_probability has no effect",
+        ),
+        (
+            {"max_step_offset": 9, "probability": 0.5, "prob_end": 0.9},
+            "ramp_steps is 0, so .*_prob_start and .*_prob_end do nothing",
+        ),
+        ({"max_step_offset": 9, "probability": 0.5}, None),
+        ({"max_step_offset": 9, "ramp_steps": 5}, None),
+        ({"max_step_offset": 0, "strategy": "uniform"}, None),
+    ],
+)
+def test_scheduled_sampling_that_stays_off_is_said(
+    tmp_path: Path, settings: dict[str, Any], said: str | None
+) -> None:
+    given = {f"scheduled_sampling_{key}": value for key, value in settings.items()}
+    notes = configured(tmp_path, {"max_train_steps": 9, **given}).notes
+    assert len(notes) == bool(said)
+    assert not said or re.search(said, notes[0])
+
+
+def test_keys_of_adapters_without_an_adapter_are_said(tmp_path: Path) -> None:
+    keys = {"lora_rank": 64, "lora_alpha": 8, "lora_dropout": 0.1, "lora_type": "dora"}
+    keys |= {"lora_init_type": "pissa", "lora_format": "kohya"}
+    full = {"max_train_steps": 9, "model_type": "full", "lora_target_modules": ["to_q"]}
+    (note,) = configured(tmp_path, {**keys, **full}).notes
+    assert note.startswith("model_type is full")
+    assert all(key in note for key in keys)
+    assert "lora_target_modules" not in note
+    assert not configured(tmp_path, full).notes
+
+
+def test_a_warm_up_longer_than_the_run_is_said(tmp_path: Path) -> None:
+    (note,) = configured(tmp_path, {"max_train_steps": 9, "lr_warmup_steps": 9}).notes
+    assert "before learning_rate is reached" in note
+    assert not configured(tmp_path, {"max_train_steps": 9, "lr_warmup_steps": 8}).notes
+    assert not configured(tmp_path, {"num_train_epochs": 1, "lr_warmup_steps": 900}).notes
+
+
 def test_keys_of_the_guides_trainer_without_meaning_get_one_line_a_file(tmp_path: Path) -> None:
     settings = {"push_to_hub": True, "lr_end": 0, "resolution": 512, "max_train_steps": 1}
     table = {"path": "a.parquet", "width_column": "w"}
@@ -223,7 +276,7 @@ def test_keys_of_the_guides_trainer_without_meaning_get_one_line_a_file(tmp_path
     known = "known to another trainer, without effect here"
     assert notes == (
         f"{tmp_path}/config.json: {known}: "
-        "lr_end (use lr_scheduler_config), push_to_hub, resolution (set it in the dataset)",
+        "lr_end (use lr_scheduler_config.lr_end), push_to_hub, resolution (set it in the dataset)",
         f"{tmp_path}/data.json: {known}: "
         "hash_filenames, parquet.width_column, train_batch_size (set it in config.json)",
     )
