@@ -1,6 +1,6 @@
 """How well the encoders are fed, each figure a ratio against a yardstick of the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/encoding.py [--pairs 32]
+    OMP_NUM_THREADS=1 python benchmarks/encoding.py [--pairs 64]
 
 stages   wall time of cache-vae and cache-embeds against the slowest of their parts alone (<= 1.15)
 tails    four captions and the null prompt on one prefix against one pass each: work (>= 3 times
@@ -141,7 +141,7 @@ def workers(configuration: Configuration, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=64)
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
