@@ -124,9 +124,12 @@ def needed_bytes(fit: Fit, sizes: Dimensions, load: Load, way: Way) -> int:
     needs = memory_of(sizes, load, way).total
     if how is None:
         return needs
-    needs += how.kept * saved_bytes(sizes, load, way)
+    # the backward begins with a kept block, which is the one at work and counted by now; where
+    # there is none, the first that is computed again has what its attention gave among the rest
+    needs += max(0, how.kept - 1) * saved_bytes(sizes, load, way)
     if how.attention:
-        needs += (sizes.blocks - how.kept) * attention_bytes(sizes, load, way)
+        others = sizes.blocks - max(how.kept, 1)
+        needs += others * attention_bytes(sizes, load, way)
     return needs
 
 
