@@ -20,7 +20,11 @@ from qedit.config.settings import Settings
 from qedit.stages.models.transformer import predict_velocity
 from qedit.stages.train.draws import stream
 from qedit.stages.train.feed import Batch
+from qedit.stages.train.flow import Sigmas
+from qedit.stages.train.plan import make_plan
+from qedit.stages.train.rolling import Start
 from qedit.stages.train.rollout import Reflex, Rollouts, rollouts_of
+from qedit.stages.train.solvers import Sampler
 from qedit.stages.train.step import Objective
 
 ON = {
@@ -58,6 +62,50 @@ def test_no_rollout_starts_beyond_the_last_step() -> None:
     assert set(near) == {0, 1, 2, 3}
     assert near[3] / 4000 == pytest.approx(6 / 9, abs=0.03)
     assert set(drawn(Rollouts(8, probability=1.0), sigma=0.9999)) == {0}
+
+
+class Fixed(Sigmas):
+    """The same noise level for every sample."""
+
+    def draw(self, random: Any, *, target_tokens: int) -> float:
+        return self.scale
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dpm", "euler"])
+@pytest.mark.parametrize(
+    "sigma",
+    # float32 has the first ones beyond a step of 1/1000, and the last one at 0
+    [0.6 - 1e-12, 0.7 - 1e-9, 0.9 - 1e-12, 0.001 - 1e-15, 1e-9, 1e-30, 1e-60],
+)
+def test_the_longest_rollout_of_every_sigma_has_an_end(
+    made: Any, sampler: Sampler, sigma: float
+) -> None:
+    rollouts = Rollouts(999, probability=1.0, sampler=sampler)
+    feed = replace(make_plan(made()).feed, sigmas=Fixed(scale=sigma), rollouts=rollouts)
+    objective = Objective(dtype=torch.float32, device=torch.device("cpu"))
+    furthest = 0.0
+    for step in range(1, 9):
+        for batch in feed.step(step):
+            shown = objective._shown(batch, batch.noise, sigma=batch.sigma)
+            for row, steps in enumerate(batch.rollouts):
+                clean, noise = batch.target[row : row + 1].float(), batch.noise[row : row + 1]
+                start = Start(shown.row(row), clean, noise, float(batch.sigma[row]), steps)
+                furthest = max(furthest, start.path(sampler, 3).sigmas[0])
+    assert furthest < 1
+    # one that is cut at the last of the 1000 steps, and goes to the end
+    shape = (1, 16, 2, 2)
+    start = replace(start, clean=torch.zeros(shape), noise=torch.ones(shape), steps=0)
+    longest = max(0, 999 - math.floor(start.sigma * 1000))
+    path = replace(start, steps=longest).path(sampler, 3)
+    while not path.arrived:
+        path.follow(torch.ones(shape))
+    assert (path.state - start.sigma).abs().max() < 1e-4
+
+
+def test_what_float32_has_as_noise_alone_is_not_rolled_out(made: Any) -> None:
+    rollouts = Rollouts(999, probability=1.0)
+    feed = replace(make_plan(made()).feed, sigmas=Fixed(scale=1 - 1e-12), rollouts=rollouts)
+    assert {batch.rollouts for batch in feed.step(1)} == {()}
 
 
 def test_the_probability_is_constant_or_a_ramp() -> None:

@@ -153,6 +153,7 @@ class Feed:
             self.sigmas.draw(stream(self.seed, "sigma", step, at), target_tokens=tokens)
             for at in places
         ]
+        sigma = torch.tensor(sigmas, dtype=torch.float32)
         noises = [
             stream(self.seed, "noise", step, at).standard_normal(target.shape[1:], np.float32)
             for at in places
@@ -169,9 +170,9 @@ class Feed:
             embeds=embeds,
             text_lengths=lengths,
             noise=torch.from_numpy(np.stack(noises)),
-            sigma=torch.tensor(sigmas, dtype=torch.float32),
+            sigma=sigma,
             weights=self._weights(samples),
-            rollouts=self._rollouts(step, places, sigmas),
+            rollouts=self._rollouts(step, places, sigma.tolist()),
         )
 
     def _rollouts(

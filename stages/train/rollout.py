@@ -66,6 +66,9 @@ class Rollouts:
         """By how many steps a sample at `sigma` is rolled out; 0 leaves it as it is.
 
         The start is never beyond the last of the 1000 steps.
+
+        Args:
+            sigma: as the sample has it in the end, rounded to float32.
         """
         chance, share = random.random(2).tolist()
         if chance >= self.chance(step):

@@ -12,7 +12,7 @@ With alpha = 1 - sigma and lambda = log(alpha / sigma):
   by what the model says at it.
 
 A step's order is at most the number of predictions there are. Orders are not lowered towards
-the end: these paths end in the middle of the flow.
+the end: these paths end in the middle of the flow, but for a last step that ends at the picture.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
+
+# A step that ends below is of order 1: its logarithm is far beyond those before.
+NEARLY_CLEAN = 1e-6
 
 Sampler = Literal["unipc", "euler", "dpm"]
 State = Float[Tensor, "batch channel height width"]
@@ -85,7 +88,8 @@ class Path:
         if self.sampler == "unipc" and self._before is not None:
             start, order = self._before
             self.state = unipc_corrector(seen, order=order).of(start, self.pictures)
-        order = min(self.order, self._taken + 1)
+        is_last = self.sigmas[self._taken + 1] < NEARLY_CLEAN
+        order = 1 if is_last else min(self.order, self._taken + 1)
         rule = dpm if self.sampler == "dpm" else unipc_predictor
         self._before = (self.state, order)
         forward = rule(self.sigmas[: self._taken + 2], order=order)
@@ -158,4 +162,4 @@ def _unipc(
 
 
 def _log(sigma: float) -> float:
-    return math.log((1 - sigma) / sigma)
+    return math.log((1 - sigma) / sigma) if sigma else math.inf
