@@ -229,6 +229,16 @@ def test_the_sample_that_broke_a_run_can_be_inspected_as_it_is_said() -> None:
     assert what_is_not_finite(7, whole, 1.0) is None
 
 
+def test_a_sample_that_is_in_a_step_twice_is_told_with_the_caption_it_broke_with() -> None:
+    losses = StepLosses(
+        torch.tensor([1.0, torch.nan, torch.inf]), torch.zeros(3), ("a",) * 3, ("x", "y", "z"), 3
+    )
+    assert list(losses.not_finite) == [1, 2]
+    broken = what_is_not_finite(7, losses, 1.0)
+    assert broken.sample == "a"
+    assert "(caption: 'y') at step 7 is nan" in broken.why
+
+
 # -- the average -----------------------------------------------------------------------------
 
 

@@ -74,8 +74,8 @@ class NotFinite:
 
 def what_is_not_finite(step: int, losses: StepLosses, norm: float) -> NotFinite | None:
     """What of the step is no finite number; None where all is well."""
-    for name, loss in losses.not_finite.items():
-        caption = losses.captions[losses.names.index(name)]
+    for place, loss in losses.not_finite.items():
+        name, caption = losses.names[place], losses.captions[place]
         return NotFinite(
             f"The loss of {name} (caption: {caption!r}) at step {step} is {loss}.", name
         )

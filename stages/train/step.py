@@ -57,10 +57,10 @@ class StepLosses:
         }
 
     @property
-    def not_finite(self) -> dict[str, float]:
-        """Names of the samples whose loss is NaN or infinite, with that loss."""
+    def not_finite(self) -> dict[int, float]:
+        """Places of the samples whose loss is NaN or infinite, with that loss."""
         broken = (~self.known.isfinite()).nonzero().flatten().tolist()
-        return {self.names[place]: float(self.known[place]) for place in broken}
+        return {place: float(self.known[place]) for place in broken}
 
 
 @dataclass(frozen=True)
