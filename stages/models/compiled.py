@@ -45,6 +45,11 @@ def compile_blocks(
         block.forward = _chosen(plain, torch.compile(plain, backend=backend, options=options))
 
 
+def is_compiled(block: nn.Module) -> bool:
+    """Whether `block` is run by what `compile_blocks` has put in its place."""
+    return "forward" in vars(block)
+
+
 def _chosen(plain: Forward, compiled: Forward) -> Forward:
     """`compiled` where nothing is padded, its tables of rotations in real numbers."""
 

@@ -10,6 +10,7 @@ for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .fit import Recomputation
+from .last_products import LeftOut, last_products
 from .offload import Held, HostMemory
 
 Run = Callable[..., tuple[Tensor, Tensor]]
+Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 _ATTENTION = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -33,7 +36,7 @@ def recompute_blocks(transformer: nn.Module, how: Recomputation) -> None:
     """Have the blocks of `transformer` computed again in the backward, as `how` says."""
     blocks = list(transformer.transformer_blocks)  # type: ignore[arg-type]
     alone = frozenset(map(id, blocks[len(blocks) - how.kept :] if how.kept else ()))
-    recomputed: Run = partial(_recompute, **_contexts(how.attention))
+    recomputed: Run = partial(_recompute, attention=how.attention)
     if how.inputs_to_host:
         recomputed = _from_host(recomputed, HostMemory())
 
@@ -52,18 +55,25 @@ def _has_backward(block: nn.Module, inputs: Sequence[Any]) -> bool:
     return any(one.requires_grad for one in tensors)
 
 
-def _recompute(block: nn.Module, *inputs: Any, **contexts: Any) -> tuple[Tensor, Tensor]:
+def _recompute(block: nn.Module, *inputs: Any, attention: bool) -> tuple[Tensor, Tensor]:
+    image, _, _, embedding, *_ = inputs
+    unused = last_products(block, image, embedding)
     states: tuple[Tensor, Tensor] = checkpoint(
-        block.__call__, *inputs, use_reentrant=False, **contexts
+        block.__call__,
+        *inputs,
+        use_reentrant=False,
+        context_fn=partial(_contexts, unused, attention=attention),
     )
     return states
 
 
-def _contexts(attention: bool) -> dict[str, Any]:
+def _contexts(unused: Sequence[nn.Linear], *, attention: bool) -> Contexts:
+    """Of the forward, and of what is computed again."""
     if not attention:
-        return {}
+        return nullcontext(), LeftOut(unused)
     saved = [getattr(torch.ops.aten, name).default for name in _ATTENTION]
-    return {"context_fn": partial(create_selective_checkpoint_contexts, saved)}
+    forward, again = create_selective_checkpoint_contexts(saved)
+    return forward, LeftOut(unused, around=again)
 
 
 def _from_host(recomputed: Run, memory: HostMemory) -> Run:
