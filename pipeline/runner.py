@@ -63,6 +63,12 @@ def run_stages(
     refuse_several_processes(names)
     for folder in (configuration.settings.cache_dir, configuration.settings.output_dir):
         refuse_source_folder(Path(folder))
+    if "train" in names and len(names) > 1:
+        from ..stages.train.refusals import refuse_to_train
+
+        # hours before the training would say so itself
+        device = (options or {}).get("train", {}).get("device", "auto")
+        refuse_to_train(configuration.settings, device=str(device))
     outcomes: list[Outcome] = []
     decodes = Decodes(names, configuration, dry_run=dry_run)
     for name in names:

@@ -72,8 +72,14 @@ def test_a_list_of_names_is_matched_as_peft_does() -> None:
 def test_an_unknown_layer_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(WrongUse, match=r"to_qq.*attn\.to_q"):
         target_modules(made_transformer(), ["attn.to_qq"])
-    with pytest.raises(WrongUse, match=r"transformer_blocks\.1\.attn\.to_add_out"):
-        target_modules(made_transformer(), ["transformer_blocks.1.attn.to_add_out"])
+
+
+def test_a_layer_that_never_learns_is_refused_as_such() -> None:
+    for name in ("transformer_blocks.1.attn.to_add_out", "1.attn.add_q_proj"):
+        with pytest.raises(WrongUse, match=f"{name} never learns"):
+            target_modules(made_transformer(), ["to_q", name])
+    first = "transformer_blocks.0.attn.add_q_proj"
+    assert target_modules(made_transformer(), ["attn.add_q_proj"]) == [first]
 
 
 # -- starts ------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from small_run import qedit, said
 from torch import nn
 
 from qedit.cache.errors import WrongUse
+from qedit.config.settings import Settings
 from qedit.stages.models.lora import add_lora, start_from, target_modules
-from qedit.stages.models.lora_file import Style, as_file, lora_file, read_lora
+from qedit.stages.models.lora_file import Lora, LowRank, Style, as_file, lora_file, read_lora
+from qedit.stages.train.start import start_of
 
 PIPELINES = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 STYLES: tuple[Style, ...] = ("diffusers", "comfyui", "kohya")
@@ -201,6 +203,30 @@ def test_a_lora_begins_where_the_file_ended_at_any_alpha(tmp_path: Path, style: 
     begun = add_lora(fresh, targets, rank=4, alpha=3.0)
     start_from(begun, read_lora(file), rank=4, alpha=3.0, source=str(file))
     torch.testing.assert_close(one_forward(fresh), one_forward(done), rtol=1e-5, atol=1e-5)
+
+
+def test_a_lora_of_several_lower_ranks_begins_to_the_same_effect(tmp_path: Path) -> None:
+    done = made_transformer()
+    names = ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_k"]
+    layers = {}
+    for rank, name in zip((2, 3), names, strict=True):
+        weights = add_lora(made_transformer(), [name], rank=rank, alpha=5.0)
+        drawn(weights)
+        down, up = weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"]
+        layers[name] = LowRank(down.detach(), up.detach(), 5.0)
+        done.get_parameter(f"{name}.weight").data += (up @ down).detach() * 5.0 / rank
+    file = tmp_path / "mixed.safetensors"
+    file.write_bytes(as_file(Lora(layers, {}), "kohya"))
+    lora = start_of(Settings(model_flavour="edit-v2", init_lora=str(file), lora_rank=8))
+    assert lora is not None
+    assert lora.ranks == {2, 3}
+    fresh = made_transformer()
+    begun = add_lora(fresh, target_modules(fresh, "attention"), rank=8, alpha=4.0, init="gaussian")
+    start_from(begun, lora, rank=8, alpha=4.0, source=str(file))
+    torch.testing.assert_close(one_forward(fresh), one_forward(done), rtol=1e-5, atol=1e-5)
+    one_forward(fresh).square().sum().backward()
+    up = begun[f"{names[0]}.lora_B.weight"]
+    assert bool((up.grad[:, 2:] != 0).any())  # the rest can learn
 
 
 def test_layers_that_are_not_trained_are_refused_by_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ from training import bits_of, lora, made_runs, metrics, train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
-from qedit.stages.train import loop, plan, trainer
+from qedit.config.settings import Settings
+from qedit.stages.train import loop, plan
 from qedit.stages.train.checkpoint import Trained, save_checkpoint
 from qedit.stages.train.model import remarks
-from qedit.stages.train.optimizers import KINDS, make_optimizer
+from qedit.stages.train.optimizers import KINDS, make_optimizer, refuse_optimizer
 
 ELSEWHERE = {name: kind for name, kind in KINDS.items() if not kind.module.startswith("torch")}
 
@@ -163,15 +165,38 @@ def test_an_argument_that_an_optimizer_does_not_take_is_refused() -> None:
         make_optimizer(vector, learning_rate=0.1, name="muon")
 
 
-def test_what_cannot_train_is_refused_before_the_base_is_read(
-    made: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("adamw", {"betas": 0.9}),
+        ("adamw", {"weight_decay": "0.1"}),
+        ("prodigy", {"betas": 0.9}),
+        ("lion", {"betas": [0.9]}),
+        ("lion", {"betas": [2.0, 0.9]}),
+        ("came", {"betas": [0.9, 0.95]}),
+        ("muon", {"ns_steps": 500}),
+    ],
+)
+def test_values_that_an_optimizer_cannot_step_with_are_refused(
+    name: str, config: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(trainer, "open_model", lambda *args, **named: 1 / 0)
-    for words, settings in {
-        "optimizer_config.*momentums": {"optimizer_config": {"momentums": 1}},
-    }.items():
-        with pytest.raises(WrongUse, match=words):
-            loop.Trainer.load(plan.make_plan(made(**settings)), device=torch.device("cpu"))
+    given = {"model_flavour": "edit-v2", "optimizer": name, "optimizer_config": config}
+    with pytest.raises(WrongUse, match="`optimizer_config` does not fit") as refused:
+        refuse_optimizer(Settings.model_validate(given))
+    assert re.search(r": .+[^.]\.$", refused.value.what)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_an_optimizer_takes_is_let_through(name: str) -> None:
+    config = (
+        {} if name in ("adafactor", "muon") else {"betas": [0.9] * (3 if name == "came" else 2)}
+    )
+    config["weight_decay"] = 0.1
+    given = {"model_flavour": "edit-v2", "optimizer": name, "optimizer_config": config}
+    refuse_optimizer(Settings.model_validate(given))
+    if name == "adamw":  # for GPUs alone
+        given["optimizer_config"] = {"capturable": True, "fused": False}
+        refuse_optimizer(Settings.model_validate(given))
 
 
 def test_what_comes_to_little_is_said(made: Any) -> None:
@@ -204,14 +229,15 @@ def test_a_run_begins_as_the_lora_it_is_given(made: Any) -> None:
     assert train(made(output="after", **{**rest, "max_train_steps": 2})).kept == 1
 
 
-def test_a_lora_of_another_rank_is_refused_before_anything_is_loaded(
+def test_a_lora_of_a_higher_rank_is_refused_before_anything_is_loaded(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = made(output="before", max_train_steps=1)
     train(before)
     file = before.settings.output_dir / "pytorch_lora_weights.safetensors"
     monkeypatch.setattr(loop.Trainer, "load", lambda *args, **named: 1 / 0)
-    with pytest.raises(WrongUse, match=r"rank 4, and `lora_rank` is 2"):
+    with pytest.raises(WrongUse, match=r"rank 4, and `lora_rank` is 2") as refused:
         train(made(init_lora=str(file), lora_rank=2))
+    assert "lora_rank=4" in refused.value.do
     with pytest.raises(WrongUse, match="nowhere"):
         train(made(init_lora="nowhere.safetensors"))

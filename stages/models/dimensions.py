@@ -76,6 +76,15 @@ class Dimensions:
             "proj_out": (width, self.channels_out),
         }
 
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Every linear layer of the transformer by its full name: width in and out."""
+        blocks = {
+            f"transformer_blocks.{block}.{layer}": self.linear(layer)
+            for block in range(self.blocks)
+            for layer in (*BLOCK_LINEARS, *MODULATION)
+        }
+        return blocks | self.outer_linears()
+
     def matrices_of_blocks(self, *, modulation: bool = True) -> int:
         """Numbers in the weight matrices of all blocks: what a quantised base makes small."""
         names = (*BLOCK_LINEARS, *(MODULATION if modulation else ()))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
+
+from ...cache.errors import WrongUse
 
 _IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 _TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
@@ -55,3 +58,44 @@ def trains_modulation(wanted: str | Sequence[str]) -> bool:
 def _reaches_modulation(name: str) -> bool:
     places = (*_TIME, *(f"transformer_blocks.0.{layer}" for layer in MODULATION))
     return sees_only_time(name) or any(fits(layer, name) for layer in places)
+
+
+def chosen_layers(linears: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
+    """Those of `linears`, a transformer's by their full names, that `wanted` stands for.
+
+    Args:
+        wanted: a name of `PRESETS`, or names as PEFT takes them: a full name, or the end of
+            one ("to_q" is that layer of every block).
+
+    Raises:
+        WrongUse: a name that fits no layer which can learn.
+    """
+    idle = _idle_of(linears)
+    names = PRESETS[wanted] if isinstance(wanted, str) else tuple(wanted)
+    for name in names:
+        fitting = [layer for layer in linears if fits(layer, name)]
+        if not fitting:
+            _refuse_unknown(name)
+        if idle.issuperset(fitting):
+            raise WrongUse(
+                f"`lora_target_modules`: {name} never learns. The text that leaves the last "
+                "block is thrown away, and nothing else depends on that layer.",
+                "Take it out, or name the layer of another block.",
+            )
+    return [
+        layer for layer in linears if layer not in idle and any(fits(layer, name) for name in names)
+    ]
+
+
+def _idle_of(linears: Sequence[str]) -> set[str]:
+    blocks = {layer.split(".")[1] for layer in linears if layer.startswith("transformer_blocks.")}
+    return {f"transformer_blocks.{len(blocks) - 1}.{layer}" for layer in IDLE_IN_LAST_BLOCK}
+
+
+def _refuse_unknown(name: str) -> None:
+    near = get_close_matches(name, BLOCK_LINEARS + MODULATION, 1, 0.4)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    raise WrongUse(
+        f"`lora_target_modules`: no layer of the transformer is called `{name}`.{hint}",
+        f"Name a preset ({', '.join(PRESETS)}) or layers as diffusers calls them.",
+    )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...cache.errors import WrongUse
-from .layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS, fits
+from .layers import chosen_layers
 from .lora_file import Lora
 
 _ADAPTER = "default"
@@ -28,38 +27,14 @@ def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[
     """The full names of the linear layers that `wanted` stands for, in the model's order.
 
     Args:
-        wanted: a name of `PRESETS`, or names as PEFT takes them: a full name, or the end of
-            one ("to_q" is that layer of every block).
+        wanted: as `chosen_layers` takes it.
 
     Raises:
         WrongUse: a name that fits no layer which can learn.
     """
-    layers = _learning_linears(transformer)
-    names = PRESETS[wanted] if isinstance(wanted, str) else tuple(wanted)
-    for name in names:
-        if not any(fits(layer, name) for layer in layers):
-            near = get_close_matches(name, BLOCK_LINEARS + MODULATION, 1, 0.4)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise WrongUse(
-                f"`lora_target_modules`: no layer of the transformer is called `{name}`.{hint}",
-                f"Name a preset ({', '.join(PRESETS)}) or layers as diffusers calls them.",
-            )
-    return [layer for layer in layers if any(fits(layer, name) for name in names)]
-
-
-def _learning_linears(transformer: nn.Module) -> list[str]:
-    blocks = {name.split(".")[1] for name, _ in transformer.named_modules() if _in_block(name)}
-    last = f"transformer_blocks.{len(blocks) - 1}."
-    idle = {last + name for name in IDLE_IN_LAST_BLOCK}
-    return [
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and name not in idle
-    ]
-
-
-def _in_block(name: str) -> bool:
-    return name.startswith("transformer_blocks.")
+    modules = transformer.named_modules()
+    linears = [name for name, module in modules if isinstance(module, nn.Linear)]
+    return chosen_layers(linears, wanted)
 
 
 def add_lora(
@@ -185,25 +160,48 @@ def start_from(
 ) -> None:
     """Let `weights` begin as `lora`, to the same effect; layers it does not have stay fresh.
 
+    Where it is of a lower rank, the rest of a layer begins fresh and adds nothing.
+
     Raises:
         WrongUse: it has layers that are not trained here, or of other sizes.
     """
+    names = [name.removesuffix(_DOWN) for name in weights if name.endswith(_DOWN)]
+    layers = {
+        name: (weights[name + _DOWN].shape[1], weights[name + _UP].shape[0]) for name in names
+    }
+    refuse_other_layers(lora, layers, rank=rank, source=source)
+    for layer, start in lora.layers.items():
+        weights[layer + _DOWN][: start.rank].copy_(start.down)
+        up = weights[layer + _UP]
+        # the scale of this run is applied in every forward, that of the file must go in here
+        up.zero_()[:, : start.rank].copy_(start.up.float() * (start.scale / (alpha / rank)))
+
+
+def refuse_other_layers(
+    lora: Lora, layers: Mapping[str, tuple[int, int]], *, rank: int, source: str
+) -> None:
+    """Raise unless a LoRA of `rank` on `layers` can begin as `lora`.
+
+    Args:
+        layers: inputs and outputs of each layer that is trained, by name.
+
+    Raises:
+        WrongUse: it has another layer, or one of another size.
+    """
     for layer, start in sorted(lora.layers.items()):
-        names = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
-        if names[0] not in weights:
-            trained = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+        if layer not in layers:
             raise WrongUse(
-                f"`init_lora`: {source} has {layer}, which is not among the {len(trained)} "
-                f"layers trained here (such as {trained[0]}).",
+                f"`init_lora`: {source} has {layer}, which is not among the {len(layers)} "
+                f"layers trained here (such as {min(layers)}).",
                 "Set `lora_target_modules` to what that LoRA was trained with.",
             )
-        # the scale of this run is applied in every forward, that of the file must go in here
-        up = start.up.float() * (start.scale / (alpha / rank))
-        for name, value in zip(names, (start.down.float(), up), strict=True):
-            if value.shape != weights[name].shape:
+        (ins, outs), used = layers[layer], min(start.rank, rank)
+        for name, value, here in (
+            (layer + _DOWN, start.down, [used, ins]),
+            (layer + _UP, start.up, [outs, used]),
+        ):
+            if list(value.shape) != here:
                 raise WrongUse(
-                    f"`init_lora`: {name} is {list(value.shape)} in {source} and "
-                    f"{list(weights[name].shape)} here.",
+                    f"`init_lora`: {name} is {list(value.shape)} in {source} and {here} here.",
                     "Give a LoRA of this model.",
                 )
-            weights[name].copy_(value)

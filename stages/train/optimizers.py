@@ -39,6 +39,11 @@ KINDS = {
 }
 # What a checkpoint calls a number of an optimizer's group, as Prodigy's estimate `d`.
 _GROUP = "group"
+# What such classes raise for a value that they cannot use; CAME and Lion assert.
+_UNFIT = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 # These decide in `optimizer_config` how AdamW is computed.
 _HOW = {"fused", "foreach", "differentiable"}
 
@@ -66,12 +71,22 @@ def refuse_optimizer(settings: Settings) -> None:
     Raises:
         WrongUse: a package is missing, or an option does not fit.
     """
-    make_optimizer(
-        {"any": nn.Parameter(torch.zeros(2, 2))},
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.ones(2, 2)
+    config = dict(settings.optimizer_config or {})
+    config.pop("capturable", None)  # for GPUs alone, and this weight is on the CPU
+    optimizer = make_optimizer(
+        {"any": weight},
         learning_rate=settings.learning_rate,
         name=settings.optimizer,
-        config=settings.optimizer_config,
+        config=config,
     )
+    if KINDS[settings.optimizer].package == "bitsandbytes":
+        return  # it checks its values at once, and not every version steps on a CPU
+    try:
+        optimizer.step()
+    except _UNFIT as error:
+        raise _unfit(KINDS[settings.optimizer], error) from error
 
 
 def make_optimizer(
@@ -98,13 +113,18 @@ def make_optimizer(
     made = optimizer_class(name)
     try:
         optimizer: torch.optim.Optimizer = made(list(weights.values()), lr=learning_rate, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WrongUse(
-            f"`optimizer_config` does not fit {kind.name}: {error}.",
-            f"It takes the arguments of {kind.module}.{kind.name}, such as betas or weight_decay.",
-        ) from error
+    except _UNFIT as error:
+        raise _unfit(kind, error) from error
     optimizer.register_step_post_hook(_leave_a_trace)
     return optimizer
+
+
+def _unfit(kind: Kind, error: Exception) -> WrongUse:
+    said = str(error).rstrip(".") or "a value is out of its bounds"
+    return WrongUse(
+        f"`optimizer_config` does not fit {kind.name}: {said}.",
+        f"It takes the arguments of {kind.module}.{kind.name}, such as betas or weight_decay.",
+    )
 
 
 def _leave_a_trace(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -28,10 +28,9 @@ from .feed import Feed
 from .flow import AutoShift, Distribution, Sigmas
 from .leaks import leak_in_words
 from .mixture import Mixture
-from .optimizers import optimizer_class
 from .record import describe_run
+from .refusals import refuse_to_train
 from .rollout import rollouts_of
-from .trackers import refuse_missing_tracker
 
 # How many held-out samples are measured; a larger `num_eval_images` asks for more.
 HELD_OUT_SAMPLES = 16
@@ -64,7 +63,8 @@ def make_plan(configuration: Configuration) -> Plan:
 
     Raises:
         NotComplete: no pairs for these settings, or rows of theirs are missing.
-        WrongUse: the checkpoint contradicts the flavour, or no dataset is in the mix.
+        WrongUse: the checkpoint contradicts the flavour, no dataset is in the mix, or what
+            `refuse_to_train` refuses.
     """
     with collector_at_rest():
         return _make_plan(configuration)
@@ -72,8 +72,7 @@ def make_plan(configuration: Configuration) -> Plan:
 
 def _make_plan(configuration: Configuration) -> Plan:
     settings = configuration.settings
-    optimizer_class(settings.optimizer)  # refuses one whose package is missing
-    refuse_missing_tracker(settings)
+    refuse_to_train(settings)
     checkpoint = open_checkpoint(settings, spared=ENCODERS)
     stores = open_stores(configuration, checkpoint)
     sources = _sources(configuration, checkpoint, stores)

@@ -19,7 +19,7 @@ from .ema import Ema
 from .feed import Batch
 from .fitting import apply_fit, fit_of, load_device
 from .model import open_model, training_dtype
-from .optimizers import make_optimizer, refuse_optimizer
+from .optimizers import make_optimizer
 from .plan import Plan
 from .ranks import ALONE, Ranks
 from .skips import what_is_not_finite
@@ -53,7 +53,6 @@ class Trainer:
             fit: how it is fitted into the device's memory; None: as memory and settings say.
         """
         settings, fit = plan.settings, fit or fit_of(plan, device)
-        refuse_optimizer(settings)
         rate = learning_rate_schedule(
             settings.lr_scheduler,
             settings.learning_rate,
