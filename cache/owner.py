@@ -65,12 +65,17 @@ def is_dead(owner: Owner) -> bool:
     share a folder must have different host names: a host that was started anew since is
     taken to have ended its processes.
     """
+    if not can_be_asked(owner):
+        return False
+    return owner.boot != this_process().boot or not _runs(owner)
+
+
+def can_be_asked(owner: Owner) -> bool:
+    """Whether it can be known from here if `owner` runs: not of another host or container."""
     here = this_process()
     if owner.host != here.host:
         return False
-    if owner.boot != here.boot:
-        return True
-    return owner.space == here.space and not _runs(owner)
+    return owner.boot != here.boot or owner.space == here.space
 
 
 def _host() -> str:

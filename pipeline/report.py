@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 WIDEST_STAGE_NAME = len("cache-embeds")
+DRAWN_EVERY_SECONDS = 1.0
 SILENT = -2  # a verbosity at which not even warnings are said
 
 
@@ -36,6 +38,7 @@ class TerminalProgress:
         self._lines: TextIO = sys.stderr if as_json else sys.stdout
         self._verbosity, self._spelled = verbosity, spelled
         self._bar: tqdm[Any] | None = None
+        self._drawn = 0.0
 
     @contextmanager
     def bar(
@@ -65,6 +68,10 @@ class TerminalProgress:
     def note(self, **values: str) -> None:
         if self._bar is not None:
             self._bar.set_postfix(values, refresh=False)
+            # while nothing moves on, nobody else draws the bar
+            if not self._bar.disable and time.monotonic() - self._drawn >= DRAWN_EVERY_SECONDS:
+                self._bar.refresh()
+                self._drawn = time.monotonic()
 
     def say(self, line: str) -> None:
         if self._verbosity >= 0:
@@ -119,7 +126,9 @@ def details(outcome: Outcome) -> Iterator[str]:
 
 def _foreseen(facts: Mapping[str, Any]) -> Iterator[str]:
     """What else a dry run knows of what it would do."""
-    if facts.get("orphaned"):
+    if facts.get("orphaned", 0) is None:
+        yield "orphaned rows not known (`qedit gc` says why)"
+    elif facts.get("orphaned"):
         yield f"{facts['orphaned']} orphaned"
     if facts.get("bytes"):
         yield size(facts["bytes"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from ...cache.claims import claimed_work
 from ...cache.store import Store
 from ..rejected_rows import RejectedRow, RejectedRows
-from ..sharing import say_who_is_at_work
+from ..sharing import Waiting
 from ..stage import Progress
 from ..stores import Shelf, add_missing
 from .encoder import Made
@@ -93,6 +92,6 @@ def claimed_jobs(
             keys,
             doing=f"qedit {stage}",
             still=still,
-            waiting=partial(say_who_is_at_work, progress),
+            waiting=Waiting(progress),
         ):
             yield None if task is None else Job(task, dataset, items_of(task.keys))
