@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .arrays import Bits
-from .atomic import LEFTOVER, make_folder, owner_of, remove, sweep, unique_name
+from .atomic import make_folder, owner_of, remove, sweep, unique_name
 from .claims import refuse_claims
-from .errors import Broken, Damaged, NotComplete, QeditError
+from .contents import Contents, damaged
+from .errors import Broken, NotComplete, QeditError
 from .fingerprint import fingerprint
-from .index import indices_in, read_index, replace_indices
-from .listing import Listing, Row, Rows
+from .listing import Listing, Row
 from .lock import writer_lock
 from .manifest import MANIFEST_FILE
 from .owner import is_dead
-from .part import Layout, Part, read_part, refuse_misfits, write_part
+from .part import Layout, Part, refuse_misfits, write_part
 from .recipe_file import keep_recipe, wrong_recipe
 from .verifying import Damage, verify_part
 
@@ -51,8 +51,7 @@ class Store:
         self.recipe, self.layout = dict(recipe), layout
         self.fingerprint = fingerprint(recipe)
         self.path = folder / self.fingerprint
-        self._known: Rows | None = None
-        self._indexed: set[str] = set()
+        self._contents = Contents(self.path, layout, store=self.fingerprint)
         self._parts: dict[str, Part] = {}
         self._adders = 0
 
@@ -66,22 +65,22 @@ class Store:
         Raises (as everything that looks rows up):
             Damaged: the table of a part is not the one that was written.
         """
-        return set(self._rows().keys().to_pylist())
+        return set(self._contents.rows().keys().to_pylist())
 
     def __contains__(self, key: str) -> bool:
-        return key in self._rows()
+        return key in self._contents.rows()
 
     def __len__(self) -> int:
-        return int(pc.count_distinct(self._rows().keys()).as_py())
+        return int(pc.count_distinct(self._contents.rows().keys()).as_py())
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
         """Those of `wanted` that are not there, in their order, each once."""
-        there = self._rows()
+        there = self._contents.rows()
         return [key for key in dict.fromkeys(wanted) if key not in there]
 
     def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which of `keys` are there: for millions of them at once."""
-        return self._rows().hold(keys)
+        return self._contents.rows().hold(keys)
 
     def read(self, key: str, *, into: Bits | None = None, verified: bool = True) -> Bits:
         """The row of `key`: bits of bfloat16, in the shape they were added in.
@@ -95,12 +94,16 @@ class Store:
             Damaged: its bytes are not the ones that were written.
         """
         part, row = self._find(key)
-        try:
-            return part.read(row, into=into, verified=verified)
-        except Broken as error:
-            if not part.path.exists() and self.refresh():
-                return self.read(key, into=into, verified=verified)  # it has moved to another part
-            raise _damaged(part.path, f"Row {key}", error) from error
+        while True:
+            try:
+                return part.read(row, into=into, verified=verified)
+            except Broken as error:
+                gone = part
+                if not gone.path.exists():
+                    self.refresh()  # or another thread has: the row has moved to another part
+                    part, row = self._find(key)
+                if part is gone:
+                    raise damaged(gone.path, f"Row {key}", error) from error
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of the row of `key`; its bytes are not read."""
@@ -114,20 +117,11 @@ class Store:
 
     def listing(self) -> Listing | None:
         """Every row of every part, as columns; None if there is none."""
-        return self._rows().listing()
+        return self._contents.rows().listing()
 
     def refresh(self) -> bool:
         """See what others have added or removed meanwhile; whether that was anything."""
-        if self._known is None:
-            self._rows()
-            return True
-        names = self._part_names()
-        if self._known.parts.keys() - names:
-            self._known = None
-            self._rows()
-            return True
-        new = names - self._known.parts.keys()
-        return self._admit(sorted(new), self._known) > 0
+        return self._contents.refresh()
 
     @contextlib.contextmanager
     def adding(self) -> Iterator[None]:
@@ -147,7 +141,7 @@ class Store:
             yield
         finally:
             self._adders -= 1
-        self._keep_index(FEW_PARTS)
+        self._contents.keep_index(FEW_PARTS)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -185,15 +179,12 @@ class Store:
                 rows=rows,
                 packs=self.recipe.get(COMPRESSION) == ZSTD,
             )
-            added = read_part(path, self.layout, store=self.fingerprint)
+            self._contents.admit(path.name)
         except BaseException:
             with contextlib.suppress(QeditError, OSError):  # the first error is the one to tell
                 remove(path)
             raise
-        assert added is not None
-        known = self._rows()
-        known.admit(added)
-        self._keep_index(max(MANY_PARTS, len(known.parts) // 4))
+        self._contents.keep_index(max(MANY_PARTS, len(self._contents.rows().parts) // 4))
 
     def verify(
         self,
@@ -209,7 +200,7 @@ class Store:
             seen: told how many parts have been read since it was last told.
         """
         wanted = None if keys is None else set(keys)
-        said = wrong_recipe(self.path, self.recipe, has_parts=bool(self._part_names()))
+        said = wrong_recipe(self.path, self.recipe, has_parts=bool(self._contents.part_names()))
         damages = [Damage(self.path, None, what) for what in said]
         for path in self.part_paths():
             store = self.fingerprint
@@ -219,81 +210,30 @@ class Store:
 
     def part_paths(self) -> list[Path]:
         """The folders of all parts, unfinished ones too."""
-        return [self.parts_folder / name for name in sorted(self._part_names())]
+        return [self.parts_folder / name for name in sorted(self._contents.part_names())]
 
     def _find(self, key: str) -> tuple[Part, Row]:
-        found = self._rows().find(key)
+        rows = self._contents.rows()
+        found = rows.find(key)
         if found is None:
             raise NotComplete(
                 f"The store {self.path} has no row {key}.",
                 "Run `qedit run`: it makes what is missing.",
             )
         name, row = found
-        if name not in self._parts:
-            grid = self._rows().parts[name]
-            self._parts[name] = Part(self.parts_folder / name, self.layout, grid)
-        return self._parts[name], row
-
-    def _rows(self) -> Rows:
-        """What is there, looked up once: by the indices, then part by part."""
-        if self._known is None:
-            known, names = Rows(), self._part_names()
-            for path in indices_in(self.path):
-                listing = read_index(path, store=self.fingerprint)
-                if listing is not None:
-                    known.admit(listing.only(names - known.parts.keys()))
-            self._indexed = set(known.parts)
-            self._admit(sorted(names - known.parts.keys()), known)
-            self._known = known
-        return self._known
-
-    def _admit(self, names: Iterable[str], known: Rows) -> int:
-        """Read the tables of these parts; how many there were."""
-        count = 0
-        for name in names:
-            path = self.parts_folder / name
-            try:
-                found = read_part(path, self.layout, store=self.fingerprint)
-            except Broken as error:
-                if not path.exists():
-                    continue  # removed while it was read
-                raise _damaged(path, "A part of the store", error) from error
-            if found is not None:
-                known.admit(found)
-                count += 1
-        return count
-
-    def _part_names(self) -> set[str]:
-        try:
-            names = os.listdir(self.parts_folder)
-        except FileNotFoundError:
-            return set()
-        return {name for name in names if not name.endswith(LEFTOVER)}
-
-    def _keep_index(self, unlisted: int) -> None:
-        """Write an index anew if more parts than these are in none."""
-        known = self._rows()
-        if len(known.parts) - len(self._indexed) <= unlisted:
-            return
-        listing = known.listing()
-        assert listing is not None
-        replace_indices(self.path, listing, store=self.fingerprint)
-        self._indexed = set(known.parts)
+        part = self._parts.get(name)
+        if part is None:
+            part = Part(self.parts_folder / name, self.layout, rows.parts[name])
+            part = self._parts.setdefault(name, part)  # another thread may have been faster
+        return part, row
 
     def _sweep(self) -> None:
         """Remove what processes that have died since left here, unfinished parts included."""
         sweep(self.path)
         sweep(self.parts_folder)
-        for name in self._part_names() - self._rows().parts.keys():
+        for name in self._contents.part_names() - self._contents.rows().parts.keys():
             owner = owner_of(name)
             path = self.parts_folder / name
             if owner and is_dead(owner) and not (path / MANIFEST_FILE).exists():
                 with contextlib.suppress(FileNotFoundError):  # another sweeper was faster
                     remove(path)
-
-
-def _damaged(part: Path, subject: str, error: Broken) -> Damaged:
-    return Damaged(
-        f"{subject} is damaged: {error}; it lies in {part}.",
-        "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes them anew.",
-    )
