@@ -16,7 +16,13 @@ from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
 from qedit.config.settings import Settings
 from qedit.stages.models.dimensions import Dimensions
-from qedit.stages.models.fit import Fit, Recomputation, fit_into, needed_bytes
+from qedit.stages.models.fit import (
+    Fit,
+    Recomputation,
+    attention_bytes,
+    fit_into,
+    needed_bytes,
+)
 from qedit.stages.models.memory import Load, Way
 from qedit.stages.train import fitting
 
@@ -44,21 +50,27 @@ def test_cards_that_train_at_full_speed(gigabytes: int, way: Way, references: in
 
 def test_smaller_cards_wait_for_their_bus() -> None:
     twelve, eight = (fit_into(size * GB, FULL, load_of(1), FOUR_BITS) for size in (12, 8))
-    assert twelve == replace(twelve, recomputation=Recomputation(inputs_to_host=True), streamed=0)
+    assert twelve.streamed == 0
+    assert twelve.recomputation is not None
+    assert twelve.recomputation.inputs_to_host
+    # what the inputs leave free, what attention gave fills
+    assert 0 < twelve.recomputation.attention < FULL.blocks
+    assert 0 <= 12 * GB - twelve.needs_bytes < attention_bytes(FULL, load_of(1), FOUR_BITS)
     assert eight.recomputation == Recomputation(inputs_to_host=True)
     assert 0 < eight.streamed < FULL.blocks
 
 
 def test_more_memory_never_costs_more_time() -> None:
-    def cost(fit: Fit) -> tuple[int, bool, bool, int]:
-        how = fit.recomputation or Recomputation(kept=FULL.blocks, attention=True)
-        return (fit.streamed, how.inputs_to_host, not how.attention, -how.kept)
+    def cost(fit: Fit) -> tuple[int, bool, int]:
+        how = fit.recomputation or Recomputation(kept=FULL.blocks + 1)
+        return (fit.streamed, how.inputs_to_host, -2 * how.kept - how.attention)
 
-    fits = [fit_into(size * GB, FULL, load_of(1), INT8) for size in range(8, 120, 16)]
+    sizes = (8, 12, 16, 18, 20, 21, 22, 40, 56, 88, 120)
+    fits = [fit_into(size * GB, FULL, load_of(1), INT8) for size in sizes]
     costs = [cost(fit) for fit in fits]
     assert costs == sorted(costs, reverse=True)
-    assert len(set(costs)) > 5
-    for size, fit in zip(range(8, 120, 16), fits, strict=True):
+    assert len(set(costs)) > 8
+    for size, fit in zip(sizes, fits, strict=True):
         assert fit.needs_bytes == needed_bytes(fit, FULL, load_of(1), INT8) <= size * GB
     assert fits[-1].recomputation is None
 
@@ -71,7 +83,7 @@ def test_what_fits_in_no_way_is_refused() -> None:
 def test_a_number_of_streamed_blocks_is_taken_as_it_is() -> None:
     fit = fit_into(140 * GB, FULL, load_of(1), BF16, streamed=7)
     # a block that is not computed again would hold its weights
-    assert (fit.recomputation, fit.streamed) == (Recomputation(attention=True), 7)
+    assert (fit.recomputation, fit.streamed) == (Recomputation(attention=FULL.blocks), 7)
     with pytest.raises(WrongUse):
         fit_into(12 * GB, FULL, load_of(1), BF16, streamed=7)
 
@@ -139,6 +151,14 @@ def test_the_words_name_one_block_and_several() -> None:
     one, two = (Fit(Recomputation(), streamed=number).words(blocks=3) for number in (1, 2))
     assert "the weights of 1 block wait" in one
     assert "the weights of 2 blocks wait" in two
+
+
+def test_the_words_say_of_how_many_blocks_attention_is_kept() -> None:
+    some, every = (Fit(Recomputation(kept=1, attention=n)).words(blocks=3) for n in (1, 2))
+    assert some.endswith(
+        "2 of 3 blocks are computed again in the backward, the attention of 1 of them aside"
+    )
+    assert every.endswith("computed again in the backward, their attention aside")
 
 
 def test_more_streamed_blocks_than_there_are_is_told_as_all_of_them() -> None:

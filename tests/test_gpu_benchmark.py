@@ -118,11 +118,16 @@ def test_qedit_is_the_checkout_without_being_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kept",
-    [pytest.param(None, marks=pytest.mark.full), pytest.param(0, marks=pytest.mark.full), 2],
-    ids=str,
+    "how",
+    [
+        pytest.param(None, marks=pytest.mark.full),
+        pytest.param(Recomputation(), marks=pytest.mark.full),
+        pytest.param(Recomputation(kept=2), marks=pytest.mark.full),
+        Recomputation(kept=1, attention=2),
+    ],
+    ids=repr,
 )
-def test_the_operations_of_a_step_are_those_that_torch_counts(kept: int | None) -> None:
+def test_the_operations_of_a_step_are_those_that_torch_counts(how: Recomputation | None) -> None:
     """Within what the formula leaves out: the LoRA, the ends, the first block's inputs."""
     from diffusers import QwenImageTransformer2DModel
 
@@ -137,9 +142,8 @@ def test_the_operations_of_a_step_are_those_that_torch_counts(kept: int | None) 
     sizes = Dimensions.of_config(config, zero_cond_t=False)
     targets = target_modules(transformer, "attention")
     add_lora(transformer, targets, rank=1, alpha=1.0)
-    fit = Fit(None if kept is None else Recomputation(kept=kept))
-    if fit.recomputation is not None:
-        recompute_blocks(transformer, fit.recomputation)
+    if how is not None:
+        recompute_blocks(transformer, how)
     load = Load(((256, 256), (256, 256)), 64)
     with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         predicted = predict_velocity(
@@ -152,7 +156,7 @@ def test_the_operations_of_a_step_are_those_that_torch_counts(kept: int | None) 
         )
         torch.autograd.backward(predicted.square().mean())
     counted = counter.get_total_flops()
-    assert steps.flops_of(sizes, load, fit) == pytest.approx(counted, rel=0.05)
+    assert steps.flops_of(sizes, load, Fit(how)) == pytest.approx(counted, rel=0.05)
 
 
 CAPPED = [case for session in sessions() for case in session.cases if case.cap_gb]

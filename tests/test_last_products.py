@@ -130,8 +130,8 @@ def test_the_last_products_are_computed_again_only_where_they_are_looked_at(
 @pytest.mark.parametrize(
     "how",
     [
-        Recomputation(attention=True),
-        Recomputation(kept=1, attention=True),
+        Recomputation(attention=LAYERS),
+        Recomputation(kept=1, attention=1),
         Recomputation(inputs_to_host=True),
     ],
     ids=repr,
@@ -156,7 +156,7 @@ def test_a_matrix_in_few_bits_is_not_even_written_out_again(
 ) -> None:
     expected = step(*trained(precision=precision))
     transformer, weights = trained(precision=precision)
-    recompute_blocks(transformer, Recomputation(attention=True))
+    recompute_blocks(transformer, Recomputation(attention=2))
     real, seen = QuantizedLinear.product, []
 
     def counted(layer: QuantizedLinear, input: Tensor, tensors: Any) -> Tensor:

@@ -192,8 +192,9 @@ def test_the_peak_of_a_step_is_what_was_counted_within_seven_percent(
     assert foreseen.activations + foreseen.block + foreseen.ends == pytest.approx(counted, rel=0.07)
 
 
-KEPT, SEEN = Recomputation(kept=2), Recomputation(attention=True)
+KEPT, SEEN = Recomputation(kept=2), Recomputation(attention=4)
 ON_HOST = Recomputation(inputs_to_host=True)
+SEEN_ON_HOST = Recomputation(attention=3, inputs_to_host=True)
 BF16 = Way()
 INT8, FOUR_BITS = (Way(precision=name) for name in ("int8-quanto", "int4-quanto"))
 
@@ -212,8 +213,10 @@ def fitted(fit: Fit, way: Way = BF16, *, zero_cond_t: bool = False, full: bool =
         fitted(Fit(SEEN)),
         fitted(Fit(ON_HOST)),
         fitted(Fit(Recomputation(), streamed=4), INT8),
-        fitted(Fit(Recomputation(kept=3, attention=True)), FOUR_BITS, zero_cond_t=True),
+        fitted(Fit(Recomputation(kept=2, attention=1)), FOUR_BITS, zero_cond_t=True),
+        fitted(Fit(SEEN_ON_HOST)),
         fitted(Fit(Recomputation(kept=1)), full=True),
+        fitted(Fit(Recomputation(kept=3, attention=1)), full=True),
         fitted(Fit(KEPT), zero_cond_t=True, full=True),
         fitted(Fit(SEEN), zero_cond_t=True, full=True),
         fitted(Fit(ON_HOST), FOUR_BITS, zero_cond_t=True, full=True),

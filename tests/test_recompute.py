@@ -80,9 +80,11 @@ def assert_same(found: tuple[float, Gradients], expected: tuple[float, Gradients
     [
         Recomputation(),
         Recomputation(kept=2),
-        Recomputation(attention=True),
+        Recomputation(attention=LAYERS),
+        Recomputation(attention=2),
         Recomputation(inputs_to_host=True),
-        Recomputation(kept=2, attention=True, inputs_to_host=True),
+        Recomputation(attention=3, inputs_to_host=True),
+        Recomputation(kept=2, attention=2, inputs_to_host=True),
     ],
     ids=repr,
 )
@@ -111,10 +113,20 @@ def test_only_the_kept_blocks_are_run_once(kept: int) -> None:
     assert runs == [2] * (LAYERS - kept) + [1] * kept
 
 
-@pytest.mark.parametrize(("attention", "calls"), [(False, 2 * LAYERS), (True, LAYERS)])
-def test_attention_that_is_kept_is_not_computed_again(attention: bool, calls: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "calls"),
+    [
+        (Recomputation(), 2 * LAYERS),
+        (Recomputation(attention=LAYERS), LAYERS),
+        (Recomputation(attention=2), 2 * LAYERS - 2),
+        (Recomputation(kept=1, attention=2), 2 * LAYERS - 3),
+        (Recomputation(attention=2, inputs_to_host=True), 2 * LAYERS - 2),
+    ],
+    ids=repr,
+)
+def test_attention_that_is_kept_is_not_computed_again(how: Recomputation, calls: int) -> None:
     transformer, weights = trained_transformer()
-    recompute_blocks(transformer, Recomputation(attention=attention))
+    recompute_blocks(transformer, how)
     seen = 0
 
     class Counting(TorchDispatchMode):
@@ -199,7 +211,7 @@ def test_streamed_blocks_are_spread() -> None:
 @pytest.mark.parametrize("streamed", [1, LAYERS])
 @pytest.mark.parametrize(
     "how",
-    [None, Recomputation(inputs_to_host=True), Recomputation(attention=True)],
+    [None, Recomputation(inputs_to_host=True), Recomputation(attention=2)],
     ids=repr,
 )
 @pytest.mark.parametrize("device", DEVICES, ids=str)
@@ -234,7 +246,7 @@ def plainly_in_few_bits(precision: str) -> tuple[float, Gradients]:
 
 @pytest.mark.parametrize("precision", ["int8-quanto", "int4-quanto"])
 @pytest.mark.parametrize(
-    "how", [Recomputation(inputs_to_host=True), Recomputation(attention=True)], ids=repr
+    "how", [Recomputation(inputs_to_host=True), Recomputation(attention=LAYERS)], ids=repr
 )
 def test_streamed_weights_may_be_of_few_bits(how: Recomputation, precision: str) -> None:
     expected, changed = plainly_in_few_bits(precision), trained_in_few_bits(precision)

@@ -190,7 +190,7 @@ def test_blocks_may_be_recomputed_in_any_way(kept: int) -> None:
     transformer, weights = with_lora(zero_cond_t=True, dtype=torch.float32)
     parts = shown(MIXES["everything"], torch.float32)
     plain = gradient(weights, together(transformer, parts))
-    recompute_blocks(transformer, Recomputation(kept=kept, attention=True, inputs_to_host=True))
+    recompute_blocks(transformer, Recomputation(kept=kept, attention=1, inputs_to_host=True))
     assert torch.equal(gradient(weights, together(transformer, parts)), plain)
 
 

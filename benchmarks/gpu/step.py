@@ -242,10 +242,10 @@ def flops_of(sizes: Dimensions, load: Load, fit: Fit, *, in_full: bool = False) 
         return least
     tokens = load.image_tokens + load.text_tokens
     spared = 0.0 if in_full else 2.0 * tokens * prod(sizes.linear("img_mlp.net.2")) * sizes.blocks
-    if fit.recomputation.attention:
-        spared += 4.0 * tokens**2 * sizes.width * sizes.blocks
-    again = 1 - fit.recomputation.kept / sizes.blocks
-    return least + again * (most - least - load.batch_size * spared)
+    again = sizes.blocks - fit.recomputation.kept
+    seen = min(fit.recomputation.attention, again) * 4.0 * tokens**2 * sizes.width
+    again_flops = again / sizes.blocks * (most - least - load.batch_size * spared)
+    return least + again_flops - load.batch_size * seen
 
 
 def fit_named(asked: Asked, sizes: Dimensions, load: Load, way: Way, *, budget: int) -> Fit:
@@ -256,7 +256,7 @@ def fit_named(asked: Asked, sizes: Dimensions, load: Load, way: Way, *, budget: 
     ways = {
         "plain": Fit(None),
         "recompute": Fit(Recomputation()),
-        "attention": Fit(Recomputation(attention=True)),
+        "attention": Fit(Recomputation(attention=sizes.blocks)),
         "host": Fit(Recomputation(inputs_to_host=True)),
         "stream": Fit(Recomputation(inputs_to_host=True), streamed=int(number or 0)),
     }

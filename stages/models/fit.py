@@ -23,13 +23,13 @@ class Recomputation:
 
     Attributes:
         kept: how many blocks keep all their activations: the last ones, whose live shortest.
-        attention: keep what attention gave in the others: 51 MB a block at full scale and one
-            reference of 1 MP, and a fifth less to compute again.
+        attention: how many of the blocks before those keep what attention gave: 52 MB a block at
+            full scale and one reference of 1 MP, and two fifths less to compute again.
         inputs_to_host: keep the inputs of the recomputed blocks in host memory.
     """
 
     kept: int = 0
-    attention: bool = False
+    attention: int = 0
     inputs_to_host: bool = False
 
 
@@ -65,9 +65,12 @@ class Fit:
             said.append("no block is computed again in the backward")
         else:
             again = blocks - how.kept
+            aside = f"the attention of {how.attention} of them"
+            if how.attention >= again:
+                aside = "their attention"
             said.append(
                 f"{again} of {blocks} blocks are computed again in the backward"
-                + (", their attention aside" if how.attention else "")
+                + (f", {aside} aside" if how.attention else "")
             )
             if how.inputs_to_host:
                 said.append("their inputs wait in the computer's memory")
@@ -89,8 +92,8 @@ def fit_into(
     """The least costly fit into `budget_bytes` of device memory, context included.
 
     In this order: nothing is computed again; the attention's output is kept and as many blocks
-    as fit; everything is computed again; the blocks' inputs go to the host; as few blocks as
-    needed are streamed.
+    as fit; no block is kept, and attention's output in as many as fit; the blocks' inputs go to
+    the host, which makes room for that of others; as few blocks as needed are streamed.
 
     Args:
         streamed: so many blocks are streamed in any case, and no more.
@@ -127,10 +130,8 @@ def needed_bytes(fit: Fit, sizes: Dimensions, load: Load, way: Way) -> int:
     # the backward begins with a kept block, which is the one at work and counted by now; where
     # there is none, the first that is computed again has what its attention gave among the rest
     needs += max(0, how.kept - 1) * saved_bytes(sizes, load, way)
-    if how.attention:
-        others = sizes.blocks - max(how.kept, 1)
-        needs += others * attention_bytes(sizes, load, way)
-    return needs
+    seen = min(how.attention, sizes.blocks - how.kept) - (how.kept == 0)
+    return needs + max(0, seen) * attention_bytes(sizes, load, way)
 
 
 def attention_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
@@ -146,8 +147,11 @@ def _fits(sizes: Dimensions, *, streamed: int | None) -> Iterator[Fit]:
         yield Fit(None)
     # a block that is not computed again holds its weights until its backward
     for kept in range(0 if always else sizes.blocks - 1, -1, -1):
-        yield Fit(Recomputation(kept=kept, attention=True), streamed=always)
-    yield Fit(Recomputation(), streamed=always)
+        yield Fit(Recomputation(kept=kept, attention=sizes.blocks - kept), streamed=always)
+    for attention in range(sizes.blocks - 1, -1, -1):
+        yield Fit(Recomputation(attention=attention), streamed=always)
+    for attention in range(sizes.blocks, -1, -1):
+        yield Fit(Recomputation(attention=attention, inputs_to_host=True), streamed=always)
     most = sizes.blocks if streamed is None else streamed
-    for number in range(always, most + 1):
+    for number in range(always + 1, most + 1):
         yield Fit(Recomputation(inputs_to_host=True), streamed=number)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def last_products(block: nn.Module, states: Tensor, embedding: Tensor) -> list[n
     return [layer for gate, layer in found if _is_plain(layer) and not _learns(gate, layer)]
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether `layer` is one product and nothing else: a LoRA would make it two."""
     return type(layer) in (nn.Linear, QuantizedLinear)
 
@@ -85,7 +85,7 @@ def _nothing(layer: nn.Linear, input: Tensor, tensors: Mapping[str, Tensor]) -> 
 
 
 def _in_shape_alone(layer: nn.Linear, input: Tensor) -> Tensor:
-    with _NoProducts():
+    with _NoProducts():  # type: ignore[no-untyped-call]
         return type(layer).forward(layer, input)
 
 

@@ -35,16 +35,21 @@ _ATTENTION = (
 def recompute_blocks(transformer: nn.Module, how: Recomputation) -> None:
     """Have the blocks of `transformer` computed again in the backward, as `how` says."""
     blocks = list(transformer.transformer_blocks)  # type: ignore[arg-type]
-    alone = frozenset(map(id, blocks[len(blocks) - how.kept :] if how.kept else ()))
-    recomputed: Run = partial(_recompute, attention=how.attention)
-    if how.inputs_to_host:
-        recomputed = _from_host(recomputed, HostMemory())
+    again = len(blocks) - how.kept
+    alone = frozenset(map(id, blocks[again:]))
+    # of those that are computed again the last, too: they keep it for the shortest time
+    seen = frozenset(map(id, blocks[max(0, again - how.attention) : again]))
+
+    def recomputed(block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return _recompute(block, *inputs, attention=id(block) in seen)
+
+    ways: Run = _from_host(recomputed, HostMemory()) if how.inputs_to_host else recomputed
 
     def run(block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor]:
         if id(block) in alone or not _has_backward(block, inputs):
             states: tuple[Tensor, Tensor] = block(*inputs)
             return states
-        return recomputed(block, *inputs)
+        return ways(block, *inputs)
 
     transformer.enable_gradient_checkpointing(run)  # type: ignore[operator]
 
