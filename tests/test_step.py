@@ -215,6 +215,42 @@ def test_gradient_checkpointing_changes_no_bit(made: Any) -> None:
     assert forwards == [6, 3]  # each once more in the backward
 
 
+@pytest.mark.parametrize("on", [True, False], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_dropout_is_that_of_each_sample_however_a_step_is_divided(
+    made: Any, kind: str, on: bool
+) -> None:
+    """One process, two, and a sample at a time: shapes and texts of several lengths."""
+    samples = made_samples_with_edits(4, sizes=[(64, 64), (32, 128)])
+    settings = {"lora_dropout": 0.5, "lora_type": kind, "gradient_checkpointing": on}
+    targets = {"lora_target_modules": "all-linear+modulation", "flavour": "edit-v3"}
+    plan = make_plan(made(samples, train_batch_size=4, **settings, **targets))
+    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
+    drawn(trainer.trained.weights)
+
+    def of_step(world: int, step: int = 1) -> tuple[float, torch.Tensor]:
+        feeds = (replace(plan.feed, rank=rank, world=world) for rank in range(world))
+        parts = [
+            trainer.objective.backward(
+                trainer.transformer, feed.step(step), step=step, of_samples=4
+            )
+            for feed in feeds
+        ]
+        found = gradients(trainer.trained.weights)
+        for weight in trainer.trained.weights.values():
+            weight.grad = None
+        return sum(part.mean for part in parts), found
+
+    assert len(plan.feed.step(1)) == 2, "the shapes join"
+    loss, whole = of_step(1)
+    for world in (2, 4):
+        other, found = of_step(world)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert (found - whole).norm() < 1e-5 * whole.norm()
+    trainer.objective = replace(trainer.objective, seed=7)
+    assert of_step(1)[0] != pytest.approx(loss, rel=1e-2), "another seed drops otherwise"
+
+
 def test_the_sample_that_broke_a_run_can_be_inspected_as_it_is_said() -> None:
     losses = StepLosses(
         torch.tensor([1.0, torch.nan]), torch.zeros(2), ("a", "b c.png"), ("", ""), 2

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from .side_by_side import OwnAttention, seat_side_by_side
 
-# The LoRA's dropout draws what it draws without compilation.
-_INDUCTOR: dict[str, Any] = {"fallback_random": True}
 Forward = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -35,14 +33,13 @@ def compile_blocks(
         backend: what `torch.compile` hands the traced block to.
     """
     seat_side_by_side(transformer)
-    options = _INDUCTOR if backend == "inductor" else None
     for block in transformer.transformer_blocks:  # type: ignore[union-attr]
         processor: Any = block.attn.processor
         assert isinstance(processor, OwnAttention)
         processor.stock = RealAttention(processor.stock)
         plain: Any = block.forward
         # the hooks of streaming run around `forward`, outside of what is compiled
-        block.forward = _chosen(plain, torch.compile(plain, backend=backend, options=options))
+        block.forward = _chosen(plain, torch.compile(plain, backend=backend))
 
 
 def is_compiled(block: nn.Module) -> bool:

@@ -20,5 +20,5 @@ def stream(seed: int, *place: int | str) -> np.random.Generator:
 
 
 def seed_of(seed: int, *place: int | str) -> int:
-    """A seed for code that draws from torch's global generator (LoRA dropout, LoRA init)."""
+    """A seed for code that draws from torch's global generator (LoRA init)."""
     return int(stream(seed, *place).integers(2**63))

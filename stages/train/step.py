@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..models.sample_dropout import SampleDropout, seed_dropouts
 from ..models.transformer import Shown, predict_velocities
-from .draws import seed_of
+from .draws import stream
 from .feed import Batch, forwards
 from .flow import LossType, noised, sample_losses
 from .rolling import Rolled, compensation, drift, roll_out
@@ -69,6 +70,7 @@ class Objective:
 
     Attributes:
         seed: decides the LoRA's dropout, the only thing drawn in a forward.
+        dropouts: where it is drawn, if the LoRA has any.
         rollouts: how the samples are rolled out that the batches say so of.
     """
 
@@ -77,6 +79,7 @@ class Objective:
     loss_type: LossType = "l2"
     huber_c: float = 0.1
     seed: int = 0
+    dropouts: tuple[SampleDropout, ...] = ()
     rollouts: Rollouts | None = None
 
     def losses(self, transformer: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
@@ -123,11 +126,16 @@ class Objective:
             if self.rollouts and any(batch.rollouts for batch in batches):
                 rolled = roll_out(transformer, placed, shown, self.rollouts)
                 shown = [one.shown if one else own for one, own in zip(rolled, shown, strict=True)]
-            torch.manual_seed(seed_of(self.seed, "forward", step, batches[0].first_position))
+            self._seed_dropouts(batches, step=step)
         velocities = predict_velocities(transformer, shown)
         return torch.cat(
             [self._compared(*each) for each in zip(placed, velocities, rolled, strict=True)]
         )
+
+    def _seed_dropouts(self, batches: Sequence[Batch], *, step: int) -> None:
+        places = [batch.first_position + row for batch in batches for row in range(len(batch))]
+        randoms = (stream(self.seed, "dropout", step, place) for place in places)
+        seed_dropouts(self.dropouts, randoms)
 
     def _compared(
         self,

@@ -14,6 +14,7 @@ from ..models.compiled import compile_blocks
 from ..models.fit import Fit
 from ..models.learning_rate import learning_rate_schedule
 from ..models.lora_file import Lora
+from ..models.sample_dropout import drop_by_sample
 from .checkpoint import Trained
 from .ema import Ema
 from .feed import Batch
@@ -68,6 +69,7 @@ class Trainer:
             computes_on=device,
         )
         transformer.train()
+        dropouts = drop_by_sample(transformer)
         apply_fit(fit, transformer, device=device)
         if settings.compile_blocks:
             compile_blocks(transformer)
@@ -88,6 +90,7 @@ class Trainer:
                 loss_type=settings.loss_type,
                 huber_c=float(settings.huber_c),
                 seed=settings.seed,
+                dropouts=dropouts,
                 rollouts=plan.feed.rollouts,
             ),
             learning_rate=rate,
