@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from qedit.cache.errors import OfOneProcess, WrongUse
+from qedit.cache.errors import OfOneProcess, QeditError, WrongUse
 from qedit.config.settings import Settings
-from qedit.stages.train.ranks import Idle, Ranks, refuse_idle_processes
+from qedit.stages.train.ranks import Idle, Ranks, among_others, refuse_idle_processes
 
 
 def test_a_sum_on_gpus_begins_when_all_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +53,45 @@ def test_a_step_too_small_to_share_is_refused_and_said_by_the_first_one_alone() 
         # who raises an error that is not of one process says nothing unless it is the first
         assert not isinstance(refused.value, OfOneProcess)
         assert "gradient_accumulation_steps=2" in refused.value.do
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("pair.cc:553] Connection closed by peer [127.0.0.1]:712.", "has ended"),
+        (
+            "buffer.cc:78] Timed out waiting 86400000ms for recv",
+            "has not answered for 1 day",
+        ),
+    ],
+)
+def test_a_process_that_is_silent_is_not_said_to_have_ended(
+    monkeypatch: pytest.MonkeyPatch, said: str, means: str
+) -> None:
+    def all_gather(*_: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    with pytest.raises(QeditError, match=f"Another process of this run {means}.*, so process 1 of"):
+        Ranks(rank=1, world=2).gathered(True)
+
+
+def test_others_wait_as_long_as_the_first_one_may_make_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[timedelta] = []
+
+    def init_process_group(backend: str, *, timeout: timedelta) -> None:
+        asked.append(timeout)
+
+    monkeypatch.setattr(dist, "init_process_group", init_process_group)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with among_others(torch.device("cpu")) as ranks:
+        assert ranks == Ranks(rank=1, world=2)
+    # four previews of 30 steps on a CPU, several of them
+    assert asked[0] >= timedelta(hours=12)
 
 
 def test_what_goes_wrong_in_one_process_is_said_with_its_number() -> None:

@@ -25,8 +25,10 @@ from ..models.device import best_device
 
 Result = TypeVar("Result")
 
-# The first process may be writing pictures and checkpoints while the others wait.
-LONGEST_WAIT = timedelta(minutes=30)
+# The first process may be making previews while the others wait, for hours on a CPU. One that
+# ends is known at once, because its connections are closed; only a machine that is cut off from
+# the others is silent for so long.
+LONGEST_WAIT = timedelta(days=1)
 # Gradients are only summed when all have said that they are there.
 LONGEST_SUM = timedelta(seconds=50)
 BUCKET_NUMBERS = 1 << 26
@@ -165,8 +167,10 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            is_silent = "Timed out" in str(error)
+            what = f"has not answered for {LONGEST_WAIT}" if is_silent else "has ended"
             raise QeditError(
-                f"Another process of this run has ended, so process {self.rank} of {self.world} "
+                f"Another process of this run {what}, so process {self.rank} of {self.world} "
                 "ends too.",
                 "What it said stands above. The same command goes on from the last checkpoint.",
             ) from error
