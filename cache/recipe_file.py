@@ -14,6 +14,15 @@ from .fingerprint import fingerprint
 RECIPE_FILE = "recipe.json"
 
 
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """What recipe.json in `folder` says; None if it is missing or cannot be read."""
+    try:
+        said = json.loads((folder / RECIPE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
 def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Write recipe.json, or make sure that it says the same.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..cache.recipe_file import RECIPE_FILE, read_recipe
 from .models.flavours import FLAVOURS, Flavour
-
-RECIPE = "recipe.json"
 
 
 def made_for_others(
@@ -29,7 +27,8 @@ def made_for_others(
 
 
 def _recipes_beside(folder: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted(folder.parent.glob(f"*/{RECIPE}")):
-        if path.parent != folder:
-            recipe: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """The recipes that can be read of what lies beside `folder`."""
+    for path in sorted(folder.parent.glob(f"*/{RECIPE_FILE}")):
+        recipe = read_recipe(path.parent)
+        if path.parent != folder and recipe is not None:
             yield recipe
