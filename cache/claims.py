@@ -8,6 +8,7 @@ removes rows holds the writer lock and waits for no claim: there must be none.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -155,6 +156,23 @@ def refuse_claims(folder: Path) -> None:
             "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
         )
     _remove_dead(folder)
+
+
+@contextlib.contextmanager
+def alone_in(folders: Iterable[Path], *, doing: str) -> Iterator[None]:
+    """Have nobody add rows or remove any, while the block runs, in the stores at `folders`.
+
+    A stage claims in one store what it makes for several: to be alone in one of them takes
+    the others as well.
+
+    Raises:
+        Locked: somebody is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in sorted(folders):
+            stack.enter_context(writer_lock(folder, doing=doing))
+            refuse_claims(folder)
+        yield
 
 
 def _remove_dead(folder: Path) -> None:

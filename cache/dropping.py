@@ -29,13 +29,18 @@ def drop(store: Store, damages: Sequence[Damage]) -> None:
     """
     with writer_lock(store.path, doing="dropping what is damaged"):
         refuse_claims(store.path)
-        write_json(store.path / RECIPE_FILE, store.recipe)
-        plan = _planned(store, damages)
-        for name in plan.gone:
-            remove(store.parts_folder / name)
+        drop_alone(store, damages)
+
+
+def drop_alone(store: Store, damages: Sequence[Damage]) -> None:
+    """The same for who has made sure that nobody else is at work in the store."""
+    write_json(store.path / RECIPE_FILE, store.recipe)
+    plan = _planned(store, damages)
+    for name in plan.gone:
+        remove(store.parts_folder / name)
     plan.gone.clear()
     store.refresh()
-    with store.writing():
+    with store.adding():
         carry_out(store, plan)
 
 

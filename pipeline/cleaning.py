@@ -1,26 +1,45 @@
-"""`qedit gc` and `qedit unlock`: what may go, shown before it goes."""
+"""`qedit gc`: what may go, shown before it goes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..cache.atomic import remove, sweep
-from ..cache.claims import claims_in, refuse_claims
-from ..cache.lock import LOCK_FILE, Holder, holder_of, writer_lock
-from ..cache.owner import is_dead, this_process
-from ..cache.repacking import Repacking, bytes_of_part, carry_out
+from ..cache.claims import CLAIMS, alone_in
+from ..cache.errors import Locked
+from ..cache.leftovers import Leftover, leftovers_in, unfinished_parts
+from ..cache.lock import holder_of, writer_lock
+from ..cache.owner import is_dead
+from ..cache.repacking import bytes_of_part, carry_out
 from ..config.configuration import Configuration
 from ..stages.base_orphans import tables_in, unused_bases
+from ..stages.former_tables import left_by_pair
 from ..stages.frozen_base import QuantizedBase, base_folder
-from ..stages.models.checkpoint import open_checkpoint
-from ..stages.orphans import Orphans, find_orphans, left_by_pair, other_uses, stores_beside
+from ..stages.models.checkpoint import Checkpoint, open_checkpoint
+from ..stages.orphans import (
+    PARTS,
+    Orphans,
+    Unnamed,
+    all_of,
+    find_orphans,
+    other_uses,
+    renew_notes,
+    stores_beside,
+    unnamed_in,
+    unnamed_orphans,
+)
+from ..stages.rejected_rows import FOLDER as REJECTED
 from ..stages.stores import open_stores
+from ..stages.uses import USES, Kept, use_of
 from .report import size
+from .unlocking import PAIRS
 
-PAIRS = "pairs"  # the folder in `cache_dir` that `pair` locks
+SPOOL = "spool"  # and the one where a stage leaves pictures for the next
+DOING = "qedit gc"
 
 
 @dataclass
@@ -28,10 +47,10 @@ class Leftovers:
     """What `gc` found."""
 
     orphans: list[Orphans] = field(default_factory=list)
+    unnamed: list[Unnamed] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # and folders, of pairs tables
-    pairs: Path = Path()  # where the lock of the pairs tables lies
     bases: list[QuantizedBase] = field(default_factory=list)
-    removed: bool = False
+    unfinished: list[Leftover] = field(default_factory=list)
 
     @property
     def count_bytes(self) -> int:
@@ -40,26 +59,25 @@ class Leftovers:
 
     def lines(self) -> Iterator[str]:
         for one in self.orphans:
-            if one.all_of_it:
-                yield (
-                    f"{one.store.path}: all {len(one.store)} rows, {size(one.count_bytes)}; no "
-                    "table and no run asks for this recipe"
-                )
-                continue
-            if one.plan.rows:
-                say = f"{one.plan.rows} of {len(one.store)} rows that no table names"
-                yield f"{one.store.path}: {say}, {size(one.count_bytes)}"
-            if one.plan.moved:
-                yield f"{one.store.path}: {len(one.plan.moved)} parts to be joined"
+            yield from _of_a_store(one)
+        for unnamed in self.unnamed:
+            why = "its recipe.json cannot be read, and no run asks for it"
+            yield f"{unnamed.path}: {why}, {size(bytes_of_path(unnamed.path))}"
         for path in self.files:
             why = "made by former settings" if path.is_dir() else "another has taken its place"
             yield f"{path}: {why}, {size(bytes_of_path(path))}"
         for base in self.bases:
             what = f"the base in {base.recipe.get('precision')}, which no settings and no run use"
             yield f"{base.path}: {what}, {size(bytes_of_path(base.path))}"
+        for leftover in self.unfinished:
+            yield f"{leftover.path}: {leftover}, {size(bytes_of_path(leftover.path))}"
 
     def _paths(self) -> list[Path]:
-        return [*self.files, *(base.path for base in self.bases)]
+        return [*self.files, *(one.path for one in self.places())]
+
+    def places(self) -> list[Kept]:
+        """What goes as a whole, beside the files of pairs tables."""
+        return [*self.unnamed, *self.bases, *self.unfinished]
 
     def as_object(self) -> dict[str, Any]:
         """What `--json` says."""
@@ -69,19 +87,46 @@ class Leftovers:
             "bytes": self.count_bytes,
             "files": [str(path) for path in self._paths()],
             "stores": [str(one.store.path) for one in self.orphans],
-            "removed": self.removed,
         }
 
 
+def _of_a_store(one: Orphans) -> Iterator[str]:
+    where, bytes_of_it = one.store.path, size(one.count_bytes)
+    if one.all_of_it:
+        rows = "all of it, damaged as it is" if one.broken else f"all {one.rows} rows"
+        yield f"{where}: {rows}, {bytes_of_it}; no table and no run asks for this recipe"
+        return
+    for part in one.broken:
+        yield f"{part}: a damaged part of another recipe's store, {size(bytes_of_path(part))}"
+    if one.plan.rows:
+        say = f"{one.plan.rows} of {len(one.store)} rows that no table names"
+        yield f"{where}: {say}, {bytes_of_it}"
+    if one.plan.moved:
+        yield f"{where}: {len(one.plan.moved)} parts to be joined"
+
+
 def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers:
-    """Find what no table and no run names; nothing is changed."""
+    """Find what no table and no run names; nothing is changed.
+
+    Raises:
+        Damaged, NotComplete: what another run names cannot be known.
+    """
     checkpoint = open_checkpoint(configuration.settings)
-    orphans = find_orphans(configuration, checkpoint, compact=compact)
-    uses = other_uses(configuration, open_stores(configuration, checkpoint))
+    stores = open_stores(configuration, checkpoint)
+    uses = other_uses(configuration, stores)
     tables, bases = unused_bases(configuration, checkpoint, uses)
-    orphans += [Orphans(table, True, Repacking()) for table in tables]
-    pairs = Path(configuration.settings.cache_dir) / PAIRS
-    return Leftovers(orphans, left_by_pair(configuration, uses), pairs, bases)
+    orphans = find_orphans(configuration, checkpoint, compact=compact)
+    orphans += [all_of(table) for table in tables]
+    unnamed = unnamed_orphans(configuration, stores)
+    files = left_by_pair(configuration, uses)
+    whole: list[Kept] = [*unnamed, *bases, *(one.store for one in orphans if one.all_of_it)]
+    gone = {*files, *(one.path for one in whole)}
+    unfinished = [
+        one
+        for one in _unfinished(configuration, checkpoint)
+        if gone.isdisjoint((one.path, *one.path.parents))
+    ]
+    return Leftovers(orphans, unnamed, files, bases, unfinished)
 
 
 def bytes_of_path(path: Path) -> int:
@@ -91,62 +136,78 @@ def bytes_of_path(path: Path) -> int:
     return bytes_of_part(path)
 
 
-def clear(found: Leftovers) -> None:
-    """Remove what was found; raises Locked while somebody writes there."""
+def _unfinished(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Leftover]:
+    """What writers that run no more, as far as can be known, left in the caches."""
+    stores = _stores(configuration, checkpoint)
+    for store in stores:
+        for folder in ("", PARTS, CLAIMS, USES, REJECTED):
+            yield from leftovers_in(store / folder)
+        yield from unfinished_parts(store / PARTS)
+    cache_dir = Path(configuration.settings.cache_dir)
+    tables = [Path(folder) for folder in use_of(configuration).pairs]
+    above = {store.parent: None for store in stores} | dict.fromkeys(tables)
+    above |= {table: None for folder in tables for table in sorted(folder.glob("*/"))}
+    for folder in (cache_dir / SPOOL, cache_dir, base_folder(configuration.settings), *above):
+        yield from leftovers_in(folder)
+
+
+def _stores(configuration: Configuration, checkpoint: Checkpoint) -> list[Path]:
+    """The folders of every store and table that gc looks at, each once."""
+    stores = open_stores(configuration, checkpoint)
+    found = [store.path for store in stores_beside(stores)]
+    found += [one.path for one in unnamed_in(stores)]
+    found += [table.path for table in tables_in(configuration.settings)]
+    return list({path.resolve(): path for path in found}.values())
+
+
+@contextmanager
+def alone(configuration: Configuration) -> Iterator[None]:
+    """Have nobody add rows or remove any while the block runs, in any store of the run.
+
+    What is found inside may go: who begins to fill a store notes so first, under its lock.
+
+    Raises:
+        Locked: somebody fills one of the stores, or trains on what they hold.
+    """
+    checkpoint = open_checkpoint(configuration.settings)
+    beside = (Path(configuration.settings.cache_dir) / PAIRS, base_folder(configuration.settings))
+    with ExitStack() as stack:
+        stack.enter_context(alone_in(_stores(configuration, checkpoint), doing=DOING))
+        for folder in beside:
+            if folder.is_dir():
+                stack.enter_context(writer_lock(folder, doing=DOING))
+        _refuse_training(configuration, checkpoint)
+        yield
+
+
+def _refuse_training(configuration: Configuration, checkpoint: Checkpoint) -> None:
+    """Raise while a run trains: the table it has begun with may have been replaced since."""
+    uses = other_uses(configuration, open_stores(configuration, checkpoint))
+    own = use_of(configuration).output_dir
+    for folder in dict.fromkeys((own, *(use.output_dir for use in uses))):
+        holder = holder_of(Path(folder))
+        if holder is not None and not is_dead(holder.owner):
+            raise Locked(
+                f"{folder} is being written by {holder}, and reads these caches.",
+                "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
+            )
+
+
+def clear(configuration: Configuration, found: Leftovers) -> None:
+    """Remove what was found; inside the block of `alone` that it was found in."""
+    renew_notes(configuration, open_checkpoint(configuration.settings))
     for one in found.orphans:
         if one.all_of_it:
-            with writer_lock(one.store.path, doing="qedit gc"):
-                refuse_claims(one.store.path)
-                remove(one.store.path)
-        else:
-            with one.store.writing():
+            remove(one.store.path)
+            continue
+        for part in one.broken:
+            remove(part)
+        if one.plan:
+            with one.store.adding():
                 carry_out(one.store, one.plan)
-    if found.files:
-        with writer_lock(found.pairs, doing="qedit gc"):
-            for path in found.files:
-                sweep(path.parent)
-                remove(path)
-    for base in found.bases:
-        with writer_lock(base.path.parent, doing="qedit gc"):
-            sweep(base.path.parent)
-            remove(base.path)
-
-
-@dataclass(frozen=True)
-class Locks:
-    """Who holds what: a file and the process that it names."""
-
-    held: list[tuple[Path, Holder]]
-
-    def here(self) -> list[tuple[Path, Holder]]:
-        """Those of living processes of this machine, which are never touched."""
-        host = this_process().host
-        return [
-            (path, holder)
-            for path, holder in self.held
-            if holder.owner.host == host and not is_dead(holder.owner)
-        ]
-
-    def free(self) -> list[tuple[Path, Holder]]:
-        """The others: of the dead, and of machines that cannot be asked from here."""
-        alive = {path for path, _ in self.here()}
-        return [(path, holder) for path, holder in self.held if path not in alive]
-
-
-def find_locks(configuration: Configuration) -> Locks:
-    """Every lock and claim in the cache folders and the output folder."""
-    checkpoint = open_checkpoint(configuration.settings)
-    settings = configuration.settings
-    stores = [*stores_beside(open_stores(configuration, checkpoint)), *tables_in(settings)]
-    held = []
-    for store in stores:
-        held += [(claim.path, claim.holder) for claim in claims_in(store.path)]
-    folders = [store.path for store in stores]
-    folders.append(base_folder(settings))
-    folders.append(Path(configuration.settings.cache_dir) / PAIRS)
-    folders.append(Path(configuration.settings.output_dir))
-    for folder in folders:
-        holder = holder_of(folder)
-        if holder is not None:
-            held.append((folder / LOCK_FILE, holder))
-    return Locks(held)
+    for path in found.files:
+        sweep(path.parent)
+        remove(path)
+    for place in found.places():
+        sweep(place.path.parent)
+        remove(place.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..cache.errors import AnotherRecipe, NotComplete, Unreachable
-from ..cache.recipe_file import RECIPE_FILE
+from ..cache.errors import AnotherRecipe, NotComplete, QeditError, Unreachable
+from ..cache.recipe_file import RECIPE_FILE, read_recipe
 from ..config.configuration import Configuration
 from ..stages.frozen_base import (
     modulation_table,
@@ -22,7 +21,7 @@ from ..stages.frozen_base import (
 )
 from ..stages.models.checkpoint import Checkpoint, flavour_of, open_checkpoint
 from ..stages.models.flavours import Flavour
-from ..stages.orphans import find_orphans
+from ..stages.orphans import count_orphans
 from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in
 from ..stages.preview_samples import only_previewed
@@ -144,7 +143,6 @@ def _add_rows(
     """A line for each kind of row that `tables` want, and what makes the first that is missing."""
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)
-    orphaned = _orphaned(configuration, checkpoint)
     masks = [one.weights() for one in tables]
     shown = only_previewed(configuration, checkpoint.flavour, stores)
     for what, shelf, wanted, command in (
@@ -156,6 +154,7 @@ def _add_rows(
         wanted += [one.keys(KINDS.get(what, ""), beside) for one in shown]
         there = distinct(_only_held(shelf, keys) for keys in wanted)
         lost, unaccepted = _rejected(shelf, wanted)
+        orphaned, unknown = _orphaned(configuration, checkpoint, shelf)
         said = [f"{lost} rejected"] if lost else []
         said += [reasons(shelf)] if there + lost < distinct(wanted) else []
         line = Line(
@@ -164,8 +163,8 @@ def _add_rows(
             there,
             shelf_bytes(shelf),
             other_recipes(shelf),
-            sum(orphaned.get(store.path.resolve(), 0) for store in shelf.stores()),
-            ", ".join(filter(None, said)),
+            orphaned,
+            ", ".join(filter(None, [*said, unknown])),
         )
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
@@ -223,9 +222,14 @@ def _rejected(shelf: Shelf, wanted: Sequence[Keys]) -> tuple[int, bool]:
     return len(keys), any(not rejected[key].read(key).accepted for key in keys)
 
 
-def _orphaned(configuration: Configuration, checkpoint: Checkpoint) -> dict[Path, int]:
-    """How many rows of each store no table names any more."""
-    return {one.store.path.resolve(): one.rows for one in find_orphans(configuration, checkpoint)}
+def _orphaned(
+    configuration: Configuration, checkpoint: Checkpoint, shelf: Shelf
+) -> tuple[int, str]:
+    """How many rows of a shelf no table names any more, or why that is not known."""
+    try:
+        return count_orphans(configuration, checkpoint, shelf.stores()), ""
+    except QeditError as error:
+        return 0, f"what no table names is not known: {error.what}"
 
 
 def reasons(shelf: Shelf) -> str:
@@ -235,7 +239,10 @@ def reasons(shelf: Shelf) -> str:
         for path in sorted(store.path.parent.glob(f"*/{RECIPE_FILE}")):
             if path.parent.name == store.path.name:
                 continue
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = read_recipe(path.parent)
+            if there is None:
+                said.append(f"{path} cannot be read (`qedit gc`)")
+                continue
             differing = [
                 WORDS.get(key, key)
                 for key in sorted({*there, *store.recipe})

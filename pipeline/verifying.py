@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..cache.atomic import remove
-from ..cache.dropping import drop
+from ..cache.claims import alone_in
+from ..cache.dropping import drop_alone
 from ..cache.errors import Broken, Damaged
 from ..cache.fingerprint import digest_file
 from ..cache.index import indices_in, read_index
@@ -22,16 +23,17 @@ from ..cache.store import Store
 from ..cache.verifying import Damage
 from ..config.configuration import Configuration
 from ..stages.base_orphans import base_in_use
-from ..stages.frozen_base import MODULATION, QuantizedBase, base_folder
+from ..stages.frozen_base import QuantizedBase, base_folder
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
-from ..stages.orphans import wanted_keys
+from ..stages.orphans import stores_beside, wanted_keys
 from ..stages.preview_samples import only_previewed
 from ..stages.stage import Progress
-from ..stages.stores import open_stores, used_main_datasets
-from ..stages.uses import use_of
+from ..stages.stores import RunStores, open_stores, used_main_datasets
+from ..stages.uses import use_of, uses_of
 from ..stages.wanted import pairs_keys
 
 MOST_NAMES = 20
+DROPPING = "qedit verify --drop"
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Verified:
         raise Damaged(
             "\n".join([*self.lines, self.needed_by()]),
             "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
-            "anew. A damaged pairs table or checkpoint is to be deleted by hand.",
+            "anew. A damaged pairs table, note or checkpoint is to be deleted by hand.",
         )
 
 
@@ -86,6 +88,8 @@ def verify(
     configuration: Configuration, progress: Progress, *, share: float = 1.0, drops: bool = False
 ) -> Verified:
     """Read again what this configuration made: stores, frozen base, pairs tables, checkpoints.
+
+    Stores of other recipes beside are read as well: who asks for their rows wants whole ones.
 
     Args:
         share: of the rows that are read.
@@ -98,12 +102,12 @@ def verify(
     verified = Verified()
     verified.lines += _pairs_tables(configuration, checkpoint)
     verified.lines += _checkpoints(Path(configuration.settings.output_dir))
+    own, beside = _stores(open_stores(configuration, checkpoint))
+    verified.lines += _notes([*own, *beside])
     if verified.lines:
         drops = False  # which samples are hurt is known from whole tables alone
-    stores = open_stores(configuration, checkpoint)
-    every = [store for shelf in stores.shelves() for store in shelf.stores()]
     tables, bases = base_in_use(checkpoint, configuration.settings)
-    every += tables
+    every = [*own, *beside, *tables]
     verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
     hurt: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
@@ -114,15 +118,25 @@ def verify(
         spoilt = list(_bases(bases, verified, share=share, seen=advance))
     for store, damages in hurt:
         verified.lines += [_in_words(damage) for damage in damages]
-        verified.samples += _samples(configuration, checkpoint, store, damages)
-        if drops:
-            drop(store, damages)
+        if store in own:  # the rows of another recipe are no sample's of this run
+            verified.samples += _samples(configuration, checkpoint, store, damages)
+    if drops and hurt:
+        with alone_in((one.path for one in every if one.path.is_dir()), doing=DROPPING):
+            for store, damages in hurt:
+                drop_alone(store, damages)
     for base in spoilt if drops else ():
-        with writer_lock(base_folder(configuration.settings), doing="qedit verify --drop"):
+        with writer_lock(base_folder(configuration.settings), doing=DROPPING):
             remove(base.path)
     verified.samples = list(dict.fromkeys(verified.samples))
     verified.dropped = drops and bool(hurt or spoilt)
     return verified
+
+
+def _stores(stores: RunStores) -> tuple[list[Store], list[Store]]:
+    """Those of these settings, and those of other recipes that lie beside them."""
+    own = [store for shelf in stores.shelves() for store in shelf.stores()]
+    here = {store.path.resolve() for store in own}
+    return own, [one for one in stores_beside(stores) if one.path.resolve() not in here]
 
 
 def _in_words(damage: Damage) -> str:
@@ -155,8 +169,6 @@ def _samples(
     configuration: Configuration, checkpoint: Checkpoint, store: Store, damages: list[Damage]
 ) -> list[str]:
     """The samples of which a row is damaged; of a part without a table, those that lack one."""
-    if store.layout is MODULATION:
-        return []  # its rows are those of timesteps
     bad = {damage.key for damage in damages if damage.key}
     kind, use = store.recipe["rows"], use_of(configuration)
     stores = open_stores(configuration, checkpoint)
@@ -202,6 +214,15 @@ def _pairs_tables(configuration: Configuration, checkpoint: Checkpoint) -> Itera
     for main in used_main_datasets(configuration):
         try:
             pairs_keys(configuration, main, checkpoint.flavour).latents()
+        except Damaged as error:
+            yield error.what
+
+
+def _notes(stores: Sequence[Store]) -> Iterator[str]:
+    """Notes that do not say which run uses a store."""
+    for store in stores:
+        try:
+            uses_of(store)
         except Damaged as error:
             yield error.what
 

@@ -22,8 +22,8 @@ from .frozen_base import (
     wants_table,
 )
 from .models.checkpoint import Checkpoint
-from .orphans import RUN_FILE, is_there, stores_in
-from .uses import Use, use_of, uses_of
+from .orphans import run_in, stores_in
+from .uses import Use, others_of, use_of
 
 
 def tables_in(settings: Settings) -> list[Store]:
@@ -59,6 +59,9 @@ def unused_bases(
 
     Args:
         others: uses by other runs, as notes in any cache tell of them.
+
+    Raises:
+        Damaged, NotComplete: what other runs want cannot be known.
     """
     settings, own = configuration.settings, use_of(configuration)
     needed = {one.path.name for kind in base_in_use(checkpoint, settings) for one in kind}
@@ -66,8 +69,7 @@ def unused_bases(
         needed |= _named_by_run(Path(folder))
 
     def goes(one: Store | QuantizedBase) -> bool:
-        noted = any(use.name != own.name and is_there(use) for use in uses_of(one))
-        return one.path.name not in needed and not noted
+        return one.path.name not in needed and not others_of(one, own)
 
     tables = [table for table in tables_in(settings) if goes(table)]
     return tables, [base for base in bases_in(settings) if goes(base)]
@@ -75,10 +77,7 @@ def unused_bases(
 
 def _named_by_run(output_dir: Path) -> set[str]:
     """The names of what the run in this folder was trained with, or would be."""
-    path = output_dir / RUN_FILE
-    if not path.is_file():
-        return set()
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = run_in(output_dir)
     if "settings" not in run or "model" not in run:
         return set()
     settings = Settings.model_construct(**run["settings"])

@@ -3,68 +3,133 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from ..cache.errors import NotComplete
-from ..cache.recipe_file import RECIPE_FILE
-from ..cache.repacking import Repacking, plan_repacking
+from ..cache.atomic import remove
+from ..cache.errors import Broken, Damaged, NotComplete
+from ..cache.part import read_part
+from ..cache.recipe_file import read_recipe
+from ..cache.repacking import Repacking, bytes_of_part, plan_repacking
 from ..cache.store import EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
-from .pairs_table import MANIFEST, is_whole, manifest_in
+from .pairs_table import MANIFEST, manifest_in
 from .preview_samples import keys_only_previewed
-from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
-from .tail_keys import belongs_to
-from .uses import Use, use_of, uses_of
+from .stores import WEIGHTS, RunStores, open_stores
+from .uses import Use, note_file, note_use, others_of, use_of
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"
+PARTS = "parts"
+FINGERPRINT = r"[0-9a-f]{16}"
 LAYOUTS = {"latents": LATENTS, "weights": WEIGHTS, "modulation": MODULATION}  # others: embeds
 
 
 @dataclass(frozen=True)
 class Orphans:
-    """What may go of one store. `all_of_it`: no table and no run asks for its recipe."""
+    """What may go of one store.
+
+    Attributes:
+        all_of_it: no table and no run asks for its recipe.
+        broken: parts whose tables cannot be read; what else may go is seen once they have gone.
+    """
 
     store: Store
     all_of_it: bool
     plan: Repacking
+    broken: tuple[Path, ...] = ()
 
     @property
     def rows(self) -> int:
+        if self.broken:
+            return 0  # nobody can tell
         return len(self.store) if self.all_of_it else self.plan.rows
 
     @property
     def count_bytes(self) -> int:
-        return self.store.nbytes() if self.all_of_it else self.plan.count_bytes
+        if self.all_of_it:
+            return self.store.nbytes()
+        return self.plan.count_bytes + sum(bytes_of_part(path) for path in self.broken)
 
     def __bool__(self) -> bool:
-        return self.all_of_it or bool(self.plan)
+        return self.all_of_it or bool(self.plan or self.broken)
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """A store whose recipe.json is not the one that the folder is named after, at `path`."""
+
+    path: Path
 
 
 def find_orphans(
     configuration: Configuration, checkpoint: Checkpoint, *, compact: bool = False
 ) -> list[Orphans]:
-    """Look at every store in the cache folders of this configuration; nothing is changed."""
+    """Look at every store in the cache folders of this configuration; nothing is changed.
+
+    Raises:
+        Damaged: a store of these settings, or what would tell what another run wants.
+        NotComplete: the tables of another run are gone, so that nobody can tell what it wants.
+    """
     stores = open_stores(configuration, checkpoint)
     needed = needed_fingerprints(configuration, stores)
+    present = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
     own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
     found = []
     for store in stores_beside(stores):
-        uses = [use for use in uses_of(store) if use.name != own.name and is_there(use)]
-        if store.fingerprint in needed:
-            uses.append(own)
-        if not uses:
-            found.append(Orphans(store, True, Repacking()))
-            continue
-        wanted = wanted_keys(store, uses)
-        found.append(Orphans(store, False, plan_repacking(store, wanted, compact=compact)))
+        uses = others_of(store, own) + ([own] if store.fingerprint in needed else [])
+        if store.fingerprint not in present and (broken := broken_parts(store)):
+            found.append(Orphans(store, not uses, Repacking(), broken))
+        elif not uses:
+            found.append(all_of(store))
+        else:
+            plan = plan_repacking(store, wanted_keys(store, uses), compact=compact)
+            found.append(Orphans(store, False, plan))
     return [one for one in found if one]
+
+
+def all_of(store: Store) -> Orphans:
+    """The whole store, which nobody asks for."""
+    return Orphans(store, True, Repacking(), broken_parts(store))
+
+
+def broken_parts(store: Store) -> tuple[Path, ...]:
+    """The parts whose tables cannot be read: no row of them can."""
+    try:
+        store.listing()
+    except Damaged:
+        return tuple(path for path in store.part_paths() if _is_broken(store, path))
+    return ()
+
+
+def _is_broken(store: Store, path: Path) -> bool:
+    try:
+        read_part(path, store.layout, store=store.fingerprint)
+    except Broken:
+        return True
+    return False
+
+
+def count_orphans(
+    configuration: Configuration, checkpoint: Checkpoint, wanted: Iterable[Store]
+) -> int:
+    """How many rows of these stores no table names; raises as `find_orphans` does.
+
+    Those of other recipes, which lie beside, are not looked at.
+    """
+    stores = open_stores(configuration, checkpoint)
+    own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
+    return sum(
+        plan_repacking(store, wanted_keys(store, [*others_of(store, own), own])).rows
+        for store in wanted
+    )
 
 
 def _previewed(
@@ -77,42 +142,99 @@ def _previewed(
 
 
 def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
-    """What other runs want of the stores in the folders of this one, each use once."""
+    """What other runs want of the stores in the folders of this one, each use once.
+
+    Raises:
+        Damaged, NotComplete: as `find_orphans` does.
+    """
     own = use_of(configuration)
-    found = [use for store in stores_beside(stores) for use in uses_of(store)]
-    return [use for use in dict.fromkeys(found) if use.name != own.name and is_there(use)]
+    found = (use for store in stores_beside(stores) for use in others_of(store, own))
+    return list(dict.fromkeys(found))
+
+
+def renew_notes(configuration: Configuration, checkpoint: Checkpoint) -> None:
+    """Have the notes of this run say what it wants now, and only where it wants anything.
+
+    Its former tables may go now, and a note that names what is gone is in other runs' way.
+    """
+    stores = open_stores(configuration, checkpoint)
+    needed, own = needed_fingerprints(configuration, stores), use_of(configuration)
+    also = _previewed(configuration, checkpoint, stores)
+    for store in stores_beside(stores):
+        if note_file(store, own).is_file() and store.fingerprint in needed:
+            note_use([store], configuration, also=also)
+        else:
+            remove(note_file(store, own))
 
 
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:
     """Of the recipes of these settings, and of those that the run in output_dir was made with."""
     needed = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
-    run = Path(configuration.settings.output_dir) / RUN_FILE
-    if run.is_file():
-        needed |= set(json.loads(run.read_text(encoding="utf-8")).get("recipes", {}).values())
-    return needed
+    run = run_in(Path(configuration.settings.output_dir))
+    return needed | set(run.get("recipes", {}).values())
+
+
+def run_in(output_dir: Path) -> dict[str, Any]:
+    """What the run in `output_dir` says of itself; nothing if there is none.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    path = output_dir / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise Damaged(
+            f"{path} cannot be read: {error}; it says which caches the run was made with.",
+            "Start that run again, which writes it anew, or move the folder away.",
+        ) from error
 
 
 def stores_beside(stores: RunStores) -> list[Store]:
     """Every store in the folders of these, of whatever recipe."""
-    folders = {
-        store.path.parent.resolve(): store.path.parent
-        for shelf in stores.shelves()
-        for store in shelf.stores()
-    }
-    return [store for folder in folders.values() for store in stores_in(folder)]
+    return [store for folder in _folders_of(stores) for store in stores_in(folder)]
 
 
 def stores_in(folder: Path) -> Iterator[Store]:
     """Every store in `folder` whose recipe is the one that it is named after."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        try:
-            recipe = json.loads((path / RECIPE_FILE).read_bytes())
-        except (OSError, ValueError):
+        recipe = read_recipe(path)
+        if recipe is None:
             continue
-        layout = LAYOUTS.get(recipe.get("rows"), EMBEDS)
+        layout = LAYOUTS.get(str(recipe.get("rows")), EMBEDS)
         store = Store(folder, recipe, layout)
         if store.path.name == path.name:
             yield store
+
+
+def unnamed_in(stores: RunStores) -> list[Unnamed]:
+    """What lies in the same folders and looks like a store, but is not named by its recipe."""
+    found = []
+    for folder in _folders_of(stores):
+        named = {store.path.name for store in stores_in(folder)}
+        for path in sorted(folder.glob(f"*/{PARTS}")):
+            if re.fullmatch(FINGERPRINT, path.parent.name) and path.parent.name not in named:
+                found.append(Unnamed(path.parent))
+    return found
+
+
+def unnamed_orphans(configuration: Configuration, stores: RunStores) -> list[Unnamed]:
+    """Those of them that no settings and no run ask for; raises as `find_orphans` does."""
+    needed, own = needed_fingerprints(configuration, stores), use_of(configuration)
+    return [
+        one for one in unnamed_in(stores) if one.path.name not in needed and not others_of(one, own)
+    ]
+
+
+def _folders_of(stores: RunStores) -> list[Path]:
+    folders = {
+        store.path.parent.resolve(): store.path.parent
+        for shelf in stores.shelves()
+        for store in shelf.stores()
+    }
+    return list(folders.values())
 
 
 def wanted_keys(store: Store, uses: Iterable[Use]) -> pa.ChunkedArray:
@@ -125,56 +247,28 @@ def wanted_keys(store: Store, uses: Iterable[Use]) -> pa.ChunkedArray:
 
 
 def tables_of(use: Use) -> Iterator[PairsKeys]:
-    """Every complete pairs table of a use; of one that names none, every table in its folders."""
+    """Every complete pairs table of a use; of one that names none, every table in its folders.
+
+    Raises:
+        Damaged: one is not there that its manifest names, or cannot be read.
+    """
     for folder in use.pairs:
         for manifest_file in sorted(Path(folder).glob(f"*/{MANIFEST}")):
-            if use.tables and manifest_file.parent.name not in use.tables:
+            place = manifest_file.parent
+            if use.tables and place.name not in use.tables:
                 continue
-            manifest = manifest_in(manifest_file.parent)
-            if manifest is not None and is_whole(manifest_file.parent, manifest):
-                yield PairsKeys(manifest_file.parent / manifest["pairs"])
-
-
-def left_by_pair(configuration: Configuration, uses: Sequence[Use]) -> list[Path]:
-    """Folders of pairs tables that no use names, and files that others have replaced.
-
-    Args:
-        uses: those of other runs that are known.
-    """
-    left: list[Path] = []
-    every = [*uses, use_of(configuration)]
-    for main in used_main_datasets(configuration):
-        folder = configuration.pairs_folder(main)
-        here = [use for use in every if str(folder.resolve()) in use.pairs]
-        if all(use.tables for use in here):
-            named = {name for use in here for name in use.tables}
-            tables = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-            left += [table for table in tables if table.name not in named]
-    return left + [
-        path for path in _replaced(configuration) if not any(one in path.parents for one in left)
-    ]
-
-
-def _replaced(configuration: Configuration) -> list[Path]:
-    """Files beside a pairs table whose place another one has taken."""
-    left: list[Path] = []
-    for main in used_main_datasets(configuration):
-        for manifest_file in sorted(configuration.pairs_folder(main).glob(f"*/{MANIFEST}")):
-            folder = manifest_file.parent
-            manifest = manifest_in(folder) or {}
-            named = {manifest.get("pairs"), manifest.get("rejected_table")}
-            left += [
-                path
-                for pattern in ("pairs-*.parquet", "rejected-*.parquet")
-                for path in sorted(folder.glob(pattern))
-                if path.name not in named
-            ]
-            left += [
-                path
-                for path in sorted(folder.glob("tails-*.parquet"))
-                if not belongs_to(path.name, str(manifest.get("pairs")))
-            ]
-    return left
+            manifest = manifest_in(place)
+            if manifest is None:
+                continue
+            # the table of what was rejected names no row
+            if not (place / manifest["pairs"]).is_file():
+                raise Damaged(
+                    f"The pairs table {place / manifest['pairs']} is gone, and {manifest_file} "
+                    f"names it. Which rows the run in {use.output_dir} wants, nobody can tell.",
+                    "Run the stage pair of that run again or, if there is no such run any more, "
+                    f"delete {place}.",
+                )
+            yield PairsKeys(place / manifest["pairs"])
 
 
 def _keys_of(store: Store, table: PairsKeys, beside: Sequence[str]) -> pa.Array:
@@ -184,8 +278,3 @@ def _keys_of(store: Store, table: PairsKeys, beside: Sequence[str]) -> pa.Array:
     if kind == "latents":
         return table.latents().keys
     return table.prefixes.keys if kind == "image prefix" else table.tails(beside).keys
-
-
-def is_there(use: Use) -> bool:
-    """Whether the tables that a use names may still be there."""
-    return any(Path(folder).is_dir() for folder in use.pairs)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.atomic import write_json
+from ..cache.errors import QeditError
 from ..config.configuration import Configuration
 from .models.checkpoint import Checkpoint
-from .orphans import find_orphans
+from .orphans import count_orphans
 from .stores import Shelf
 
 RATES = "rates.json"
@@ -42,11 +43,13 @@ def about_seconds(
 
 def orphans_of(
     configuration: Configuration, checkpoint: Checkpoint, shelves: Sequence[Shelf]
-) -> int:
-    """How many rows in the stores of these shelves no table names any more."""
-    here = {store.path.resolve() for shelf in shelves for store in shelf.stores()}
-    found = find_orphans(configuration, checkpoint)
-    return sum(one.rows for one in found if one.store.path.resolve() in here)
+) -> int | None:
+    """How many rows in the stores of these shelves no table names any more; None: unknown."""
+    stores = [store for shelf in shelves for store in shelf.stores()]
+    try:
+        return count_orphans(configuration, checkpoint, stores)
+    except QeditError:
+        return None  # what is to be done is known all the same; `gc` says what is wrong
 
 
 def foreseen(

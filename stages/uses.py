@@ -8,19 +8,28 @@ a copy of that store it says nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..cache.atomic import write_json
-from ..cache.fingerprint import key_of
+from ..cache.checksum import crc32c
+from ..cache.claims import LOCK_PATIENCE_SECONDS
+from ..cache.errors import Damaged, NotComplete
+from ..cache.fingerprint import canonical_json, key_of
+from ..cache.lock import writer_lock
+from ..cache.recipe_file import keep_recipe
+from ..cache.store import Store
 from ..config.configuration import Configuration
 from .models.checkpoint import flavour_of
-from .pairs_table import table_folder
+from .pairs_table import MANIFEST, table_folder
 from .stores import captions_beside, used_main_datasets
 
 USES = "uses"
+CHECKSUM = "crc32c"
+LISTS = ("pairs", "captions_beside", "tables", "also")
 
 
 @runtime_checkable
@@ -69,37 +78,145 @@ def use_of(configuration: Configuration, *, also: tuple[str, ...] = ()) -> Use:
     )
 
 
+def begin_use(
+    stores: Iterable[Store], configuration: Configuration, *, also: tuple[str, ...] = ()
+) -> None:
+    """Begin these stores with the run's note in each, before rows are made.
+
+    It is written under the lock: `gc` of another run has read all notes and has removed what it
+    may, or finds this one.
+
+    Raises:
+        Locked: somebody removes rows there.
+        AnotherRecipe: the folder of a store was made by another recipe.
+    """
+    use = use_of(configuration, also=also)
+    for store in stores:
+        if _is_noted(store, use):
+            continue
+        doing = "noting who uses it"
+        with writer_lock(store.path, doing=doing, patience_seconds=LOCK_PATIENCE_SECONDS):
+            keep_recipe(store.path, store.recipe)
+            _note(store, use)
+
+
 def note_use(
     stores: Sequence[Kept], configuration: Configuration, *, also: tuple[str, ...] = ()
 ) -> None:
     """Leave the run's note in each of these stores, if it is not there already."""
     use = use_of(configuration, also=also)
     for store in stores:
-        if store.path.is_dir() and use not in uses_of(store):
-            write_json(store.path / USES / f"{use.name}.json", asdict(use) | _place(store))
+        if store.path.is_dir():
+            _note(store, use)
 
 
-def uses_of(store: Kept) -> list[Use]:
-    """The notes that were left in this very store; one that cannot be read names nothing."""
-    place = _place(store)
-    folder = store.path / USES
+def note_file(store: Kept, use: Use) -> Path:
+    """Where the note of a run lies in a store."""
+    return store.path / USES / f"{use.name}.json"
+
+
+def uses_of(store: Kept, *, apart_from: Use | None = None) -> list[Use]:
+    """What the notes say that were left in this very store.
+
+    Args:
+        apart_from: a run whose own note is not looked at.
+
+    Raises:
+        Damaged: one cannot be read, so that nobody knows what it keeps.
+    """
+    own = apart_from and note_file(store, apart_from)
     found = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        try:
-            said = json.loads(path.read_bytes())
-            use = Use(
-                tuple(said["pairs"]),
-                said["output_dir"],
-                tuple(said["captions_beside"]),
-                tuple(said.get("tables", ())),
-                tuple(said.get("also", ())),
-            )
-            # a moved store keeps its inode, another mount of it its path; a copy has neither
-            if any(said.get(name, value) == value for name, value in place.items()):
-                found.append(use)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+    for path in notes_in(store):
+        if path != own and (use := _read(path, store)) is not None:
+            found.append(use)
     return found
+
+
+def others_of(store: Kept, own: Use) -> list[Use]:
+    """What other runs than `own` want of a store: what none of them names may go.
+
+    Raises:
+        Damaged: nobody knows what one of them wants.
+        NotComplete: the tables that would tell it are gone.
+    """
+    others = uses_of(store, apart_from=own)
+    for use in others:
+        _refuse_without_tables(use, note=note_file(store, use))
+    return others
+
+
+def notes_in(store: Kept) -> list[Path]:
+    """The files of all notes in a store."""
+    folder = store.path / USES
+    return sorted(folder.glob("*.json")) if folder.is_dir() else []
+
+
+def _note(store: Kept, use: Use) -> None:
+    if not _is_noted(store, use):
+        said = asdict(use) | _place(store)
+        write_json(note_file(store, use), {**said, CHECKSUM: _checksum(said)})
+
+
+def _is_noted(store: Kept, use: Use) -> bool:
+    try:
+        return _read(note_file(store, use), store) == use
+    except Damaged:
+        return False
+
+
+def _read(path: Path, store: Kept) -> Use | None:
+    """What a note says; None if there is none, or if it was left in another store."""
+    place = _place(store)
+    try:
+        said = json.loads(path.read_bytes())
+        if CHECKSUM in said and said.pop(CHECKSUM) != _checksum(said):
+            raise ValueError("it does not match its checksum")
+        use = _use_in(said)
+        # a moved store keeps its inode, another mount of it its path; a copy has neither
+        is_of_this_store = any(said.get(name, value) == value for name, value in place.items())
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(
+            f"{path} names what another run uses of these caches, and it cannot be read: {error}.",
+            "Run the caching stages of that run once more: they write it anew. If there is no such "
+            "run any more, delete that file.",
+        ) from error
+    return use if is_of_this_store else None
+
+
+def _use_in(said: Mapping[str, Any]) -> Use:
+    """What the fields of a note say."""
+    # notes of earlier versions lack these
+    lists = {"tables": [], "also": []} | {name: said[name] for name in said if name in LISTS}
+    texts = [said["output_dir"], *chain.from_iterable(lists.values())]
+    if not all(isinstance(one, list) for one in lists.values()) or not all(
+        isinstance(one, str) for one in texts
+    ):
+        raise TypeError("its fields are not those of a note")
+    return Use(output_dir=said["output_dir"], **{name: tuple(one) for name, one in lists.items()})
+
+
+def _checksum(said: Mapping[str, Any]) -> str:
+    """Of a note without it: that of a path which a flipped bit leads elsewhere."""
+    return f"{crc32c(canonical_json(said).encode()):08x}"
+
+
+def _refuse_without_tables(use: Use, *, note: Path) -> None:
+    """Raise if a pairs table that `use` names is not there to be asked which rows it wants."""
+    gone = [folder for folder in use.pairs if not Path(folder).is_dir()]
+    gone += [
+        name
+        for name in use.tables
+        if not any(Path(folder, name, MANIFEST).is_file() for folder in use.pairs)
+    ]
+    if gone:
+        raise NotComplete(
+            f"The run in {use.output_dir} uses these caches, as {note} says, but its pairs tables "
+            f"are gone: {', '.join(gone)}. Which rows it wants, nobody can tell.",
+            "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
+            f"run again or, if there is no such run any more, delete {note}.",
+        )
 
 
 def _place(store: Kept) -> dict[str, str | int]:

@@ -17,7 +17,8 @@ from training import SAMPLES, made_runs
 
 from qedit.cache.lock import LOCK_FILE, new_holder
 from qedit.config.configuration import Configuration
-from qedit.pipeline.cleaning import Leftovers, clear, collect, find_locks
+from qedit.pipeline.cleaning import Leftovers, alone, clear, collect
+from qedit.pipeline.unlocking import find_locks
 from qedit.pipeline.verifying import Verified, verify
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.frozen_base import base_folder, modulation_table, quantized_base
@@ -52,8 +53,9 @@ def _verified(configuration: Configuration, **options: Any) -> Verified:
 
 
 def _gone(configuration: Configuration) -> Leftovers:
-    found = collect(configuration)
-    clear(found)
+    with alone(configuration):
+        found = collect(configuration)
+        clear(configuration, found)
     return found
 
 
@@ -148,7 +150,7 @@ def test_gc_keeps_what_these_settings_use_and_removes_what_nobody_does(
     assert "int8-quanto" in "\n".join(found.lines())
     assert found.count_bytes >= _base_file(made()).stat().st_size
     assert _base_file(made()).exists()  # shown, not removed
-    clear(found)
+    _gone(other)
     assert not _base_file(made()).parent.exists()
     assert _base_file(other).exists()
     assert _made_anew(other) == 0  # and the table is shared

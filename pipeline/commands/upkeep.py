@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -58,20 +59,22 @@ def verify(sample: float, drop: bool, **shared: Any) -> None:
 def gc(compact: bool, yes: bool, **shared: Any) -> None:
     """Remove cached rows that no pairs table and no run names any more."""
     with reporting(**shared) as (progress, finish):
-        from ..cleaning import clear, collect
+        from ..cleaning import alone, clear, collect
         from ..report import size
 
-        found = collect(configuration_of(progress, **shared), compact=compact)
-        lines = list(found.lines())
-        for line in lines:
-            progress.say(line)
-        said, found.removed = found.as_object(), yes
-        if yes:
-            clear(found)
-        elif lines:
-            progress.say(f"{size(said['bytes'])} in all. To remove it: `qedit gc --yes`.")
-        else:
+        configuration = configuration_of(progress, **shared)
+        with alone(configuration) if yes else nullcontext():
+            found = collect(configuration, compact=compact)
+            lines = list(found.lines())
+            for line in lines:
+                progress.say(line)
+            said = found.as_object()
+            if yes:
+                clear(configuration, found)
+        if not lines:
             progress.say("Nothing to remove.")
+        elif not yes:
+            progress.say(f"{size(said['bytes'])} in all. To remove it: `qedit gc --yes`.")
         finish({**said, "removed": yes})
 
 
@@ -86,7 +89,7 @@ def unlock(yes: bool, **shared: Any) -> None:
     """
     with reporting(**shared) as (progress, finish):
         from ...cache.atomic import remove
-        from ..cleaning import find_locks
+        from ..unlocking import find_locks
 
         locks = find_locks(configuration_of(progress, **shared))
         for path, holder in locks.here():

@@ -33,7 +33,7 @@ from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, open_stores, shard_named
-from ..uses import note_use
+from ..uses import begin_use, note_use
 
 STAGE = "cache-embeds"
 
@@ -76,16 +76,19 @@ def run(
     count.prefixes -= missing.prefixes - mine.prefixes
     count.tails -= missing.tails - mine.tails
     sizes = bytes_of(stores, work, channels=_channels(checkpoint))
+    kept = (*stores.prefixes.stores(), *stores.tails.stores())
     filled = Filled()
     if not dry_run:
         pass_on_rejections(wanted, stores)
     if work and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.rows} embeds")
+        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        begin_use(kept, configuration, also=previewed)
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
     rejections = _rejections(wanted, stores)
     if not dry_run:
         previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
-        note_use((*stores.prefixes.stores(), *stores.tails.stores()), configuration, also=previewed)
+        note_use(kept, configuration, also=previewed)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = Count(filled.rows["prefixes"], filled.rows["tails"])
     remember_rate(

@@ -25,7 +25,7 @@ from ..room import refuse_full_disk
 from ..samples import Picture
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
-from ..uses import note_use
+from ..uses import begin_use, note_use
 from .one_file import files_of, latent_bytes, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
 
@@ -67,16 +67,17 @@ def run(
     mine = wanted.of_share(share)
     count = wanted.count() - (wanted.missing - mine.missing)
     sizes = bytes_of(stores.latents, mine.latents)
+    kept = (*stores.latents.stores(), *stores.weights.stores())
     filled = Filled()
     if mine.missing and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.missing} latents")
+        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        begin_use(kept, configuration, also=previewed)
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
     rejections = wanted.rejections(stores)
     if not dry_run:
         previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
-        note_use(
-            (*stores.latents.stores(), *stores.weights.stores()), configuration, also=previewed
-        )
+        note_use(kept, configuration, also=previewed)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = filled.rows["latents"] + filled.rows["weights"]
     remember_rate(
