@@ -65,6 +65,11 @@ class Contents:
             return set()
         return {name for name in names if not name.endswith(LEFTOVER)}
 
+    def in_indices(self) -> set[str]:
+        """The names of the parts that an index speaks of now: those were complete once."""
+        listings = (read_index(path, store=self._store) for path in indices_in(self._path))
+        return {name for listing in listings if listing is not None for name in listing.names}
+
     def keep_index(self, unlisted: int) -> None:
         """Write an index anew if more parts than these are in none."""
         with self._looking:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .atomic import readable_json, write_json
+from .atomic import readable_json
 from .checksum import crc32c
 from .errors import Broken
 from .fingerprint import canonical_json
@@ -33,8 +33,8 @@ class Manifest:
     checksums: dict[str, int]
 
 
-def write_manifest(part: Path, manifest: Manifest) -> None:
-    """Complete `part`: from now on readers see it. Everything else in it is on the disk."""
+def manifest_text(manifest: Manifest) -> str:
+    """What the file says that completes a part."""
     said = {
         "format": FORMAT,
         "store": manifest.store,
@@ -43,7 +43,7 @@ def write_manifest(part: Path, manifest: Manifest) -> None:
         "files": manifest.files,
         "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
     }
-    write_json(part / MANIFEST_FILE, {**said, "crc32c": _own_checksum(said)})
+    return readable_json({**said, "crc32c": _own_checksum(said)})
 
 
 def is_as_written(part: Path) -> bool:

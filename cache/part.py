@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .arrays import Bits, write_array
-from .atomic import file_in_place, make_folder, readable_json, sync_folder
+from .atomic import LEFTOVER, file_in_place, new_file, readable_json, sync_folder
 from .checksum import crc32c
 from .errors import Broken
 from .grid import Grid, chunk_length, place, zarr_metadata
 from .listing import Listing, Row
-from .manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+from .manifest import MANIFEST_FILE, Manifest, manifest_text, read_manifest
 from .open_files import OpenFiles
 from .reading import KEPT_OPEN, ArrayReader
 from .tables import table_bytes, table_in
@@ -91,6 +91,9 @@ def write_part(
 ) -> None:
     """Write a new part of these rows at `path`; it exists once its manifest does.
 
+    The manifest's file is begun before all others, under the name of a leftover: a part that
+    has neither it nor the manifest is not unfinished, but has lost its manifest.
+
     Args:
         packs: whether to compress it, without a loss.
     """
@@ -100,21 +103,21 @@ def write_part(
     grid, starts = place(lengths, slabs[0].shape[1:], chunk=chunk, compressed=packs)
     described = {"attributes": ATTRIBUTES, "dimension_names": list(layout.dimension_names)}
     zarr_json = readable_json({**zarr_metadata(grid), **described}).encode()
-    make_folder(path)
-    array = path / layout.array
-    checksums = write_array(array, grid, starts=starts, rows=slabs, zarr_json=zarr_json)
-    table = table_bytes(_rows_table(keys, starts, lengths=lengths, checksums=checksums))
-    with file_in_place(path / ROWS_FILE) as file:
-        file.write(table)
-    sync_folder(path)
-    manifest = Manifest(
-        store=store,
-        rows=len(rows),
-        arrays={layout.array: grid},
-        files={name: (path / name).stat().st_size for name in _files_of(path)},
-        checksums={ROWS_FILE: crc32c(table), f"{layout.array}/zarr.json": crc32c(zarr_json)},
-    )
-    write_manifest(path, manifest)
+    with new_file(path / MANIFEST_FILE) as file:
+        array = path / layout.array
+        checksums = write_array(array, grid, starts=starts, rows=slabs, zarr_json=zarr_json)
+        table = table_bytes(_rows_table(keys, starts, lengths=lengths, checksums=checksums))
+        with file_in_place(path / ROWS_FILE) as rows_file:
+            rows_file.write(table)
+        sync_folder(path)
+        manifest = Manifest(
+            store=store,
+            rows=len(rows),
+            arrays={layout.array: grid},
+            files={name: (path / name).stat().st_size for name in _files_of(path)},
+            checksums={ROWS_FILE: crc32c(table), f"{layout.array}/zarr.json": crc32c(zarr_json)},
+        )
+        file.write(manifest_text(manifest).encode())
     sync_folder(path.parent)
 
 
@@ -147,7 +150,8 @@ def rows_in(listing: Listing) -> Iterator[tuple[str, Row]]:
 
 
 def _files_of(part: Path) -> list[str]:
-    files = (path for path in part.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    """Every file of a part that is being written, but for its manifest."""
+    files = (path for path in part.rglob("*") if path.is_file() and path.suffix != LEFTOVER)
     return sorted(path.relative_to(part).as_posix() for path in files)
 
 

@@ -202,9 +202,16 @@ class Store:
         wanted = None if keys is None else set(keys)
         said = wrong_recipe(self.path, self.recipe, has_parts=bool(self._contents.part_names()))
         damages = [Damage(self.path, None, what) for what in said]
+        indexed = self._contents.in_indices()
         for path in self.part_paths():
-            store = self.fingerprint
-            damages += verify_part(path, self.layout, store=store, wanted=wanted, share=share)
+            damages += verify_part(
+                path,
+                self.layout,
+                store=self.fingerprint,
+                wanted=wanted,
+                share=share,
+                indexed=indexed,
+            )
             seen(1)
         return damages
 

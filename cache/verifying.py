@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .atomic import LEFTOVER, owner_of
+from .atomic import LEFTOVER
 from .checksum import PIECE_BYTES, crc32c
 from .errors import Broken
 from .manifest import MANIFEST_FILE, is_as_written, read_manifest
 from .open_files import OpenFiles
-from .owner import is_dead
-from .part import Layout, Part, read_part, rows_in
+from .part import ROWS_FILE, Layout, Part, read_part, rows_in
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,41 @@ def verify_part(
     store: str,
     wanted: Set[str] | None,
     share: float = 1.0,
-) -> Iterator[Damage]:
+    indexed: Set[str] = frozenset(),
+) -> list[Damage]:
     """Read all of the part at `path` (or its rows of these keys); what is damaged in it.
+
+    Of a part that goes meanwhile nothing is said: its rows have moved, or nobody wants them.
 
     Args:
         share: of the rows that are read, drawn anew every time.
+        indexed: names of parts that were complete once, as an index says.
     """
+    try:
+        found = list(_damages(path, layout, store, wanted=wanted, share=share, indexed=indexed))
+    except FileNotFoundError:
+        if path.exists():
+            raise
+        return []
+    return found if path.exists() else []
+
+
+def _damages(
+    path: Path,
+    layout: Layout,
+    store: str,
+    *,
+    wanted: Set[str] | None,
+    share: float,
+    indexed: Set[str],
+) -> Iterator[Damage]:
     try:
         listing = read_part(path, layout, store=store)
     except Broken as error:
         yield Damage(path, None, str(error))
         return
     if listing is None:
-        if _has_lost_its_manifest(path):
+        if path.name in indexed or _has_lost_its_manifest(path):
             yield Damage(path, None, f"{MANIFEST_FILE} is missing")
         return
     if wanted is None:
@@ -62,19 +84,23 @@ def verify_part(
 
 
 def _has_lost_its_manifest(path: Path) -> bool:
-    """Whether a part without a manifest is nobody's work in progress, but was complete once.
+    """Whether a part without a manifest is not unfinished, but was complete once.
 
-    The array of a part that is being written, or was when its writer died, may be there too;
-    so what a dead writer left counts, and the next writer removes it.
+    As long as it is written, and after its writer has died, the manifest lies there under the
+    name of a leftover. That of a part which is done this very moment has just been renamed.
     """
-    owner = owner_of(path.name)
-    return owner is not None and is_dead(owner) and not path.name.endswith(LEFTOVER)
+    names = os.listdir(path) if path.is_dir() else []
+    if ROWS_FILE not in names or any(name.endswith(LEFTOVER) for name in names):
+        return False
+    return not (path / MANIFEST_FILE).exists()
 
 
 def _broken_files(path: Path) -> Iterator[str]:
     """What is wrong with the files of a part as such; the rows are another matter."""
     manifest = read_manifest(path)
-    assert manifest is not None, "its rows have just been read"
+    if manifest is None:
+        yield f"{MANIFEST_FILE} is missing"
+        return
     if not is_as_written(path):
         yield f"the file {MANIFEST_FILE} is not as it was written"
     for name, size in manifest.files.items():

@@ -34,6 +34,7 @@ def _rerun(folder: Path, ragged: bool) -> None:
     """Run again after an end and hold the result against an uninterrupted run's."""
     store, log = _store(folder, ragged), folder.with_name("log")
     _assert_rows_are_right(store)
+    assert store.verify() == [], "what is unfinished is not damaged"
     kept = set(store.keys())
     log.write_text("")
     fill(folder, ragged, log)

@@ -15,6 +15,7 @@ import pytest
 from crashing import RECIPE, row_of
 
 import qedit.cache.part as part_module
+import qedit.cache.verifying as verifying
 from qedit.cache.errors import Damaged
 from qedit.cache.part import Part
 from qedit.cache.reading import KEPT_OPEN
@@ -150,4 +151,16 @@ def test_so_has_one_that_looks_again_while_new_rows_move(
     _fill(tmp_path)
     _once_before(monkeypatch, part_module, "read_manifest", lambda: _compact(tmp_path))
     assert store.refresh()
+    _assert_holds(store)
+
+
+@pytest.mark.parametrize("at", ["read_manifest", "crc32c"])
+def test_a_part_that_goes_while_it_is_verified_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Before its table is read, and while its files are."""
+    store = _fill(tmp_path)
+    where = {"read_manifest": part_module, "crc32c": verifying}[at]
+    _once_before(monkeypatch, where, at, lambda: _compact(tmp_path))
+    assert store.verify() == []
     _assert_holds(store)

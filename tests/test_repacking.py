@@ -134,7 +134,7 @@ def _injure(store: Store, chance: random.Random) -> dict[Path, bytes]:
             path.write_bytes(data)
         case "cut":
             path.write_bytes(data[: chance.randrange(len(data))])
-        case "delete" if path.name != "manifest.json":
+        case "delete":
             path.unlink()
         case _ if before[other] != before[path]:
             path.write_bytes(before[other])

@@ -23,8 +23,9 @@ import qedit
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, WrongUse
 from qedit.cache.fingerprint import fingerprint
 from qedit.cache.grid import chunk_length, place
+from qedit.cache.index import replace_indices
 from qedit.cache.open_files import OpenFiles
-from qedit.cache.owner import this_process
+from qedit.cache.owner import Owner, this_process
 from qedit.cache.part import Part
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 from qedit.cache.workspace import refuse_source_folder
@@ -379,7 +380,43 @@ def test_a_part_without_a_manifest_does_not_exist(tmp_path: Path) -> None:
     (store.parts_folder / "empty").mkdir()
     left = Store(tmp_path, RECIPE, LATENTS)
     assert left.keys() in (first.keys(), second.keys())
-    assert left.verify() == []
+
+
+DEAD = replace(this_process(), started="1")
+OF_ANOTHER_HOST = replace(this_process(), host="another")
+
+
+@pytest.mark.parametrize("owner", [DEAD, OF_ANOTHER_HOST, this_process()])
+def test_a_manifest_that_is_lost_is_told_from_one_that_was_never_written(
+    tmp_path: Path, owner: Owner
+) -> None:
+    store = _filled(tmp_path, LATENTS, _rows(LATENTS, 2))
+    part = store.parts_folder / f"{owner}~7"
+    _parts(store)[0].rename(part)
+    assert store.verify() == []
+    begun = part / f".manifest.json~{owner}~8.partial"
+    (part / "manifest.json").rename(begun)
+    assert store.verify() == [], "killed before the manifest had its name"
+    begun.unlink()
+    (damage,) = store.verify()
+    assert (damage.part, damage.what) == (part, "manifest.json is missing")
+    (part / "rows.parquet").unlink()
+    assert store.verify() == [], "killed before the table"
+
+
+def test_a_part_that_an_index_names_was_complete(tmp_path: Path) -> None:
+    """Its rows are read still; that it is damaged is said, whatever else is missing."""
+    rows = _rows(LATENTS, 2)
+    store = _filled(tmp_path, LATENTS, rows)
+    listing = store.listing()
+    assert listing is not None
+    replace_indices(store.path, listing, store=store.fingerprint)
+    (part,) = _parts(store)
+    for name in ("manifest.json", "rows.parquet"):
+        (part / name).unlink()
+        (damage,) = store.verify()
+        assert (damage.part, damage.what) == (part, "manifest.json is missing")
+    _assert_holds(Store(tmp_path, RECIPE, LATENTS), rows)
 
 
 def test_unfinished_parts_of_the_living_and_of_strangers_stay(tmp_path: Path) -> None:
