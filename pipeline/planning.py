@@ -19,7 +19,8 @@ from ..config.settings import Settings
 from ..stages.footprint import Encoders, text_tokens
 from ..stages.models.checkpoint import flavour_of
 from ..stages.models.dimensions import Dimensions
-from ..stages.models.fit import fit_into
+from ..stages.models.fit import GIGABYTE, budget_of, fit_into
+from ..stages.models.fit import Fit as Fitted
 from ..stages.models.flavours import Flavour
 from ..stages.models.ladder import Rung, ladder
 from ..stages.models.memory import LORA_BYTES, Load, Memory, Way, memory_of, step_flops
@@ -71,16 +72,18 @@ class Plan:
     Attributes:
         pairs: main dataset -> how many samples.
         found_by: "pairs tables", or "names and headers" before `qedit pair`.
+        blocks: of the model.
         load: the forward that needs most; `sample` is one that has it.
         memory: as the settings stand.
         fits: every way to fit the run; `chosen` is the first that works within `vram_bytes`.
-        training: what `train` then does with what is left of them.
+        fitted: what `train` then does with what is left of them; `training` in words.
         step_seconds: measured in this run's folder; None where nothing was.
     """
 
     pairs: dict[str, int]
     rejected: int
     found_by: str
+    blocks: int
     sample: str
     load: Load
     disk: Disk
@@ -91,7 +94,14 @@ class Plan:
     step_seconds: float | None
     vram_bytes: int | None = None
     chosen: Fit | None = None
-    training: str = ""
+    fitted: Fitted | None = None
+
+    @property
+    def training(self) -> str:
+        if self.fitted is None:
+            return ""
+        words = self.fitted.words(blocks=self.blocks)
+        return f"a step takes {self.fitted.reason()}: {words}"
 
 
 def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> Plan:
@@ -109,8 +119,8 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     trained = [one for main in configuration.main_datasets() for one in samples[main.id]]
     way = way_of(settings)
     sample, load = _largest(trained or every, model, settings, way)
-    vram = None if vram_gb is None else round(vram_gb * 1e9)
-    every_rung = ladder(model.sizes, way)
+    streamed = settings.blocks_to_stream if isinstance(settings.blocks_to_stream, int) else None
+    every_rung = ladder(model.sizes, way, streamed=streamed)
     fits = [
         Fit(rung, _memory(model.sizes, load, rung.way, settings), _is_built(rung))
         for rung in every_rung
@@ -120,6 +130,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         pairs={name: len(found) for name, found in samples.items()},
         rejected=rejected,
         found_by=found_by,
+        blocks=model.sizes.blocks,
         sample=sample,
         load=load,
         disk=disk_of(
@@ -136,13 +147,17 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         flops=settings.gradient_accumulation_steps
         * step_flops(model.sizes, load, checkpointing=settings.gradient_checkpointing),
         step_seconds=_measured_seconds(settings.output_dir),
-        vram_bytes=vram,
+        vram_bytes=None if vram_gb is None else round(vram_gb * GIGABYTE),
     )
-    if vram is not None:
-        plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= vram), None)
-    if vram is not None and plan.chosen is not None and settings.model_type == "lora":
-        fitted = fit_into(vram, model.sizes, load, plan.chosen.rung.way)
-        plan.training = fitted.words(blocks=model.sizes.blocks)
+    if vram_gb is None:
+        return plan
+    # as `train` counts it, which holds itself to `memory` too
+    most = min(vram_gb, settings.memory) if isinstance(settings.memory, int) else vram_gb
+    budget = budget_of(most * GIGABYTE)
+    plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= budget), None)
+    if plan.chosen is not None and settings.model_type == "lora":
+        way = plan.chosen.rung.way
+        plan.fitted = fit_into(budget, model.sizes, load, way, streamed=streamed)
     return plan
 
 

@@ -20,6 +20,7 @@ from qedit.stages.models.fit import (
     Fit,
     Recomputation,
     attention_bytes,
+    budget_of,
     fit_into,
     needed_bytes,
 )
@@ -136,6 +137,17 @@ def test_no_memory_at_all_is_refused_as_it_is_read() -> None:
     with pytest.raises(ValueError, match='must be "auto" or a whole number above 0, not 0'):
         Settings(model_flavour="edit-v1", memory=0)
     assert Settings(model_flavour="edit-v1", blocks_to_stream=0).blocks_to_stream == 0
+
+
+@pytest.mark.parametrize(("memory", "counted"), [("auto", 10.5), (8, 8.0), (20, 10.5)])
+def test_memory_is_what_may_be_used_of_what_is_free(
+    memory: Any, counted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GB, 24 * GB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
+    settings = Settings(model_flavour="edit-v1", memory=memory)
+    found = fitting.memory_budget_bytes(settings, torch.device("cuda"))
+    assert found == budget_of(counted * GB)
 
 
 def test_a_fit_says_why_it_is_no_faster_one() -> None:

@@ -19,12 +19,18 @@ from torch.utils.flop_counter import (
 )
 
 from qedit.stages.models.dimensions import Dimensions
-from qedit.stages.models.fit import GIGABYTE, Fit, Recomputation, fit_into, needed_bytes
+from qedit.stages.models.fit import (
+    GIGABYTE,
+    Fit,
+    Recomputation,
+    budget_of,
+    fit_into,
+    needed_bytes,
+)
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.memory import Load, Way
 from qedit.stages.models.recompute import recompute_blocks
 from qedit.stages.models.transformer import predict_velocity
-from qedit.stages.train.fitting import FRAGMENTS
 
 GPU = Path(__file__).parent.parent / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))
@@ -167,7 +173,7 @@ def test_every_cap_that_is_measured_has_a_way_to_fit(case: Asked) -> None:
     sizes = shapes.sizes_of(shapes.FULL, case.flavour)
     load = shapes.Case(case.flavour, case.references, 1024).load
     way = Way(precision=case.precision, table=True)
-    budget = int((1 - FRAGMENTS) * case.cap_gb * GIGABYTE)
+    budget = budget_of(case.cap_gb * GIGABYTE)
     fit = fit_into(budget, sizes, load, way)
     assert needed_bytes(fit, sizes, load, way) <= budget
     if case.cap_gb >= 16:

@@ -35,11 +35,18 @@ from worker import answer, arguments
 from qedit.stages.models.compiled import compile_blocks
 from qedit.stages.models.device import let_segments_grow
 from qedit.stages.models.dimensions import Dimensions
-from qedit.stages.models.fit import GIGABYTE, Fit, Recomputation, fit_into, needed_bytes
+from qedit.stages.models.fit import (
+    GIGABYTE,
+    Fit,
+    Recomputation,
+    budget_of,
+    fit_into,
+    needed_bytes,
+)
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.memory import CONTEXT_BYTES, Load, Way, memory_of, step_flops
 from qedit.stages.models.transformer import predict_velocity
-from qedit.stages.train.fitting import FRAGMENTS, apply_fit, load_device
+from qedit.stages.train.fitting import apply_fit, load_device
 from qedit.stages.train.flow import noised, sample_losses
 from qedit.stages.train.optimizers import make_optimizer
 
@@ -167,7 +174,7 @@ class Bench:
             own, own_load = sizes_of(self.config, asked.flavour), case.load
             smallest = Fit(Recomputation(inputs_to_host=True), streamed=own.blocks)
             return max(scaled, needed_bytes(smallest, own, own_load, way))
-        return int((1 - FRAGMENTS) * total)
+        return budget_of(total)
 
     def _base_for(self, asked: Asked, fit: Fit) -> Base:
         key = (asked.what, asked.precision, asked.table, asked.compiled)

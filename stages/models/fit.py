@@ -14,6 +14,8 @@ from .dimensions import Dimensions
 from .memory import Load, Way, memory_of, saved_bytes
 
 GIGABYTE = 1_000_000_000
+# What the allocator cannot use between the tensors, as a share of the memory.
+FRAGMENTS = 0.04
 _LOG_SUM_BYTES = 4  # of each head and token, kept with attention's output
 
 
@@ -79,6 +81,11 @@ class Fit:
             blocks_wait = "1 block wait" if streamed == 1 else f"{streamed} blocks wait"
             said.append(f"the weights of {blocks_wait} in the computer's memory")
         return "; ".join(said)
+
+
+def budget_of(device_bytes: int | float) -> int:
+    """How much of so much device memory a step may be estimated to take, its context included."""
+    return round((1 - FRAGMENTS) * device_bytes)
 
 
 def fit_into(

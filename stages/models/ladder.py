@@ -20,12 +20,16 @@ class Rung:
     costs: str
 
 
-def ladder(sizes: Dimensions, way: Way) -> list[Rung]:
+def ladder(sizes: Dimensions, way: Way, *, streamed: int | None = None) -> list[Rung]:
     """The rungs from the dearest in memory down; each keeps what the one before it saved.
 
     A LoRA on the modulation, or a forward in float32, leaves the table out.
+
+    Args:
+        streamed: so many blocks are streamed on every rung, and no more.
     """
-    plain = replace(way, precision="no_change", table=False, offload=False, streamed=0)
+    always = streamed or 0
+    plain = replace(way, precision="no_change", table=False, offload=False, streamed=always)
     name = "bf16" if way.number_bytes == 2 else "fp32"
     rungs = [Rung(name, plain, {"base_model_precision": "no_change"}, "nothing")]
     smaller = plain
@@ -41,6 +45,8 @@ def ladder(sizes: Dimensions, way: Way) -> list[Rung]:
     smaller = replace(smaller, checkpointing=True, offload=True)
     costs = "the inputs of all blocks cross the bus twice a step; train does it where it must"
     rungs.append(Rung("offloaded checkpoints", smaller, settings, costs))
+    if streamed is not None:
+        return rungs
     smaller = replace(smaller, streamed=sizes.blocks)
     costs = "weights cross the bus twice a step, as few as must; train does it where it must"
     rungs.append(Rung("streamed blocks", smaller, settings, costs))

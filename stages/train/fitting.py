@@ -12,7 +12,7 @@ from ...config.settings import Settings
 from ..frozen_base import has_table, wants_table
 from ..models.block_streaming import stream_blocks
 from ..models.dimensions import Dimensions
-from ..models.fit import GIGABYTE, Fit, Recomputation, fit_into
+from ..models.fit import GIGABYTE, Fit, Recomputation, budget_of, fit_into
 from ..models.memory import CONTEXT_BYTES, Load
 from ..models.recompute import recompute_blocks
 from ..models.streaming import config_in
@@ -26,8 +26,6 @@ from .plan import Plan
 # Of so many of the largest shapes, and so many samples of each, the texts are measured.
 SHAPES_LOOKED_AT = 4
 SAMPLES_LOOKED_AT = 64
-# What the allocator cannot use between the tensors, as a share of the memory.
-FRAGMENTS = 0.04
 
 
 def fit_of(plan: Plan, device: torch.device) -> Fit:
@@ -101,18 +99,18 @@ def apply_fit(fit: Fit, transformer: nn.Module, *, device: torch.device) -> None
 def memory_budget_bytes(settings: Settings, device: torch.device) -> int | None:
     """How much device memory the run may take, its context included; None: nobody counts.
 
-    `memory` in GB, or what is free of the GPU. Processors have memory enough for what runs on
-    them, unless `memory` says otherwise.
+    What is free of the GPU, and of that at most `memory` in GB. Processors have memory enough
+    for what runs on them, unless `memory` says otherwise.
     """
-    if isinstance(settings.memory, int):
-        return settings.memory * GIGABYTE
+    wanted = settings.memory * GIGABYTE if isinstance(settings.memory, int) else None
     if device.type != "cuda":
-        return None
+        return None if wanted is None else budget_of(wanted)
     free, total = torch.cuda.mem_get_info(device)
     share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # newer than torch 2.6
     allowed = share(device) * total if share else total
     # the context is there by now: the free memory does not hold it any more
-    return round((1 - FRAGMENTS) * min(free + CONTEXT_BYTES, allowed))
+    there = min(free + CONTEXT_BYTES, allowed)
+    return budget_of(there if wanted is None else min(wanted, there))
 
 
 def without_counting(settings: Settings) -> Fit:
