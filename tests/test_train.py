@@ -257,6 +257,31 @@ def test_what_is_free_is_no_part_of_what_decides_the_run(made: Any) -> None:
         record.refuse_another_run(run, make_plan(made(huber_c=0.2)).run, where=Path("here"))
 
 
+def test_the_lora_that_a_run_began_with_may_move_change_or_be_gone(
+    made: Any, tmp_path: Path
+) -> None:
+    first, second = made(output="first", max_train_steps=1), made(output="second")
+    for configuration in (first, second):
+        train(configuration)
+    (one, moved) = (tmp_path / name for name in ("one.safetensors", "moved.safetensors"))
+    shutil.copy(first.settings.output_dir / "pytorch_lora_weights.safetensors", one)
+
+    def going_on(steps: int, start: Path) -> int:
+        return train(made(output="on", max_train_steps=steps, init_lora=str(start))).kept
+
+    assert going_on(1, one) == 0
+    one.rename(moved)
+    assert going_on(2, moved) == 1
+    shutil.copy(second.settings.output_dir / "pytorch_lora_weights.safetensors", moved)
+    assert going_on(3, moved) == 2
+    moved.rename(one)  # and now the key names another LoRA than the run began with
+    with pytest.raises(AnotherRecipe, match=r"init_lora: .*moved.safetensors there, .*one.saf"):
+        going_on(4, one)
+    assert going_on(4, moved) == 3, "which is gone"
+    shutil.copy(first.settings.output_dir / "pytorch_lora_weights.safetensors", one)
+    assert going_on(5, one) == 4
+
+
 # -- what is refused -------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from .mixture import Mixture
 from .record import describe_run
 from .refusals import refuse_to_train
 from .rollout import rollouts_of
+from .start import start_digest
 
 # How many held-out samples are measured; a larger `num_eval_images` asks for more.
 HELD_OUT_SAMPLES = 16
@@ -108,6 +109,7 @@ def _make_plan(configuration: Configuration) -> Plan:
         zero_cond_t=checkpoint.zero_cond_t,
         recipes=_recipes(stores),
         digests=digests,
+        start=start_digest(settings),
     )
     steps = _steps(settings, order)
     held_out = _held_out(configuration, checkpoint, feed)

@@ -89,12 +89,14 @@ def describe_run(
     zero_cond_t: bool,
     recipes: Mapping[str, str],
     digests: Mapping[str, str] | None = None,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """What decides the run, as JSON: settings, model, recipes of the cached rows, pairs.
 
     Args:
         digests: of the samples of each source, where they are known already.
         recipes: fingerprints of the stores that rows are read from.
+        start: digest of the LoRA that it begins with, if it does.
     """
     values = settings.model_dump(mode="json")
     return {
@@ -104,6 +106,7 @@ def describe_run(
         "datasets": {
             source.name: _describe(source, (digests or {}).get(source.name)) for source in sources
         },
+        **({"start": start} if start else {}),
     }
 
 
@@ -170,9 +173,10 @@ def refuse_strangers(foreign: Sequence[Path], *, where: Path) -> NoReturn:
 
 
 def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
+    is_same_start = "start" in run and there.get("start") == run["start"]
     for key, value in run["settings"].items():
         before = there["settings"].get(key, _default(key))
-        if before != value:
+        if before != value and not (key == "init_lora" and is_same_start):
             yield f"{key}: {_plain(before)} there, {_plain(value)} now"
     if there["model"] != run["model"]:
         yield "the transformer is another one"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...cache.errors import WrongUse
+from ...cache.fingerprint import digest_file
 from ...config.settings import Settings
-from ..models.lora_file import Lora, read_lora
+from ..models.lora_file import LORA_FILE, Lora, read_lora
+from .checkpoint import checkpoint_to_resume, read_state
 
 
 def start_of(settings: Settings) -> Lora | None:
@@ -26,3 +28,22 @@ def start_of(settings: Settings) -> Lora | None:
             f"Say `--set lora_rank={max(lora.ranks)}` or more, or give another LoRA.",
         )
     return lora
+
+
+def start_digest(settings: Settings) -> str | None:
+    """The bytes of the file that `init_lora` names, in a digest; None where there is none.
+
+    Of a run that goes on with the same key it is what it was: the file is no longer read, and
+    may hold something else by now.
+    """
+    if settings.init_lora is None:
+        return None
+    begin = checkpoint_to_resume(settings.output_dir, settings.resume_from_checkpoint)
+    if begin is not None:
+        run = read_state(begin)["run"]
+        if run["settings"].get("init_lora") == settings.init_lora:
+            known: str | None = run.get("start")
+            return known
+    path = Path(settings.init_lora).expanduser()
+    path = path / LORA_FILE if path.is_dir() else path
+    return digest_file(path) if path.is_file() else None
