@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shlex
@@ -39,6 +40,13 @@ COMMAND = re.compile(
     r"|preview)\b([^`]*)`"
 )
 
+# Where bitsandbytes, which diffusers and peft import, advises on a faster 4-bit product for CPUs.
+_ADVISER = "bitsandbytes.backends.cpu.ops"
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "kernels-community" not in str(record.msg)
+
 
 @contextmanager
 def reporting(
@@ -51,6 +59,7 @@ def reporting(
     **given: Any,
 ) -> Iterator[tuple[TerminalProgress, Callable[[dict[str, Any]], None]]]:
     """Go to the folder, and turn whatever goes wrong into words and an exit code."""
+    logging.getLogger(_ADVISER).addFilter(_is_no_advice)
     # of several processes that train one run, the first one speaks
     silent = rank_of_this_process() > 0
     verbosity = SILENT if silent else -1 if quiet else verbose

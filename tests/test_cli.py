@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -322,6 +323,17 @@ def test_wrong_options_are_one_json_object_too(copy: Path) -> None:
 def test_schedules_that_cannot_be_made_are_the_users_to_mend(copy: Path) -> None:
     wrong = ("--set", "output_dir=other", "--set", "lr_scheduler=piecewise_constant")
     assert "step_rules" in with_files("train", *wrong, expect=2).stderr
+
+
+def test_advice_of_a_package_that_is_imported_on_the_way_is_not_shown(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_files("status")
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "why")
+    logger.warning("something else")
+    logger.error("an error")
+    assert caplog.messages == ["something else", "an error"]
 
 
 def test_variants_of_a_target_can_be_named(copy: Path) -> None:
