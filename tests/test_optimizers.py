@@ -205,6 +205,9 @@ def test_what_comes_to_little_is_said(made: Any) -> None:
 
     assert "multiplies it by `learning_rate`, which is 0.01" in said(optimizer="prodigy")
     assert "learning_rate" not in said(optimizer="prodigy", learning_rate=1.0)
+    epoch = {"num_train_epochs": 1, "lr_warmup_steps": 4}  # of 8 samples, 2 a step
+    assert "the run has 4 steps" in said(**epoch)
+    assert "lr_warmup_steps" not in said(**{**epoch, "lr_warmup_steps": 3})
     # the widest rank that a 64x64 matrix can use is 64
     assert "to_q can use: its matrix is 64x64" in said(lora_rank=65, lora_target_modules=["to_q"])
     assert "lora_rank" not in said(lora_rank=64, lora_target_modules="all-linear")

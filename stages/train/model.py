@@ -137,6 +137,11 @@ def remarks(plan: Plan) -> Iterator[str]:
             f"To train all {count / 1e9:.1f} billion weights takes {need:.0f} GB with AdamW, "
             "beside activations; `lora_target_modules` names fewer."
         )
+    if settings.num_train_epochs and settings.lr_warmup_steps >= plan.steps:
+        yield (
+            f"`lr_warmup_steps` is {settings.lr_warmup_steps} and the run has {plan.steps} steps: "
+            "it ends before `learning_rate` is reached."
+        )
     if settings.optimizer == "prodigy" and settings.learning_rate < LEAST_FOR_PRODIGY:
         yield (
             "Prodigy finds the learning rate itself and multiplies it by `learning_rate`, which is "
