@@ -175,6 +175,13 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def rename(path: Path, name: str) -> None:
+    """Give the file or the tree at `path` another name in its folder, which nothing there has."""
+    with _in_words(path):
+        path.rename(path.with_name(name))
+        sync_folder(path.parent)
+
+
 def sweep(folder: Path) -> int:
     """Remove what dead processes left in `folder`; how many files and trees that were."""
     if not folder.is_dir():

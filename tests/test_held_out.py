@@ -17,10 +17,12 @@ from quiet import Quiet
 from safetensors.torch import load_file
 from training import LORA, checkpoint_names, lora, metrics, train
 
+from qedit.cache.atomic import remove
 from qedit.cache.errors import NotComplete
 from qedit.config.loading import Configuration
 from qedit.stages.models.transformer import load_transformer, predict_velocity
-from qedit.stages.train import loop
+from qedit.stages.train import loop, transformer_result
+from qedit.stages.train.evaluate import held_out_of
 from qedit.stages.train.metrics import Metrics
 from qedit.stages.train.plan import make_plan
 
@@ -32,7 +34,7 @@ EVERY: dict[str, Any] = {
     "lora_dropout": 0.3,
     # after four steps so fast that the loss, which has fallen, rises
     "lr_scheduler": "piecewise_constant",
-    "lr_scheduler_config": {"step_rules": "4:1,1000"},
+    "lr_scheduler_config": {"step_rules": "1:4,1000"},
 }
 
 
@@ -273,6 +275,70 @@ def test_a_run_killed_between_the_best_and_its_line_ends_the_same(
     (configuration.settings.output_dir / "best" / "state.json").unlink()
     train(configuration)
     assert ending(configuration) == ending(trained)
+
+
+FULL: dict[str, Any] = {
+    "model_type": "full",
+    "mixed_precision": "bf16",
+    "learning_rate": 1e-3,
+    "lora_dropout": 0.0,
+    "use_ema": True,
+}
+
+
+def best_transformer(configuration: Configuration) -> dict[str, bytes]:
+    best = configuration.settings.output_dir / "best"
+    assert sorted(path.name for path in best.iterdir()) == ["state.json", "transformer"]
+    return {str(path.relative_to(best)): path.read_bytes() for path in best.rglob("*.*")}
+
+
+def test_the_best_of_a_full_run_is_a_transformer_that_diffusers_loads(made: Any) -> None:
+    from diffusers import QwenImageTransformer2DModel
+
+    configuration = made(**FULL)
+    train(configuration)
+    where = configuration.settings.output_dir
+    state = best_state(configuration)
+    assert state["step"] != 6, "else it would be the newest anyhow"
+    kind: Any = QwenImageTransformer2DModel
+    loaded = kind.from_pretrained(str(where / "best" / "transformer"), torch_dtype=torch.bfloat16)
+    plan = make_plan(configuration)
+    objective = loop.Trainer.load(plan, device=torch.device("cpu")).objective
+    held_out = held_out_of(plan, objective)
+    assert held_out is not None
+    assert held_out.measure(loaded)["loss"] == state["loss"]
+    assert "| `best/transformer/` |" in (where / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_a_full_run_killed_as_it_replaces_its_best_ends_the_same(
+    made: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    whole, killed = (made(output=name, max_train_steps=4, **FULL) for name in ("a/run", "b/run"))
+    train(whole)
+    assert best_state(whole)["step"] == 4, "a second best replaces the first"
+    rename, seen = transformer_result.rename, []
+
+    def dying(path: Path, name: str) -> None:
+        seen.append(path)
+        if len(seen) == 2 and moment == "between":  # the one before is gone
+            raise Enough
+        rename(path, name)
+        if len(seen) == 2 and moment == "after":
+            raise Enough
+
+    def dying_before(path: Path) -> None:
+        if len(seen) == 1 and moment == "before" and path.is_dir():
+            raise Enough
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformer_result, "rename", dying)
+        patch.setattr(transformer_result, "remove", dying_before)
+        with pytest.raises(Enough):
+            train(killed)
+    train(killed)
+    assert best_transformer(killed) == best_transformer(whole)
 
 
 def test_losses_of_another_measure_are_not_compared(made: Any) -> None:

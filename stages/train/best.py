@@ -1,7 +1,7 @@
-"""best/: the LoRA with the lowest held-out loss of the run so far.
+"""best/: the LoRA, or with `model_type` full the transformer, of the lowest held-out loss so far.
 
-The LoRA file says itself which step and loss it is of, so that it is replaced in one piece and
-a killed run cannot mistake it; `state.json` beside it says the same for people and programs.
+It says itself which step and loss it is of, so that it is replaced in one piece and a killed run
+cannot mistake it; `state.json` beside it says the same for people and programs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ...cache.atomic import readable_json, write_text
 from ..models.lora_file import LORA_FILE
 from .checkpoint import STATE_FILE, Trained
 from .publish import Publisher
+from .transformer_result import about_transformer, settle
 
 BEST_FOLDER = "best"
 KEY = "held_out"
@@ -37,8 +38,8 @@ class Best:
 
     @property
     def path(self) -> Path:
-        """Of the LoRA."""
-        return self.publisher.output_dir / BEST_FOLDER / LORA_FILE
+        """Of the LoRA, or of the folder of a transformer."""
+        return self.publisher.output_dir / BEST_FOLDER / self.publisher.result
 
     def so_far(self) -> dict[str, Any] | None:
         """What state.json says of the best; None where none was kept, or by another measure."""
@@ -85,11 +86,14 @@ class Best:
 
 
 def _said_in(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
     try:
-        with safe_open(path, "pt") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
-    except (SafetensorError, KeyError, ValueError):
+        if path.name == LORA_FILE:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+        else:
+            settle(path)
+            metadata = about_transformer(path)
+        state: dict[str, Any] = json.loads(metadata[KEY])
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return None
     return state

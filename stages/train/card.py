@@ -190,7 +190,7 @@ def _files(settings: Settings, kind: str) -> str:
     if settings.use_ema:
         rows.append((f"`ema/{result}`", "their average over the last steps"))
     if settings.keep_best:
-        rows.append((f"`best/{LORA_FILE}`", "lowest loss on held-out pairs, where there are some"))
+        rows.append((f"`best/{result}`", "lowest loss on held-out pairs, where there are some"))
     return "\n".join(("## Files\n", "| | |", "|---|---|", *map(_row, rows), ""))
 
 

@@ -20,7 +20,7 @@ from .card import CARD_FILE, MADE_BY, model_card, newest_sheet
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .lora_start import kept_start, less_start
 from .plan import Plan
-from .transformer_result import FOLDER, publish_transformer, write_trained
+from .transformer_result import FOLDER, keep_transformer, publish_transformer
 
 EMA_FOLDER = "ema"
 # What of the settings the metadata tell.
@@ -87,11 +87,19 @@ class Publisher:
         if before is None or (before != card and MADE_BY in before):
             write_text(path, card)
 
+    @property
+    def result(self) -> str:
+        """What a result is called in its folder."""
+        return LORA_FILE if self.base is None else FOLDER
+
     def write(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Make `path` the file of `weights`; its metadata say `about` beside what the run says."""
+        """Make `path` the result of `weights`; its metadata say `about` beside what the run says.
+
+        What was there is there until the new one is whole.
+        """
         facts = {**self.about, **about}
         if self.base is not None:
-            write_trained(path, weights, about=facts)
+            keep_transformer(path, weights, base=self.base, about=facts)
         else:
             write_bytes(path, self._adapter(weights, facts))
 

@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...cache.atomic import remove
+from ...cache.atomic import remove, rename
 from ...cache.errors import WrongUse
 from ..models.streaming import config_in, tensors_in
-from ..models.tensor_file import as_text, write_tensors
+from ..models.tensor_file import as_text
 from ..models.transformer_folder import write_transformer
 from .checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 
@@ -38,12 +38,41 @@ def publish_transformer(
         facts = {**about, "steps": step_of(checkpoint), "checkpoint_digest": digests[source]}
         trained = read_tensors(checkpoint, source)
         remove(folder)
-        write_transformer(
-            folder,
-            _stored(base, trained),
-            config=config_in(base) | ({"zero_cond_t": True} if about["zero_cond_t"] else {}),
-            about=as_text(facts),
-        )
+        _write(folder, trained, base=base, about=facts)
+
+
+def keep_transformer(
+    folder: Path, weights: Mapping[str, Tensor], *, base: Path, about: Mapping[str, Any]
+) -> None:
+    """Have `folder` hold the transformer with `weights`, in bfloat16.
+
+    What it held is there until the new one is whole: nothing else may have these weights.
+    """
+    settle(folder)
+    _write(_next_to(folder), weights, base=base, about=about)
+    settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Put what is to be in `folder` there, if a run was killed before it was."""
+    if _next_to(folder).is_dir():
+        remove(folder)
+        rename(_next_to(folder), folder.name)
+
+
+def _next_to(folder: Path) -> Path:
+    return folder.with_name(f"next-{folder.name}")
+
+
+def _write(
+    folder: Path, trained: Mapping[str, Tensor], *, base: Path, about: Mapping[str, Any]
+) -> None:
+    write_transformer(
+        folder,
+        _stored(base, trained),
+        config=config_in(base) | ({"zero_cond_t": True} if about["zero_cond_t"] else {}),
+        about=as_text(about),
+    )
 
 
 def refuse_strange_transformer(output_dir: Path) -> None:
@@ -52,8 +81,8 @@ def refuse_strange_transformer(output_dir: Path) -> None:
     Raises:
         WrongUse: it would be replaced.
     """
-    for folder in (output_dir / FOLDER, output_dir / "ema" / FOLDER):
-        if folder.exists() and _digest_in(folder) is None:
+    for folder in (output_dir / place / FOLDER for place in ("", "ema", "best")):
+        if folder.exists() and "qedit" not in about_transformer(folder):
             raise WrongUse(
                 f"{folder} is there and was not made by a run: it would be replaced.",
                 "Move it away, or choose another `output_dir`.",
@@ -67,17 +96,16 @@ def _stored(base: Path, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Te
 
 def _digest_in(folder: Path) -> str | None:
     """Of the checkpoint that the transformer in `folder` was made of; None: none to read."""
+    return about_transformer(folder).get("checkpoint_digest")
+
+
+def about_transformer(folder: Path) -> Mapping[str, str]:
+    """What the files of the transformer in `folder` say of it; nothing where none can be read."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        return None
+        return {}
     try:
         with safe_open(files[0], "pt") as file:
-            return (file.metadata() or {}).get("checkpoint_digest")
+            return file.metadata() or {}
     except SafetensorError:
-        return None
-
-
-def write_trained(path: Path, weights: Mapping[str, Tensor], *, about: Mapping[str, Any]) -> None:
-    """Make `path` a safetensors file of the trained weights alone, in bfloat16."""
-    metadata = {"format": "pt", **as_text(about)}
-    write_tensors(path, weights, metadata=metadata, dtype=_STORED)
+        return {}
