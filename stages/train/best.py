@@ -19,7 +19,7 @@ from ...cache.atomic import readable_json, write_text
 from ..models.lora_file import LORA_FILE
 from .checkpoint import STATE_FILE, Trained
 from .publish import Publisher
-from .transformer_result import about_transformer, settle
+from .transformer_result import about_transformer
 
 BEST_FOLDER = "best"
 KEY = "held_out"
@@ -91,7 +91,6 @@ def _said_in(path: Path) -> dict[str, Any] | None:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
         else:
-            settle(path)
             metadata = about_transformer(path)
         state: dict[str, Any] = json.loads(metadata[KEY])
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):

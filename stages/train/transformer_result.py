@@ -48,20 +48,11 @@ def keep_transformer(
 
     What it held is there until the new one is whole: nothing else may have these weights.
     """
-    settle(folder)
-    _write(_next_to(folder), weights, base=base, about=about)
-    settle(folder)
-
-
-def settle(folder: Path) -> None:
-    """Put what is to be in `folder` there, if a run was killed before it was."""
-    if _next_to(folder).is_dir():
-        remove(folder)
-        rename(_next_to(folder), folder.name)
-
-
-def _next_to(folder: Path) -> Path:
-    return folder.with_name(f"next-{folder.name}")
+    following = folder.with_name(f"next-{folder.name}")
+    remove(following)  # a killed run may have left it, which measures again what it was for
+    _write(following, weights, base=base, about=about)
+    remove(folder)
+    rename(following, folder.name)
 
 
 def _write(
