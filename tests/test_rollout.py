@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from made_run import made_samples_with_edits
+from made_samples import made_picture, made_sample
 from made_transformer import TEXT_WIDTH, made_transformer
+from made_transformer import drawn as drawn_weights
 from torch import Tensor, nn
 from training import lora, made_runs, metrics, train
 
@@ -26,6 +29,7 @@ from qedit.stages.train.rolling import Start
 from qedit.stages.train.rollout import Reflex, Rollouts, rollouts_of
 from qedit.stages.train.solvers import Sampler
 from qedit.stages.train.step import Objective
+from qedit.stages.train.trainer import Trainer
 
 ON = {
     "scheduled_sampling_max_step_offset": 3,
@@ -201,6 +205,12 @@ def by_hand(
             sigma=torch.tensor([at]),
         )[0]
 
+    # without a mask everything counts alike, and a sum of weights is a mean
+    weights = torch.ones(1, *clean.shape[1:]) if batch.weights is None else batch.weights[row]
+
+    def mean(pointwise: Tensor) -> Tensor:
+        return (weights * pointwise).sum() / (weights.sum() * len(clean))
+
     steps = batch.rollouts[row]
     at = sigma + steps / 1000
     state = (1 - at) * clean + at * noise
@@ -210,18 +220,31 @@ def by_hand(
     predicted = velocity(state, sigma)
     error = (predicted - (noise - clean)).square()
     if not steps:
-        return error.mean()
+        return mean(error)
     with torch.no_grad():
         lost = velocity((1 - sigma) * clean + sigma * noise, sigma) - predicted
     weighted = (1 + alpha * lost / lost.abs().sum()) * error
     way = state - clean
+    predicted, way = (one * weights.sqrt() for one in (predicted, way))
     distance = (predicted / predicted.norm() - way / way.norm()).square().sum()
-    return beta2 * weighted.mean() + beta1 * distance
+    return beta2 * mean(weighted) + beta1 * distance
 
 
+def masked(batch: Batch, *, seed: int) -> Batch:
+    """With a mask of zeros, ones and what is between, of its own for each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(len(batch), 1, *batch.target.shape[2:], generator=generator)
+    return replace(batch, weights=(2 * weights - 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("has_mask", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("zero_cond_t", [False, True], ids=["v2", "v3"])
-def test_losses_and_gradients_are_those_of_rollouts_by_hand(zero_cond_t: bool) -> None:
+def test_losses_and_gradients_are_those_of_rollouts_by_hand(
+    zero_cond_t: bool, has_mask: bool
+) -> None:
     transformer = made_transformer(zero_cond_t=zero_cond_t).train()
+    given = [masked(one, seed=seed) for seed, one in enumerate(batches())]
+    given = given if has_mask else batches()
     # alpha so large that its part shows beside the sum over a sample
     reflex = {"alpha": 300.0, "beta1": 3.0, "beta2": 0.5}
     rollouts = Rollouts(4, probability=1.0, sampler="euler", reflex=Reflex(**reflex))
@@ -229,14 +252,10 @@ def test_losses_and_gradients_are_those_of_rollouts_by_hand(zero_cond_t: bool) -
         dtype=torch.float32, device=torch.device("cpu"), seed=1, rollouts=rollouts
     )
     weight = transformer.transformer_blocks[0].attn.to_q.weight
-    losses = objective.backward(transformer, batches(), step=1)
+    losses = objective.backward(transformer, given, step=1)
     found, weight.grad = weight.grad, None
     expected = torch.stack(
-        [
-            by_hand(transformer, batch, row, **reflex)
-            for batch in batches()
-            for row in range(len(batch))
-        ]
+        [by_hand(transformer, batch, row, **reflex) for batch in given for row in range(len(batch))]
     )
     expected.mean().backward()
     torch.testing.assert_close(losses.values, expected.detach(), rtol=1e-4, atol=1e-5)
@@ -285,6 +304,55 @@ def test_a_run_that_never_rolls_out_is_the_run_without(made: Any) -> None:
     weights = [lora(configuration) for configuration in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_processes_that_share_a_step_are_one_process(made: Any) -> None:
+    """With rollouts, dropout, and references that are drawn."""
+    samples = made_samples_with_edits(3, sizes=[(64, 64), (64, 96)])
+    turns = [
+        replace(
+            made_sample(f"turns-{target}.png", captions=("keep it",)),
+            references=(
+                made_picture(name, dataset="edits-before-0", size=(64, 64), vl_size=(28, 28)),
+            ),
+            group=f"turns-{target}.png",
+        )
+        for target in range(3)
+        for name in ("one.png", "two.png")
+    ]
+    settings = {**ON, "scheduled_sampling_probability": 0.7, "lora_dropout": 0.3}
+    plan = make_plan(
+        made([*samples, *turns], train_batch_size=4, gradient_accumulation_steps=2, **settings)
+    )
+    trainer = Trainer.load(plan, device=torch.device("cpu"))
+    drawn_weights(trainer.trained.weights)
+
+    def of_step(step: int, world: int) -> tuple[float, Tensor, list[str]]:
+        loss, names = 0.0, []
+        for rank in range(world):
+            batches = replace(plan.feed, rank=rank, world=world).step(step)
+            names += [name for batch in batches for name in batch.names]
+            loss += trainer.objective.backward(
+                trainer.transformer, batches, step=step, of_samples=plan.feed.samples_in(step)
+            ).mean
+        weights = trainer.trained.weights.values()
+        gradient = torch.cat(
+            [weight.grad.flatten() for weight in weights if weight.grad is not None]
+        )
+        for weight in weights:
+            weight.grad = None
+        return loss, gradient, names
+
+    rolled = 0
+    for step in (1, 2, 3):
+        rolled += sum(sum(batch.rollouts) for batch in plan.feed.step(step))
+        loss, gradient, names = of_step(step, 1)
+        for world in (2, 3):
+            other, of_shares, of_samples = of_step(step, world)
+            assert of_samples == names
+            assert other == pytest.approx(loss, rel=1e-5)
+            assert (of_shares - gradient).norm() < 1e-5 * gradient.norm()
+    assert rolled
 
 
 def test_a_resumed_run_rolls_out_as_an_uninterrupted_one(made: Any) -> None:

@@ -24,6 +24,8 @@ from qedit.stages.train.plan import make_plan
 from qedit.stages.train.trainer import Trainer
 
 CPU = torch.device("cpu")
+# far enough that a solver has several steps, of more than one order
+ROLLED_FAR = {"scheduled_sampling_max_step_offset": 9, "scheduled_sampling_probability": 1.0}
 # key -> a value, and what else makes its effect visible in two steps
 DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (7, {}),
@@ -58,6 +60,8 @@ DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
     "quantize_activations": (True, {"base_model_precision": "int8-quanto"}),
     "scheduled_sampling_probability": (1.0, {"scheduled_sampling_max_step_offset": 2}),
     "scheduled_sampling_max_step_offset": (2, {"scheduled_sampling_probability": 1.0}),
+    "scheduled_sampling_sampler": ("euler", ROLLED_FAR),
+    "scheduled_sampling_order": (1, ROLLED_FAR),
     "scheduled_sampling_reflexflow": (
         True,
         {"scheduled_sampling_max_step_offset": 2, "scheduled_sampling_probability": 1.0},
@@ -75,13 +79,15 @@ ELSEWHERE = {
     "ema_decay": "test_training_keys.py::test_what_is_averaged_how_and_where",
     "ema_update_interval": "test_training_keys.py::test_what_is_averaged_how_and_where",
     "ema_device": "test_training_keys.py::test_what_is_averaged_how_and_where",
+    "conditioning_multidataset_sampling": "test_random_references.py::"
+    "test_a_sample_is_shown_with_one_reference_and_the_embeds_of_that_one",
     "lora_format": "test_train.py::test_the_lora_is_published_in_the_style_asked_for",
     **dict.fromkeys(
         (
             f"scheduled_sampling_{key}"
             for key in (
                 *("strategy", "prob_start", "prob_end", "ramp_steps", "start_step"),
-                *("ramp_shape", "sampler", "order"),
+                *("ramp_shape",),
                 *("reflexflow_alpha", "reflexflow_beta1", "reflexflow_beta2"),
             )
         ),
@@ -94,7 +100,7 @@ OTHERS = {
     *(f"pretrained_{part}model_name_or_path" for part in ("", "transformer_", "vae_")),
     "pretrained_text_encoder_model_name_or_path",
     *("vae_dtype", "text_encoder_dtype", "text_encoder_precision", "cache_compression"),
-    *("conditioning_multidataset_sampling", "keep_best", "num_eval_images"),
+    *("keep_best", "num_eval_images"),
     *("report_to", "tracker_project_name"),
 }
 OF_OTHERS = ("memory", "blocks_", "compile", "validation_", "eval_", "checkpoint", "resume_")
