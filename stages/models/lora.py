@@ -117,18 +117,12 @@ def _config(
 ) -> Any:
     from peft import LoKrConfig, LoraConfig
 
-    modules = list(targets)
+    options: dict[str, Any] = {"r": rank, "target_modules": list(targets)}
     if kind == "lokr":
         assert (dropout, init) == (0, "default"), "the settings are refused otherwise"
-        return LoKrConfig(r=rank, alpha=alpha, target_modules=modules)
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        init_lora_weights=_INITS[init],
-        target_modules=modules,
-        use_dora=kind == "dora",
-    )
+        return LoKrConfig(**(options | {"alpha": alpha}))
+    options |= {"lora_alpha": alpha, "lora_dropout": dropout, "init_lora_weights": _INITS[init]}
+    return LoraConfig(**options, use_dora=kind == "dora")
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def refuse_optimizer(settings: Settings) -> None:
     try:
         optimizer.step()
     except _UNFIT as error:
-        raise _unfit(KINDS[settings.optimizer], error) from error
+        _refuse_unfit(KINDS[settings.optimizer], error)
 
 
 def make_optimizer(
@@ -114,17 +114,17 @@ def make_optimizer(
     try:
         optimizer: torch.optim.Optimizer = made(list(weights.values()), lr=learning_rate, **options)
     except _UNFIT as error:
-        raise _unfit(kind, error) from error
+        _refuse_unfit(kind, error)
     optimizer.register_step_post_hook(_leave_a_trace)
     return optimizer
 
 
-def _unfit(kind: Kind, error: Exception) -> WrongUse:
+def _refuse_unfit(kind: Kind, error: Exception) -> NoReturn:
     said = str(error).rstrip(".") or "a value is out of its bounds"
-    return WrongUse(
+    raise WrongUse(
         f"`optimizer_config` does not fit {kind.name}: {said}.",
         f"It takes the arguments of {kind.module}.{kind.name}, such as betas or weight_decay.",
-    )
+    ) from error
 
 
 def _leave_a_trace(optimizer: torch.optim.Optimizer, *_: Any) -> None:
