@@ -9,6 +9,7 @@ matter, and a block that is computed again drops the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,8 @@ def drop_by_sample(transformer: nn.Module) -> tuple[SampleDropout, ...]:
     """Have the LoRA on `transformer` drop by sample; its dropouts, in the model's order."""
     layers = []
     for module in transformer.modules():
-        dropouts = getattr(module, "lora_dropout", None)
-        for name, plain in dropouts.items() if isinstance(dropouts, nn.ModuleDict) else ():
+        dropouts: Any = getattr(module, "lora_dropout", {})
+        for name, plain in dropouts.items():
             if isinstance(plain, nn.Dropout):
                 layers.append(SampleDropout(plain.p).train(plain.training))
                 dropouts[name] = layers[-1]
