@@ -16,9 +16,9 @@ PIECE_BYTES = 1 << 19
 
 def crc32c(data: npt.NDArray[Any] | bytes) -> int:
     """The CRC-32C of `data`, a contiguous array or bytes."""
-    return iscsi(data)
+    return iscsi(data if isinstance(data, bytes) else data.data)
 
 
 def crc32c_of_more(checksum: int, data: npt.NDArray[np.uint8]) -> int:
     """The CRC-32C of what `checksum` is of, followed by `data`."""
-    return iscsi(data, checksum)
+    return iscsi(data.data, checksum)
