@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from .atomic import LEFTOVER
@@ -28,6 +28,7 @@ class Contents:
         self._path, self._layout, self._store = path, layout, store
         self._known: Rows | None = None
         self._indexed: set[str] = set()
+        self._left_out: set[str] = set()
         self._looking = threading.RLock()
 
     def rows(self) -> Rows:
@@ -45,7 +46,7 @@ class Contents:
                 self.rows()
                 return True
             here = self._known.parts.keys()
-            if here - self.part_names():
+            if here - self._names():
                 self._known = self._looked_up()  # aside: others read what was known before
                 return True
             return self._admit_new(self._known, looked_at=set(here)) > 0
@@ -56,6 +57,12 @@ class Contents:
             known = self.rows()
             if name not in known.parts:  # looked up this very moment
                 self._admit([name], known)
+
+    def leave_out(self, names: Set[str]) -> None:
+        """Take the rows of the parts called `names` for missing from now on."""
+        with self._looking:
+            self._left_out |= names
+            self._known = self._looked_up()
 
     def part_names(self) -> set[str]:
         """The names of all parts, unfinished ones too."""
@@ -81,8 +88,11 @@ class Contents:
             replace_indices(self._path, listing, store=self._store)
             self._indexed = set(known.parts)
 
+    def _names(self) -> set[str]:
+        return self.part_names() - self._left_out
+
     def _looked_up(self) -> Rows:
-        known, names = Rows(), self.part_names()
+        known, names = Rows(), self._names()
         for path in indices_in(self._path):
             listing = read_index(path, store=self._store)
             if listing is not None:
@@ -94,7 +104,7 @@ class Contents:
     def _admit_new(self, known: Rows, *, looked_at: set[str]) -> int:
         """Read the tables of all other parts, until there is no other; how many there were."""
         count = 0
-        while new := self.part_names() - looked_at:
+        while new := self._names() - looked_at:
             count += self._admit(sorted(new), known)
             looked_at |= new
         return count

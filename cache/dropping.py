@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from .atomic import remove, write_json
-from .claims import refuse_claims
+from .claims import LOCK_PATIENCE_SECONDS, refuse_claims
 from .errors import Broken
 from .lock import writer_lock
 from .open_files import OpenFiles
 from .part import Part, read_part, rows_in
-from .recipe_file import RECIPE_FILE
+from .recipe_file import RECIPE_FILE, keep_recipe
 from .repacking import Repacking, carry_out
 from .store import Store
 from .verifying import Damage
+
+TORN = "giving up what a part has lost"
 
 
 def drop(store: Store, damages: Sequence[Damage]) -> None:
@@ -42,6 +45,32 @@ def drop_alone(store: Store, damages: Sequence[Damage]) -> None:
     store.refresh()
     with store.adding():
         carry_out(store, plan)
+
+
+def drop_torn(stores: Sequence[Store]) -> int:
+    """Give up what is lost with the files that parts have lost; how many parts there were.
+
+    Several processes may begin with this at once: one does it, and the others wait for it.
+
+    Raises:
+        Locked: somebody is at work in one of the stores.
+        AnotherRecipe: the folder of one was made by another recipe.
+    """
+    if not any([store.torn() for store in stores]):
+        return 0
+    with contextlib.ExitStack() as stack:
+        there = [store for store in stores if store.path.is_dir()]
+        for store in sorted(there, key=lambda store: store.path):
+            lock = writer_lock(store.path, doing=TORN, patience_seconds=LOCK_PATIENCE_SECONDS)
+            stack.enter_context(lock)
+            store.refresh()
+        torn = {store: names for store in there if (names := store.torn())}
+        for store in there if torn else ():
+            refuse_claims(store.path)
+        for store, names in torn.items():
+            keep_recipe(store.path, store.recipe)
+            drop_alone(store, [Damage(store.parts_folder / name, None, TORN) for name in names])
+    return sum(map(len, torn.values()))
 
 
 def _planned(store: Store, damages: Sequence[Damage]) -> Repacking:

@@ -29,6 +29,7 @@ from .manifest import MANIFEST_FILE
 from .owner import is_dead
 from .part import Layout, Part, refuse_misfits, write_part
 from .recipe_file import keep_recipe, wrong_recipe
+from .torn import torn_parts
 from .verifying import Damage, verify_part
 
 LATENTS = Layout("latents", ("sample", "channel", "height", "width"), ragged=False)
@@ -118,6 +119,20 @@ class Store:
     def listing(self) -> Listing | None:
         """Every row of every part, as columns; None if there is none."""
         return self._contents.rows().listing()
+
+    def torn(self) -> set[str]:
+        """The names of parts that have lost a file, as far as is seen without reading any."""
+        listing = self.listing()
+        if listing is None:
+            return set()
+        return torn_parts(self.parts_folder, listing, array=self.layout.array)
+
+    def leave_out_torn(self) -> int:
+        """Take the rows of parts that have lost a file for missing; how many parts there are."""
+        torn = self.torn()
+        if torn:
+            self._contents.leave_out(torn)
+        return len(torn)
 
     def refresh(self) -> bool:
         """See what others have added or removed meanwhile; whether that was anything."""

@@ -26,6 +26,7 @@ from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in
 from ..stages.preview_samples import only_previewed
 from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datasets
+from ..stages.torn_parts import torn_words
 from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
 from .report import TerminalProgress, size
 
@@ -151,11 +152,12 @@ def _add_rows(
         ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
         ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
     ):
+        torn = torn_words(sum(store.leave_out_torn() for store in shelf.stores()))
         wanted += [one.keys(KINDS.get(what, ""), beside) for one in shown]
         there = distinct(_only_held(shelf, keys) for keys in wanted)
         lost, unaccepted = _rejected(shelf, wanted)
         orphaned, unknown = _orphaned(configuration, checkpoint, shelf)
-        said = [f"{lost} rejected"] if lost else []
+        said = [torn, f"{lost} rejected" if lost else ""]
         said += [reasons(shelf)] if there + lost < distinct(wanted) else []
         line = Line(
             what,
@@ -178,13 +180,14 @@ def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line
     settings = configuration.settings
     if wants_table(settings):
         table = modulation_table(checkpoint, settings)
+        torn = torn_words(table.leave_out_torn())
         wanted, there = rows_wanted(settings), table.keys()
         yield Line(
             "modulation",
             len(wanted),
             sum(key in there for key in wanted),
             table.nbytes() if there else 0,
-            say="timesteps",
+            say=", ".join(filter(None, ["timesteps", torn])),
         )
     if wants_quantized(settings):
         base = quantized_base(checkpoint, settings)

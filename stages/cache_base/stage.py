@@ -41,7 +41,8 @@ def run(
     started = time.monotonic()
     settings = configuration.settings
     checkpoint = open_checkpoint(settings)
-    table = TableWork.of(checkpoint, settings) if wants_table(settings) else None
+    drops, wants = not dry_run, wants_table(settings)
+    table = TableWork.of(checkpoint, settings, drops=drops) if wants else None
     base = quantized_base(checkpoint, settings) if wants_quantized(settings) else None
     wanted = (len(table.wanted) if table else 0) + (1 if base else 0)
     quantizes = base is not None and not base.is_there()

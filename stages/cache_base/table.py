@@ -13,6 +13,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.timesteps import every_timestep, row_key, row_shape
 from ..room import refuse_full_disk
 from ..stage import Progress
+from ..torn_parts import pass_over_torn
 
 # Of these many bytes a pass over the weights computes rows; fewer, larger passes read the
 # weights less often.
@@ -31,8 +32,10 @@ class TableWork:
     row_bytes: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, settings: Settings) -> TableWork:
+    def of(cls, checkpoint: Checkpoint, settings: Settings, *, drops: bool) -> TableWork:
+        """What there is to do; `drops`: whether parts that have lost a file are given up."""
         table = modulation_table(checkpoint, settings)
+        pass_over_torn([table], drops=drops)
         wanted = every_timestep(lowest_sigma=lowest_sigma(settings))
         there = table.keys()
         layers, channels = row_shape(**sizes_of(checkpoint))

@@ -33,6 +33,7 @@ from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, open_stores, shard_named
+from ..torn_parts import pass_over_torn
 from ..uses import begin_use, note_use
 
 STAGE = "cache-embeds"
@@ -66,6 +67,8 @@ def run(
     ways = ways or Ways()
     checkpoint = open_checkpoint(configuration.settings)
     stores = open_stores(configuration, checkpoint)
+    kept = (*stores.prefixes.stores(), *stores.tails.stores())
+    torn = pass_over_torn(kept, drops=not dry_run)
     wanted = find_wanted(configuration, checkpoint.flavour, stores)
     if retry_rejected and not dry_run:
         _rejections(wanted, stores).forget()
@@ -76,7 +79,6 @@ def run(
     count.prefixes -= missing.prefixes - mine.prefixes
     count.tails -= missing.tails - mine.tails
     sizes = bytes_of(stores, work, channels=_channels(checkpoint))
-    kept = (*stores.prefixes.stores(), *stores.tails.stores())
     filled = Filled()
     if not dry_run:
         pass_on_rejections(wanted, stores)
@@ -130,7 +132,7 @@ def run(
             if dry_run
             else {}
         ),
-        lines=tuple(rejections.lines()),
+        lines=(*torn, *rejections.lines()),
     )
 
 

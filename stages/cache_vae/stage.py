@@ -25,6 +25,7 @@ from ..room import refuse_full_disk
 from ..samples import Picture
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
+from ..torn_parts import pass_over_torn
 from ..uses import begin_use, note_use
 from .one_file import files_of, latent_bytes, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
@@ -60,6 +61,8 @@ def run(
     ways = ways or Ways()
     checkpoint = open_checkpoint(configuration.settings)
     stores = open_stores(configuration, checkpoint)
+    kept = (*stores.latents.stores(), *stores.weights.stores())
+    torn = pass_over_torn(kept, drops=not dry_run)
     wanted = find_pictures(configuration, checkpoint.flavour, stores)
     if retry_rejected and not dry_run:
         wanted.rejections(stores).forget()
@@ -67,7 +70,6 @@ def run(
     mine = wanted.of_share(share)
     count = wanted.count() - (wanted.missing - mine.missing)
     sizes = bytes_of(stores.latents, mine.latents)
-    kept = (*stores.latents.stores(), *stores.weights.stores())
     filled = Filled()
     if mine.missing and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.missing} latents")
@@ -111,7 +113,7 @@ def run(
             if dry_run
             else {}
         ),
-        lines=tuple(rejections.lines()),
+        lines=(*torn, *rejections.lines()),
     )
 
 
