@@ -162,6 +162,7 @@ def _indices(store: Store) -> list[Damage]:
         Damage(store.path, None, f"{path.name} does not match its checksum; delete it")
         for path in indices_in(store.path)
         if read_index(path, store=store.fingerprint) is None
+        and path.exists()  # else another has just been put in its place
     ]
 
 

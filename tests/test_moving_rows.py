@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,9 @@ from crashing import RECIPE, row_of
 
 import qedit.cache.part as part_module
 import qedit.cache.verifying as verifying
+import qedit.pipeline.verifying as verifying_all
 from qedit.cache.errors import Damaged
+from qedit.cache.index import indices_in, replace_indices
 from qedit.cache.part import Part
 from qedit.cache.reading import KEPT_OPEN
 from qedit.cache.repacking import carry_out, plan_repacking
@@ -123,6 +126,7 @@ def test_threads_read_while_rows_move(tmp_path: Path) -> None:
             key = chance.choice(keys)
             assert np.array_equal(reader.read(key), row_of(key, LATENTS))
             count += 1
+            time.sleep(0.0005)  # or the thread that moves them hardly gets its turn
         return count
 
     with ThreadPoolExecutor(2) as threads:
@@ -164,3 +168,15 @@ def test_a_part_that_goes_while_it_is_verified_is_not_damaged(
     _once_before(monkeypatch, where, at, lambda: _compact(tmp_path))
     assert store.verify() == []
     _assert_holds(store)
+
+
+def test_an_index_that_is_replaced_while_it_is_verified_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _fill(tmp_path)
+    listing = store.listing()
+    assert listing is not None
+    replace_indices(store.path, listing, store=store.fingerprint)
+    (index,) = indices_in(store.path)
+    _once_before(monkeypatch, verifying_all, "read_index", index.unlink)
+    assert verifying_all._indices(store) == []
