@@ -1,7 +1,8 @@
-"""A store of format 1 as it was written once: every later version must read it.
+"""Stores of format 1 as they were written once: every later version must read them.
 
-To make it anew (never, unless this test itself was wrong): `pytest tests/test_golden_store.py
---renew` in a checkout without tests/golden/store-1.
+The first is from before chunks began at multiples of 64 bytes. None is ever made anew, unless
+its test itself was wrong: the first by `pytest tests/test_golden_store.py --renew` in a checkout
+without tests/golden/store-1, the second as tests/golden/make_store.py says.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden.make_store import KINDS, row, store_of
 
+from qedit.cache.index import indices_in
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "store-1"
@@ -39,3 +42,20 @@ def test_a_store_of_format_1_is_read(layout: Layout, pytestconfig: pytest.Config
     for key in KEYS:
         assert np.array_equal(store.read(key), _row(int(key, 16), layout))
     assert store.verify() == []
+    assert store.torn() == set()
+
+
+@pytest.mark.parametrize(("layout", "also", "has_index"), KINDS)
+def test_one_with_gaps_or_packed_or_with_an_index_is_read(
+    layout: Layout, also: dict[str, str], has_index: bool
+) -> None:
+    store = store_of(GOLDEN.with_name("store-2"), layout, also)
+    assert store.keys() == set(KEYS)
+    assert len(indices_in(store.path)) == int(has_index)
+    for key in KEYS:
+        assert np.array_equal(store.read(key), row(int(key, 16), layout))
+        part, where = store._find(key)
+        shard, _, _ = part._array._place(where.start, where.length)
+        assert (shard.gap_bytes > 0) == (not also)
+    assert store.verify() == []
+    assert store.torn() == set()

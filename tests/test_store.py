@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from numcodecs import Blosc
 
 import qedit
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, WrongUse
@@ -216,12 +217,18 @@ def test_parts_may_differ_in_shape(tmp_path: Path) -> None:
 
 
 @LAYOUTS
-def test_a_reader_written_from_the_document_alone_reads_it(tmp_path: Path, layout: Layout) -> None:
-    """docs/cache-format.md, "Reading a row fast and safely", word by word."""
-    rows = _rows(layout, 7)
-    (part,) = _parts(_filled(tmp_path, layout, rows))
+@pytest.mark.parametrize("packs", [False, True], ids=["plain", "packed"])
+def test_a_reader_written_from_the_document_alone_reads_it(
+    tmp_path: Path, layout: Layout, packs: bool
+) -> None:
+    """docs/cache-format.md, "Arrays" and "Reading a row fast and safely", word by word."""
+    rows = _like_encoded(layout) if packs else _rows(layout, 7)
+    store = (_packed if packs else _filled)(tmp_path, layout, rows)
+    (part,) = _parts(store)
     manifest = json.loads((part / "manifest.json").read_text())
     (name, cut), *_ = manifest["arrays"].items()
+    assert cut.get("compression") == ("zstd" if packs else None)
+    unpack = Blosc("zstd", 1, Blosc.BITSHUFFLE).decode if packs else bytes
     for line in pq.read_table(part / "rows.parquet").to_pylist():
         shard, within = divmod(line["start"], cut["shard"][0])
         data = (part / name / f"c.{shard}{'.0' * (len(cut['shape']) - 1)}").read_bytes()
@@ -232,9 +239,10 @@ def test_a_reader_written_from_the_document_alone_reads_it(tmp_path: Path, layou
         first = within // cut["chunk"][0]
         bits, checksums = b"", b""
         for offset, size in pairs[first : first + math.ceil(line["length"] / cut["chunk"][0])]:
-            chunk, checksum = data[offset : offset + size - 4], data[offset + size - 4 :][:4]
+            stored, checksum = data[offset : offset + size - 4], data[offset + size - 4 :][:4]
+            assert struct.unpack("<I", checksum) == (google_crc32c.value(stored),)
+            chunk = bytes(unpack(stored))
             assert len(chunk) == 2 * math.prod(cut["chunk"])
-            assert struct.unpack("<I", checksum) == (google_crc32c.value(chunk),)
             bits, checksums = bits + chunk, checksums + checksum
         assert line["crc32c"] == google_crc32c.value(checksums)
         row = np.frombuffer(bits, "<u2").reshape(-1, *cut["chunk"][1:])[: line["length"]]
