@@ -35,11 +35,13 @@ from qedit.stages.models.transformer import predict_velocity
 GPU = Path(__file__).parent.parent / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))
 
+import expected  # noqa: E402
 import measure  # noqa: E402
+import results  # noqa: E402
 import shapes  # noqa: E402
 import step as steps  # noqa: E402
 import table  # noqa: E402
-from cases import Asked, Session, sessions  # noqa: E402
+from cases import Asked, Session, essential_sessions, sessions  # noqa: E402
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -183,7 +185,7 @@ def test_every_cap_that_is_measured_has_a_way_to_fit(case: Asked) -> None:
 
 def row(name: str, seconds: float = 2.0, **other: Any) -> dict[str, Any]:
     facts = {"seconds": seconds, "tflops": 400.0, "peak_gb": 20.0, "planned_gb": 20.5, "fit": ""}
-    numbers = {"loss": 1.0, "grad_norm": 0.5, "first_step_seconds": 3.0}
+    numbers = {"loss": 1.0, "grad_norm": 0.5, "first_step_seconds": 3.0, "programs": 0}
     return {**Asked(name).as_object(), **facts, **numbers, **other}
 
 
@@ -206,14 +208,69 @@ def test_the_targets_are_held_against_what_was_measured() -> None:
     assert any(line.startswith("24 GB, int8: peak 24.5 GB BELOW") for line in lines)
     assert any("+2.5% of the peak" in line and "-16.3%" in line for line in lines)
     assert any(line.startswith("loss of int4-quanto") and line.endswith("BELOW") for line in lines)
-    text = table.section(rows, command="c", day="d", seconds=1)
+    text = table.section(rows, command="c", source="s.json", day="d", seconds=1)
     assert "| bf16 | edit-v2, 1 ref. | 2.000 | 1.40 | 20.0 | 20.5 | 57 | 3.0 |  |" in text
 
 
-def test_every_row_there_is_to_measure_stands_in_the_results() -> None:
-    results = (GPU.parent / "RESULTS.md").read_text(encoding="utf-8")
-    for session in sessions():
-        for case in session.cases:
-            words = f"| {case.row} |"
-            assert words in results, case.row
-    assert "python benchmarks/gpu/measure.py" in results
+def test_every_row_there_is_to_measure_stands_in_the_results_once() -> None:
+    text = (GPU.parent / "RESULTS.md").read_text(encoding="utf-8")
+    cases = [case.as_object() for session in sessions() for case in session.cases]
+    starts = [results._start(case) for case in cases]
+    assert len(set(starts)) == len(starts)
+    for start in starts:
+        assert sum(line.startswith(start) for line in text.splitlines()) >= 1, start
+    assert "python benchmarks/gpu/measure.py" in text
+
+
+def test_a_row_of_each_kind_is_measured_in_400_seconds() -> None:
+    essential = essential_sessions()
+    assert sessions()[: len(essential)] == essential
+    assert expected.total_seconds(essential) <= 400
+    named = {case.row for session in essential for case in session.cases}
+    assert named >= {"matmul ceiling", "yardstick, bf16", "yardstick, int8 (quanto)"}
+    assert named >= {"bf16", "int8", "int4", "nf4", "fp8", "bf16, compiled"}
+    assert named >= {"48 GB, bf16", "24 GB, int8", "16 GB, int4", "12 GB, int4", "8 GB, int4"}
+    assert named >= {"cache-vae", "cache-embeds", "start-up, int8-quanto", "start-up, table"}
+
+
+EMPTY = """# Results
+
+## Not measured yet
+
+Some rows are empty.
+
+| row | case | s/step |
+| --- | --- | --- |
+| bf16 | edit-v2, 1 ref. | |
+| bf16 | edit-v3, 1 ref. | |
+| cache-vae | | |
+"""
+
+
+def test_what_was_measured_takes_the_place_of_the_empty_row() -> None:
+    one = row("bf16")
+    failed = {**Asked("cache-vae", what="cache-vae").as_object(), "error": "not run: out of time"}
+    text = results.with_section(EMPTY, "## day\n\n`s.json`", [one, failed], source="s.json")
+    assert "| bf16 | edit-v2" not in text
+    assert "| bf16 | edit-v3" in text
+    assert "| cache-vae |" in text
+    rest = [row("bf16", flavour="edit-v3"), {**failed, "error": ""}]
+    del rest[1]["error"]
+    # the same run, gone on with: its section is there once, and nothing is empty any more
+    text = results.with_section(text, "## later\n\n`s.json`", [one, *rest], source="s.json")
+    assert text == "# Results\n\n## later\n\n`s.json`\n"
+
+
+def test_a_run_goes_on_with_the_rows_it_is_without(tmp_path: Path) -> None:
+    session = session_of(tmp_path, "one", "dies", "two")
+    measured(tmp_path, session)
+    book = measure.Book(tmp_path / "results.json")
+    book.take_over()
+    assert [one.row for one in measure._only(session, "", book).cases] == ["dies"]
+
+
+def test_processes_leave_nothing_outside_of_the_folder_of_the_benchmark(tmp_path: Path) -> None:
+    code = "import tempfile; print(tempfile.mkdtemp())"
+    environment = measure.with_qedit(tmp_path)
+    made = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert made.startswith(str(tmp_path))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from cases import Asked
-from step import clear
+from on_device import clear
 from worker import answer, arguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

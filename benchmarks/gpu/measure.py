@@ -3,11 +3,15 @@
     python benchmarks/gpu/measure.py                    # on the GPU, at full scale
     python benchmarks/gpu/measure.py --small            # on the CPU, to try the harness
     python benchmarks/gpu/measure.py --list             # the rows, in the order of their worth
+    python benchmarks/gpu/measure.py --resume benchmarks/results-20260101-120000.json
+                                                        # the rows that one is without
 
 Rows that share a base share a process; the next one imports what it needs while the one before
 it measures. A row that fails, hangs or takes its process with it says so and leaves the others
-standing; rows that do not fit into --budget seconds stay empty and are named. The table goes to
-benchmarks/RESULTS.md at the end, every row to the JSON beside it as soon as it is there. Nothing
+standing; rows that do not fit into --budget seconds stay empty and are named: on the same GPU,
+--resume measures those and has one table of both. It goes to benchmarks/RESULTS.md at the end
+(with --small to a folder for what is temporary), every row to the JSON beside it as soon as it is
+there. Nothing
 is fetched; the packages that pyproject.toml names must be there, qedit itself is taken from
 where this file lies.
 """
@@ -27,16 +31,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from cases import READY, Asked, Session, sessions
-from table import ceiling_of, row_line, section, verdicts
+from results import is_measured, with_section
+from table import Row, ceiling_of, row_line, section, verdicts
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "RESULTS.md"
+SMALL_RESULTS = Path(tempfile.gettempdir()) / "qedit-small" / "RESULTS.md"
 MOST_SECONDS_OF_IMPORTS = 120
 LEAST_SECONDS = 15  # below which no process is begun
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -46,29 +51,40 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small model on the CPU")
     parser.add_argument("--budget", type=float, default=520, help="seconds for all of it")
     parser.add_argument("--only", default="", help="rows whose names hold this")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file to add to")
+    parser.add_argument("--resume", type=Path, help="results-….json: measure what it is without")
+    parser.add_argument("--out", type=Path, help="the Markdown file to add to")
     parser.add_argument("--list", action="store_true", help="name the rows and do nothing")
     given = parser.parse_args()
-    asked = [_only(session, given.only) for session in sessions()]
+    out: Path = given.out or (SMALL_RESULTS if given.small else RESULTS)
+    now = datetime.now(UTC)
+    book = Book(given.resume or out.with_name(f"results-{now:%Y%m%d-%H%M%S}.json"))
+    if given.resume:
+        book.take_over()
+    asked = [_only(session, given.only, book) for session in sessions()]
     if given.list:
         print(*(row_line(case.as_object(), 0) for one in asked for case in one.cases), sep="\n")
         return
-    extra = ("--small", "--device", "cpu", "--seconds", "0") if given.small else ()
-    now = datetime.now(UTC)
-    book = Book(given.out.with_name(f"results-{now:%Y%m%d-%H%M%S}.json"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    extra = ("--small", "--device", "cpu") if given.small else ()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         measure([one for one in asked if one.cases], book, Path(folder), given.budget, extra)
-    command = " ".join(["python", *sys.argv])
-    seconds = time.monotonic() - began
-    text = section(book.rows, command=command, day=f"{now:%Y-%m-%d}", seconds=seconds)
-    before = given.out.read_text(encoding="utf-8") if given.out.is_file() else "# Results on GPUs\n"
-    given.out.write_text(f"{before.rstrip()}\n\n{text}\n", encoding="utf-8")
+    text = section(
+        book.rows,
+        command=" ".join(["python", *sys.argv]),
+        source=book.path.name,
+        day=f"{now:%Y-%m-%d}",
+        seconds=time.monotonic() - began,
+    )
+    before = out.read_text(encoding="utf-8") if out.is_file() else "# Results on GPUs\n"
+    after = with_section(before, text, book.rows, source=book.path.name)
+    out.write_text(after, encoding="utf-8")
     print("\n".join(["", text, "", *verdicts(book.rows)]))
 
 
-def _only(session: Session, words: str) -> Session:
-    kept = (one for one in session.cases if words in one.row or one.what == "ceiling")
+def _only(session: Session, words: str, book: Book) -> Session:
+    wanted = (one for one in session.cases if words in one.row or one.what == "ceiling")
+    kept = (one for one in wanted if not book.has(one))
     return replace(session, cases=tuple(kept))
 
 
@@ -78,6 +94,16 @@ class Book:
 
     path: Path
     rows: list[Row] = field(default_factory=list)
+
+    def take_over(self) -> None:
+        """What was measured before, in this file; what was not is measured now."""
+        before: list[Row] = json.loads(self.path.read_text(encoding="utf-8"))
+        self.rows = [row for row in before if is_measured(row)]
+
+    def has(self, asked: Asked) -> bool:
+        wanted = asked.as_object()
+        names = ("row", "flavour", "references")
+        return any(all(row[name] == wanted[name] for name in names) for row in self.rows)
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -119,11 +145,17 @@ def measure(
 
 
 def with_qedit(folder: Path) -> dict[str, str]:
-    """An environment in which `qedit` is the checkout that this file lies in."""
+    """An environment in which `qedit` is the checkout that this file lies in.
+
+    What a process leaves behind when it is ended lies in `folder`, too.
+    """
+    temporary = folder / "tmp"
+    temporary.mkdir()
     (folder / "qedit").symlink_to(HERE.parent.parent, target_is_directory=True)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     offline = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **offline, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(temporary)}
+    return {**os.environ, **offline, **own}
 
 
 class Worker:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from cases import Asked
 from made_base import DTYPE, random_tensors
+from on_device import clear, wait
 from safetensors.torch import save_file
 from shapes import FULL, SMALL, write_config
-from step import clear, wait
 from worker import answer, arguments
 
 from qedit.stages.models.device import let_segments_grow

@@ -30,7 +30,6 @@ def arguments(about: str | None, *, default: list[Asked]) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="a small model, to try the harness")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--edge", type=int, default=0, help="of a picture; 0: 1024, small 64")
-    parser.add_argument("--seconds", type=float, default=5, help="about so long a case is repeated")
     parser.add_argument("--wait", action="store_true", help="for a line on standard input")
     given = parser.parse_args()
     given.edge = given.edge or (64 if given.small else 1024)
