@@ -40,6 +40,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"{'ways to fit':18} (each with what the one above it saves)"
     for fit in plan.fits:
         yield _fit_line(fit, plan)
+    if plan.optimizer_saves_bytes:
+        saved = size(plan.optimizer_saves_bytes)
+        yield f"{'':18} --set optimizer=adamw-8bit would save {saved} more; losses are other ones"
     if plan.vram_bytes is not None:
         yield _choice(plan, plan.vram_bytes)
     if plan.training:
@@ -122,6 +125,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         },
         "memory": plan.memory.as_dict(),
         "ways": [fit.as_object() for fit in plan.fits],
+        "adamw_8bit_saves_bytes": plan.optimizer_saves_bytes,
         "vram_bytes": plan.vram_bytes,
         "chosen": plan.chosen.as_object() if plan.chosen else None,
         "training": plan.training,

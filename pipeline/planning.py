@@ -23,7 +23,15 @@ from ..stages.models.fit import GIGABYTE, budget_of, fit_into
 from ..stages.models.fit import Fit as Fitted
 from ..stages.models.flavours import Flavour
 from ..stages.models.ladder import Rung, ladder
-from ..stages.models.memory import LORA_BYTES, Load, Memory, Way, memory_of, step_flops
+from ..stages.models.memory import (
+    LORA_BYTES,
+    OPTIMIZER_BYTES,
+    Load,
+    Memory,
+    Way,
+    memory_of,
+    step_flops,
+)
 from ..stages.models.part_config import part_config
 from ..stages.pair.foresight import look_ahead
 from ..stages.pairs_table import read_pairs
@@ -35,6 +43,7 @@ from .disk import Disk, disk_of
 
 METRICS_FILE = "metrics.jsonl"
 RECENT_STEPS = 200
+WORTH_NAMING = 0.01  # of the memory of a step
 USUAL_FLOPS = 400e12  # what a large GPU of today gives in training, for a first idea of time
 
 
@@ -89,12 +98,24 @@ class Plan:
     disk: Disk
     memory: Memory
     fits: list[Fit]
+    optimizer: str
     steps: int
     flops: float
     step_seconds: float | None
     vram_bytes: int | None = None
     chosen: Fit | None = None
     fitted: Fitted | None = None
+
+    @property
+    def optimizer_saves_bytes(self) -> int:
+        """What averages of 8 bits would save; 0 where that is no AdamW, or hardly anything."""
+        if self.optimizer != "adamw":
+            return 0
+        share = 1 - OPTIMIZER_BYTES["adamw-8bit"] / OPTIMIZER_BYTES["adamw"]
+        # an average of the weights that lies beside them stays as it is
+        averages = OPTIMIZER_BYTES["adamw"] / LORA_BYTES * self.memory.gradients
+        saved = round(share * averages)
+        return saved if saved >= WORTH_NAMING * self.memory.total else 0
 
     @property
     def training(self) -> str:
@@ -143,6 +164,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         ),
         memory=_memory(model.sizes, load, way, settings),
         fits=fits,
+        optimizer=settings.optimizer,
         steps=_steps(configuration, samples),
         flops=settings.gradient_accumulation_steps
         * step_flops(model.sizes, load, checkpointing=settings.gradient_checkpointing),

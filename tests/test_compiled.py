@@ -18,7 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from training import made_runs, metrics, train
 
 from qedit.stages.models.block_streaming import stream_blocks
-from qedit.stages.models.compiled import compile_blocks, really_turned
+from qedit.stages.models.compiled import MOST_PROGRAMS, compile_blocks, really_turned
 from qedit.stages.models.fit import Recomputation
 from qedit.stages.models.lora import add_lora, target_modules
 from qedit.stages.models.quantize import precision_for
@@ -118,6 +118,27 @@ def test_what_is_compiled_gives_the_same_outputs_and_gradients(
     # three blocks, each forward and again; compilers leave complex numbers alone
     assert len(traced) == 6
     assert not any(table.is_complex() for given in traced for table in given[4])
+
+
+def test_there_may_be_more_programs_than_torch_allows_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, limits = torch._dynamo.config.recompile_limit, set()
+
+    def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def called(*given: Any) -> Any:
+            limits.add(torch._dynamo.config.recompile_limit)
+            return function(*given)
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", compile)
+    changed = trained()
+    compile_blocks(changed[0])
+    recompute_blocks(changed[0], Recomputation())
+    step(*changed, shown(8, 12, 7))
+    assert limits == {MOST_PROGRAMS}
+    assert torch._dynamo.config.recompile_limit == before
 
 
 def test_padded_batches_are_run_as_without(traced: list[Any]) -> None:

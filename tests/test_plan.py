@@ -132,6 +132,29 @@ def test_a_full_training_keeps_four_float32_numbers_beside_every_weight(here: Pa
     assert [way["name"] for way in plan["ways"]] == ["bf16"]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rank", "named"), [("adamw", 64, True), ("adamw", 1, False), ("lion", 64, False)]
+)
+def test_averages_of_8_bits_are_named_where_they_save_something(
+    here: Path, optimizer: str, rank: int, named: bool
+) -> None:
+    """Rank 64 of a layer of width 3072: 6 bytes of 8 for each number, 1 % of the memory or more."""
+    config = here / "model" / "transformer" / "config.json"
+    before = config.read_text()
+    large = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}
+    config.write_text(json.dumps(json.loads(before) | large))
+    few = ("mixed_precision=bf16", "base_model_precision=int8-quanto")
+    settings = (*few, f"optimizer={optimizer}", f"lora_rank={rank}")
+    sets = [word for one in settings for word in ("--set", one)]
+    try:
+        plan, text = planned(*sets), with_files("plan", *sets).stdout
+    finally:
+        config.write_text(before)
+    saved = plan["adamw_8bit_saves_bytes"]
+    assert saved == (6 * 1_474_560 * 64 if named else 0)
+    assert ("optimizer=adamw-8bit would save" in text) == named
+
+
 def test_the_terminal_names_every_part(here: Path) -> None:
     text = with_files("plan", "--vram", "24").stdout
     for word in (

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from .side_by_side import OwnAttention, seat_side_by_side
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
+# First, last and other blocks, with and without gradients, one sample and several, with attention
+# computed again and without: past torch's own limit, which is 8, it would silently stop compiling.
+MOST_PROGRAMS = 32
 
 
 def compile_blocks(
@@ -70,7 +73,9 @@ def _chosen(plain: Forward, compiled: Forward) -> Forward:
             *(() if modulate_index is None else ((modulate_index, 1),)),
         ):
             torch._dynamo.maybe_mark_dynamic(tensor, tokens)
-        return compiled(*given, turns, joint_attention_kwargs, modulate_index)
+        # for this call alone: what else is compiled in this process has the limit it had
+        with torch._dynamo.config.patch(recompile_limit=MOST_PROGRAMS):
+            return compiled(*given, turns, joint_attention_kwargs, modulate_index)
 
     return forward
 
