@@ -179,7 +179,9 @@ def _samples(
     }
     if any(damage.key is None and damage.part != store.path for damage in damages):
         wanted = set(wanted_keys(store, [use]).to_pylist())
-        bad |= wanted.union(*previewed.values()) - _listed(store)
+        beside = [one for shelf in stores.shelves() for one in shelf.stores()]
+        listed = (_listed(one) for one in beside if one.fingerprint == store.fingerprint)
+        bad |= wanted.union(*previewed.values()).difference(*listed)
     names = [name for name, keys in previewed.items() if not bad.isdisjoint(keys)]
     for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, checkpoint.flavour)

@@ -19,7 +19,7 @@ def pass_over_torn(stores: Sequence[Store], *, drops: bool) -> tuple[str, ...]:
         Locked: they are to be given up while somebody is at work there.
     """
     count = drop_torn(stores) if drops else sum(store.leave_out_torn() for store in stores)
-    return (f"{torn_words(count)}: what lay in it is missing.",) if count else ()
+    return (f"{torn_words(count)}; what that held is made anew.",) if count else ()
 
 
 def torn_words(count: int) -> str:

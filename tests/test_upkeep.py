@@ -119,6 +119,19 @@ def test_training_ends_at_a_damaged_row_and_names_it(copy: Path, kind: str) -> N
     assert "qedit verify --drop" in error
 
 
+def test_a_lost_manifest_names_the_samples_whose_rows_it_made_count(copy: Path) -> None:
+    """And not those whose references' rows lie in another store of the same recipe."""
+    part = _shard(copy, "edited").parents[1]
+    (key,) = pq.read_table(part / "rows.parquet")["key"].to_pylist()
+    (part / "manifest.json").unlink()
+    (table,) = (copy / "caches" / "pairs" / "edited").rglob("pairs-*.parquet")
+    samples = samples_in(pq.read_table(table))
+    hurt = [sample.name for sample in samples if sample.target.latent_key == key]
+    assert len(hurt) == 1
+    error = with_files("verify", expect=5).stderr
+    assert f"need what is damaged: {hurt[0]}\n" in error
+
+
 def test_gc_shows_what_it_would_remove_and_removes_it_when_told(copy: Path) -> None:
     nothing = said(with_files("gc", "--json"))
     assert (nothing["rows"], nothing["stores"], nothing["removed"]) == (0, [], False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,14 @@ def test_tail_keys_are_those_of_the_samples(caption: str) -> None:
     sample = Sample("a.png", "edited", TARGET, (REFERENCE,), (caption,))
     digests = tail_digests([sample.prefix_key] * 2, [caption, "x"])
     assert keys_of(digests).to_pylist() == [sample.tail_key(caption), sample.tail_key("x")]
+
+
+def test_the_key_of_a_tail_is_as_the_document_says() -> None:
+    """docs/cache-format.md, "Which key belongs to which sample"."""
+    sample = Sample("a.png", "edited", TARGET, (REFERENCE,), ("mach es grün",))
+    text = f'{{"caption":"mach es grün","prefix":"{sample.prefix_key}"}}'
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    assert sample.tail_key("mach es grün") == digest
 
 
 def test_tails_are_remembered_for_one_table_and_its_captions_alone(
