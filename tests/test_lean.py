@@ -129,6 +129,8 @@ def held_by(trainer: Trainer) -> Iterator[torch.Tensor]:
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
     if trainer.trained.ema:
         yield from trainer.trained.ema.shadow.values()
+        if aside := trainer.trained.ema._aside:  # where the weights wait for the average to move
+            yield from aside._copies.values()
 
 
 def in_batch(batch: Batch) -> Iterator[torch.Tensor]:
