@@ -43,8 +43,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.optimizer_saves_bytes:
         saved = size(plan.optimizer_saves_bytes)
         yield f"{'':18} --set optimizer=adamw-8bit would save {saved} more; losses are other ones"
-    if plan.vram_bytes is not None:
-        yield _choice(plan, plan.vram_bytes)
+    if plan.limit_bytes is not None and plan.budget_bytes is not None:
+        yield _choice(plan, plan.limit_bytes, plan.budget_bytes)
     if plan.training:
         yield f"{'':18} there, {plan.training}"
     yield from _time_lines(plan)
@@ -66,17 +66,22 @@ def _fit_line(fit: Fit, plan: Plan) -> str:
     return f"{mark} {fit.rung.name:22} {size(fit.memory.total):>9}{built}  {fit.rung.costs}"
 
 
-def _choice(plan: Plan, vram_bytes: int) -> str:
-    limit = size(vram_bytes)
+def _choice(plan: Plan, limit_bytes: int, budget_bytes: int) -> str:
+    limit = f"{'for ' + size(limit_bytes):18}"
+    by_memory = limit_bytes != plan.vram_bytes
     if plan.chosen is None:
-        return (
-            f"{'for ' + limit:18} nothing that is built fits: lower `resolution` or use fewer "
-            "references"
-        )
+        remedies = ["lower `resolution`", "use fewer references"]
+        if plan.load.batch_size > 1:
+            remedies.insert(0, "lower `train_batch_size`")
+        if by_memory:
+            remedies.insert(0, "raise `memory`")
+        *most, last = remedies
+        return f"{limit} nothing that is built fits: {', '.join(most)} or {last}"
     settings = plan.chosen.rung.settings
     words = " ".join(f"--set {key}={value}" for key, value in settings.items()) or "no setting"
-    room = size(vram_bytes - plan.chosen.memory.total)
-    return f"{'for ' + limit:18} {plan.chosen.rung.name}: {words} ({room} to spare)"
+    room = size(budget_bytes - plan.chosen.memory.total)
+    of = " of `memory`" if by_memory else ""
+    return f"{limit} {plan.chosen.rung.name}: {words} ({room}{of} to spare)"
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:
@@ -127,6 +132,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         "ways": [fit.as_object() for fit in plan.fits],
         "adamw_8bit_saves_bytes": plan.optimizer_saves_bytes,
         "vram_bytes": plan.vram_bytes,
+        "limit_bytes": plan.limit_bytes,
         "chosen": plan.chosen.as_object() if plan.chosen else None,
         "training": plan.training,
         "steps": plan.steps,

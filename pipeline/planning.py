@@ -6,11 +6,8 @@ folders) and the model's config.json. Loads no weights and imports no torch.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ..cache.errors import NotComplete
@@ -40,9 +37,8 @@ from ..stages.samples import Sample
 from ..stages.train.batches import Order, Source
 from ..stages.ways import way_of
 from .disk import Disk, disk_of
+from .measured import measured_seconds
 
-METRICS_FILE = "metrics.jsonl"
-RECENT_STEPS = 200
 WORTH_NAMING = 0.01  # of the memory of a step
 USUAL_FLOPS = 400e12  # what a large GPU of today gives in training, for a first idea of time
 
@@ -84,9 +80,11 @@ class Plan:
         blocks: of the model.
         load: the forward that needs most; `sample` is one that has it.
         memory: as the settings stand.
-        fits: every way to fit the run; `chosen` is the first that works within `vram_bytes`.
+        fits: every way to fit the run; `chosen` is the first that works within `budget_bytes`.
         fitted: what `train` then does with what is left of them; `training` in words.
         step_seconds: measured in this run's folder; None where nothing was.
+        vram_bytes: of the device that was asked about.
+        limit_bytes: what the run may take of it: `memory` may be less.
     """
 
     pairs: dict[str, int]
@@ -103,8 +101,14 @@ class Plan:
     flops: float
     step_seconds: float | None
     vram_bytes: int | None = None
+    limit_bytes: int | None = None
     chosen: Fit | None = None
     fitted: Fitted | None = None
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """What a step may be estimated to take, as `train` counts it."""
+        return None if self.limit_bytes is None else budget_of(self.limit_bytes)
 
     @property
     def optimizer_saves_bytes(self) -> int:
@@ -168,19 +172,29 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         steps=_steps(configuration, samples),
         flops=settings.gradient_accumulation_steps
         * step_flops(model.sizes, load, checkpointing=settings.gradient_checkpointing),
-        step_seconds=_measured_seconds(settings.output_dir),
-        vram_bytes=None if vram_gb is None else round(vram_gb * GIGABYTE),
+        step_seconds=measured_seconds(settings.output_dir),
+        vram_bytes=_in_bytes(vram_gb),
+        limit_bytes=_in_bytes(_limit_gb(settings, vram_gb)),
     )
-    if vram_gb is None:
+    if plan.budget_bytes is None:
         return plan
-    # as `train` counts it, which holds itself to `memory` too
-    most = min(vram_gb, settings.memory) if isinstance(settings.memory, int) else vram_gb
-    budget = budget_of(most * GIGABYTE)
+    budget = plan.budget_bytes
     plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= budget), None)
     if plan.chosen is not None and settings.model_type == "lora":
         way = plan.chosen.rung.way
         plan.fitted = fit_into(budget, model.sizes, load, way, streamed=streamed)
     return plan
+
+
+def _limit_gb(settings: Settings, vram_gb: float | None) -> float | None:
+    """`memory` is for adapters, as in `train`."""
+    if vram_gb is None or settings.model_type == "full" or not isinstance(settings.memory, int):
+        return vram_gb
+    return min(vram_gb, float(settings.memory))
+
+
+def _in_bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * GIGABYTE)
 
 
 def _memory(sizes: Dimensions, load: Load, way: Way, settings: Settings) -> Memory:
@@ -270,25 +284,6 @@ def _steps(configuration: Configuration, samples: dict[str, Sequence[Sample]]) -
         accumulation=settings.gradient_accumulation_steps,
     )
     return order.steps_for(settings.num_train_epochs)
-
-
-def _measured_seconds(output_dir: Path) -> float | None:
-    """The median of the last steps' times in this run's metrics."""
-    path = output_dir / METRICS_FILE
-    if not path.is_file():
-        return None
-    times = list(_seconds_in(path))[-RECENT_STEPS:]
-    return median(times) if times else None
-
-
-def _seconds_in(path: Path) -> Iterator[float]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            seconds = json.loads(line).get("seconds")
-        except (ValueError, AttributeError):
-            continue  # a line cut off by a crash
-        if isinstance(seconds, (int, float)) and seconds > 0:
-            yield float(seconds)
 
 
 def _is_built(rung: Rung) -> bool:

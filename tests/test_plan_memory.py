@@ -13,6 +13,7 @@ from small_run import make_run
 
 from qedit.config.loading import load
 from qedit.config.settings import Settings
+from qedit.pipeline.plan_words import plan_lines, plan_object
 from qedit.pipeline.planning import Plan, make_plan
 from qedit.stages.models.fit import GIGABYTE, Fit, Recomputation, budget_of, needed_bytes
 from qedit.stages.models.memory import memory_of
@@ -99,6 +100,62 @@ def test_plan_and_train_count_with_the_same_memory(planned: Any) -> None:
         assert plan.fitted.of_bytes == memory_budget_bytes(trained, torch.device("cpu"))
     assert plan.fitted.of_bytes == round(0.96 * 12 * GIGABYTE)
     assert plan.training.startswith("a step takes about 0.5 of 11.5 GB: ")
+
+
+def choice(plan: Plan) -> str:
+    """What is said of the device."""
+    (line,) = (line for line in plan_lines(plan) if line.startswith("for "))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "remedies"),
+    [
+        (
+            {"memory": 1, "train_batch_size": 30000},
+            "1.0 GB",
+            "raise `memory`, lower `train_batch_size`, lower `resolution` or use fewer references",
+        ),
+        (
+            {"memory": 90, "train_batch_size": 30000},
+            "80.0 GB",
+            "lower `train_batch_size`, lower `resolution` or use fewer references",
+        ),
+        ({"vram": 0.1}, "100.0 MB", "lower `resolution` or use fewer references"),
+        (
+            {"model_type": "full", "memory": 1, "vram": 0.5},
+            "500.0 MB",
+            "lower `resolution` or use fewer references",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_what_would_help(
+    planned: Any, settings: dict[str, Any], limit: str, remedies: str
+) -> None:
+    settings = dict(settings)
+    plan = planned(settings.pop("vram", 80.0), **settings)
+    assert plan.chosen is None
+    assert choice(plan) == f"{'for ' + limit:18} nothing that is built fits: {remedies}"
+
+
+def test_what_is_to_spare_is_of_what_the_run_may_take(planned: Any) -> None:
+    """Of `memory`, where that is less than the device has, and without what fragments take."""
+    alone, both = planned(1.0), planned(80.0, memory=1)
+    assert alone.chosen.memory.total == both.chosen.memory.total
+    spare = 0.96 * GIGABYTE - both.chosen.memory.total
+    assert choice(alone).endswith(f" ({spare / 1e6:.1f} MB to spare)")
+    assert choice(both).endswith(f" ({spare / 1e6:.1f} MB of `memory` to spare)")
+    assert choice(both).startswith("for 1.0 GB ")
+    said = plan_object(both)
+    assert (said["vram_bytes"], said["limit_bytes"]) == (80 * GIGABYTE, GIGABYTE)
+
+
+def test_a_full_training_does_not_look_at_memory(planned: Any) -> None:
+    plan = planned(80.0, memory=1, model_type="full", train_batch_size=60)
+    assert plan.memory.total > GIGABYTE
+    assert plan.chosen is not None
+    assert choice(plan).startswith("for 80.0 GB ")
+    assert choice(plan).endswith(" GB to spare)")
 
 
 def test_a_number_of_blocks_that_is_streamed_holds_in_the_plan_too(planned: Any) -> None:
