@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -280,6 +281,22 @@ def test_the_lora_that_a_run_began_with_may_move_change_or_be_gone(
     assert going_on(4, moved) == 3, "which is gone"
     shutil.copy(first.settings.output_dir / "pytorch_lora_weights.safetensors", one)
     assert going_on(5, one) == 4
+    one.rename(moved)
+    assert going_on(5, moved) == 5, "there was nothing to do, and its name was noted"
+    moved.unlink()
+    assert going_on(6, moved) == 5
+
+
+def test_a_run_goes_on_without_options_that_its_schedule_never_heard(made: Any) -> None:
+    """Once they were taken with any schedule."""
+    output = Path(train(made(output="on", max_train_steps=1)).where).parent
+    for name in ("run.json", "checkpoint-1/state.json"):
+        said = json.loads((output / name).read_text())
+        settings = said.get("run", said)["settings"]
+        assert settings["lr_scheduler_config"] is None
+        settings["lr_scheduler_config"] = {"num_cycles": 2}
+        (output / name).write_text(json.dumps(said))
+    assert train(made(output="on", max_train_steps=2)).kept == 1
 
 
 # -- what is refused -------------------------------------------------------------------------

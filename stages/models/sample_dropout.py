@@ -79,10 +79,10 @@ def _draw(x: Tensor, seeds: Tensor, chance: float) -> Tensor:
         for some in own.flatten(0, 1).split(at_a_time):
             some.bernoulli_(1 - chance, generator=random)
     # what comes several times over comes one after the other, as the transformer stacks them
-    return kept[:, :, :tokens].transpose(0, 1).reshape(x.shape)
+    return kept[:, :, :tokens].transpose(0, 1).reshape(x.shape).contiguous()
 
 
 # an operator of its own: a compiler calls it as it is, whatever the seeds
 torch.library.custom_op(
     "qedit::kept", _draw, mutates_args=(), schema="(Tensor x, Tensor seeds, float chance) -> Tensor"
-).register_fake(lambda x, seeds, chance: torch.empty_like(x, dtype=torch.bool))
+).register_fake(lambda x, seeds, chance: x.new_empty(x.shape, dtype=torch.bool))

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ...cache.errors import AnotherRecipe, Damaged
 from ...cache.fingerprint import fingerprint
+from ...config.schedules import SCHEDULE_OPTIONS
 from ...config.settings import Settings
 from ..samples import Sample
 from .batches import Source
@@ -176,6 +177,9 @@ def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[s
     is_same_start = "start" in run and there.get("start") == run["start"]
     for key, value in run["settings"].items():
         before = there["settings"].get(key, _default(key))
+        if key == "lr_scheduler_config":
+            schedule = run["settings"]["lr_scheduler"]
+            value, before = _heard(value, schedule), _heard(before, schedule)
         if before != value and not (key == "init_lora" and is_same_start):
             yield f"{key}: {_plain(before)} there, {_plain(value)} now"
     if there["model"] != run["model"]:
@@ -184,6 +188,12 @@ def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[s
         if there["recipes"].get(what) != name:
             yield f"the {what} were made by another recipe"
     yield from _dataset_differences(there["datasets"], run["datasets"])
+
+
+def _heard(config: Mapping[str, Any] | None, schedule: str) -> dict[str, Any] | None:
+    """What `schedule` hears of its config: once it was given options that it does not take."""
+    takes = SCHEDULE_OPTIONS.get(schedule, ())
+    return {key: value for key, value in (config or {}).items() if key in takes} or None
 
 
 def _dataset_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

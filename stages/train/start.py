@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...cache.errors import WrongUse
 from ...cache.fingerprint import digest_file
 from ...config.settings import Settings
 from ..models.lora_file import LORA_FILE, Lora, read_lora
 from .checkpoint import checkpoint_to_resume, read_state
+from .record import read_run
 
 
 def start_of(settings: Settings) -> Lora | None:
@@ -41,9 +44,16 @@ def start_digest(settings: Settings) -> str | None:
     begin = checkpoint_to_resume(settings.output_dir, settings.resume_from_checkpoint)
     if begin is not None:
         run = read_state(begin)["run"]
-        if run["settings"].get("init_lora") == settings.init_lora:
-            known: str | None = run.get("start")
-            return known
+        known: str | None = run.get("start")
+        # the folder says how the file was called last, the checkpoint how when it was written
+        for said in (run, read_run(settings.output_dir) or {}):
+            if said.get("start") == known and _named_in(said) == settings.init_lora:
+                return known
     path = Path(settings.init_lora).expanduser()
     path = path / LORA_FILE if path.is_dir() else path
     return digest_file(path) if path.is_file() else None
+
+
+def _named_in(run: Mapping[str, Any]) -> str | None:
+    named: str | None = run.get("settings", {}).get("init_lora")
+    return named
