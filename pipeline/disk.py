@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.configuration import Configuration
 from ..stages.footprint import Encoders, latent_rows, pairs_bytes, prefix_rows, tail_rows
-from ..stages.frozen_base import base_folder, lowest_sigma, wants_table
-from ..stages.models.dimensions import Dimensions, lora_parameters
+from ..stages.frozen_base import base_folder, lowest_sigma, subset_of, wants_table
+from ..stages.models.dimensions import Dimensions, full_parameters, lora_parameters
 from ..stages.models.flavours import Flavour
 from ..stages.models.memory import LORA_BYTES, OPTIMIZER_BYTES, table_row_bytes
 from ..stages.models.timesteps import every_timestep
 from ..stages.samples import Sample
 from ..stages.stores import captions_beside, used_main_datasets
+
+PUBLISHED_BYTES = 2  # of each number of a transformer that a run leaves, in bfloat16
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,44 @@ def disk_of(
         rows = len(every_timestep(lowest_sigma=lowest_sigma(settings)))
         table = rows * table_row_bytes(sizes)
         kinds.append(_kind("modulation table", rows, table, [base_folder(settings)]))
-    trained = lora_parameters(sizes, settings.lora_target_modules, rank=settings.lora_rank)
-    each = LORA_BYTES * (2 if settings.use_ema else 1) + OPTIMIZER_BYTES[settings.optimizer]
-    kept = settings.checkpoints_total_limit
-    count_bytes = round(kept * each * trained)
-    kinds.append(_kind("checkpoints", kept, count_bytes, [settings.output_dir]))
+    kinds += _results(configuration, sizes)
     return Disk(tuple(kinds), tuple(_room(kinds)))
 
 
-def _kind(what: str, count: int, count_bytes: int, folders: Iterable[Path]) -> Kind:
-    first, *others = dict.fromkeys(folders)
-    there = sum(_bytes_in(folder) for folder in (first, *others))
-    return Kind(what, count, count_bytes, first, there)
+def _results(configuration: Configuration, sizes: Dimensions) -> Iterator[Kind]:
+    """What lies in `output_dir`: checkpoints, and with `model_type` full whole transformers."""
+    settings = configuration.settings
+    is_full = settings.model_type == "full"
+    if is_full:
+        trained = full_parameters(sizes, subset_of(settings))
+    else:
+        trained = lora_parameters(sizes, settings.lora_target_modules, rank=settings.lora_rank)
+    each = LORA_BYTES * (2 if settings.use_ema else 1) + OPTIMIZER_BYTES[settings.optimizer]
+    kept, where = settings.checkpoints_total_limit, settings.output_dir
+    count_bytes = round(kept * each * trained)
+    there = where.glob("checkpoint-*") if is_full else [where]
+    yield _kind("checkpoints", kept, count_bytes, there, within=where)
+    if not is_full:
+        return
+    places = ["", "ema"] if settings.use_ema else [""]
+    if configuration.eval_datasets() and settings.keep_best:
+        places += ["best", "best"]  # the one before stays until a better one is whole
+    count_bytes = len(places) * PUBLISHED_BYTES * sizes.parameters()
+    folders = [where / place / "transformer" for place in places]
+    yield _kind("transformers", len(places), count_bytes, folders, within=where)
+
+
+def _kind(
+    what: str,
+    count: int,
+    count_bytes: int,
+    folders: Iterable[Path],
+    *,
+    within: Path | None = None,
+) -> Kind:
+    distinct = list(dict.fromkeys(folders))
+    there = sum(_bytes_in(folder) for folder in distinct)
+    return Kind(what, count, count_bytes, within or distinct[0], there)
 
 
 def _bytes_in(folder: Path) -> int:

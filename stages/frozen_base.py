@@ -49,6 +49,12 @@ def trains_time(settings: Settings) -> bool:
     return settings.model_type == "full" or trains_modulation(settings.lora_target_modules)
 
 
+def subset_of(settings: Settings) -> str | tuple[str, ...] | None:
+    """The layers that `model_type` full is to train: those the user named, else all."""
+    named = "lora_target_modules" in settings.model_fields_set
+    return settings.lora_target_modules if named else None
+
+
 def wants_table(settings: Settings) -> bool:
     """Whether training can take modulation from a table: in bfloat16, where it is frozen."""
     return settings.mixed_precision == "bf16" and not trains_time(settings)

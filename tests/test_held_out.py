@@ -20,6 +20,7 @@ from training import LORA, checkpoint_names, lora, metrics, train
 from qedit.cache.atomic import remove
 from qedit.cache.errors import NotComplete
 from qedit.config.loading import Configuration
+from qedit.pipeline.planning import make_plan as foresee
 from qedit.stages.models.transformer import load_transformer, predict_velocity
 from qedit.stages.train import loop, transformer_result
 from qedit.stages.train.evaluate import held_out_of
@@ -308,6 +309,33 @@ def test_the_best_of_a_full_run_is_a_transformer_that_diffusers_loads(made: Any)
     assert held_out is not None
     assert held_out.measure(loaded)["loss"] == state["loss"]
     assert "| `best/transformer/` |" in (where / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_ema": False, "keep_best": False},
+        {"lora_target_modules": ["attn.to_k", "img_mlp.net.2"]},
+    ],
+    ids=["all", "less", "layers"],
+)
+def test_plan_foresees_what_a_full_run_leaves(made: Any, settings: dict[str, Any]) -> None:
+    configuration = made(checkpoints_total_limit=2, **{**FULL, **settings})
+    kinds = {kind.what: kind for kind in foresee(configuration).disk.kinds}
+    train(configuration)
+    where = configuration.settings.output_dir
+    lying = {
+        name: sum(one.stat().st_size for one in where.glob(f"{name}/**/*.safetensors"))
+        for name in ("checkpoint-*", "transformer", "ema/transformer", "best/transformer")
+    }
+    checkpoints = lying.pop("checkpoint-*")
+    most = sum(lying.values()) + lying["best/transformer"]  # the next one beside it
+    assert kinds["checkpoints"].count_bytes == pytest.approx(checkpoints, rel=0.1)
+    assert kinds["transformers"].count_bytes == pytest.approx(most, rel=0.1)
+    after = {kind.what: kind.there_bytes for kind in foresee(configuration).disk.kinds}
+    assert after["checkpoints"] == pytest.approx(checkpoints, rel=0.01)
+    assert after["transformers"] == pytest.approx(sum(lying.values()), rel=0.1)
 
 
 @pytest.mark.parametrize("moment", ["before", "between", "after"])

@@ -117,6 +117,14 @@ def lora_parameters(sizes: Dimensions, targets: str | Sequence[str], *, rank: in
     return rank * _widths(sizes, named)
 
 
+def full_parameters(sizes: Dimensions, targets: str | Sequence[str] | None) -> int:
+    """Numbers that `model_type` full trains: `targets` with their biases, or all that learns."""
+    if targets is not None:
+        return sum(ins * outs + outs for ins, outs in _targeted(sizes, targets))
+    idle = sum(ins * outs + outs for ins, outs in map(sizes.linear, IDLE_IN_LAST_BLOCK))
+    return sizes.parameters() - idle - sizes.head_width  # and the norm of idle queries
+
+
 @cache
 def _widths(sizes: Dimensions, targets: str | tuple[str, ...]) -> int:
     return sum(ins + outs for ins, outs in _targeted(sizes, targets))

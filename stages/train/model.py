@@ -13,6 +13,7 @@ from ..frozen_base import (
     modulation_table,
     quantized_base,
     sizes_of,
+    subset_of,
     trains_time,
     wants_quantized,
     wants_table,
@@ -87,12 +88,6 @@ def open_model(
             source=str(settings.init_lora),
         )
     return transformer, weights
-
-
-def subset_of(settings: Settings) -> str | tuple[str, ...] | None:
-    """The layers that `model_type` full is to train: those the user named, else all."""
-    named = "lora_target_modules" in settings.model_fields_set
-    return settings.lora_target_modules if named else None
 
 
 def _add_adapter(plan: Plan, transformer: nn.Module, *, writes: bool) -> dict[str, nn.Parameter]:
