@@ -86,7 +86,8 @@ def _check_quantized(settings: Settings) -> Iterator[Finding]:
         ("lora_type", settings.lora_type, ("lora",)),
         ("lora_init_type", settings.lora_init_type, ("default", "gaussian")),
     ):
-        if value not in harmless:
+        refused = key == "lora_init_type" and settings.lora_type == "lokr"  # by `_check_lokr`
+        if value not in harmless and not refused:
             yield (
                 key,
                 f'is "{value}", which needs the base\'s weights themselves, and '

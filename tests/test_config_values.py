@@ -162,6 +162,13 @@ def test_a_mistake_in_the_settings(tmp_path: Path, settings: dict[str, Any], lin
     assert only_line(complaint(tmp_path, settings)) == f"config.json: {line}"
 
 
+def test_a_start_that_a_lokr_does_not_have_is_said_once(tmp_path: Path) -> None:
+    lokr = {"lora_type": "lokr", "lora_init_type": "pissa", "base_model_precision": "int8-quanto"}
+    said = complaint(tmp_path, lokr)
+    assert said.count("`lora_init_type` is") == 1
+    assert '`lora_type` "lokr" has one of its own' in said
+
+
 @pytest.mark.parametrize(
     ("name", "config", "line"),
     [

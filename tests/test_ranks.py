@@ -58,10 +58,10 @@ def test_a_step_too_small_to_share_is_refused_and_said_by_the_first_one_alone() 
 @pytest.mark.parametrize(
     ("said", "means"),
     [
-        ("pair.cc:553] Connection closed by peer [127.0.0.1]:712.", "has ended"),
+        ("pair.cc:553] Connection closed by peer [127.0.0.1]:712.", "has ended, so process 1"),
         (
             "buffer.cc:78] Timed out waiting 86400000ms for recv",
-            "has not answered for 1 day",
+            "has not answered for 24 hours, so process 1",
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_a_process_that_is_silent_is_not_said_to_have_ended(
         raise RuntimeError(said)
 
     monkeypatch.setattr(dist, "all_gather", all_gather)
-    with pytest.raises(QeditError, match=f"Another process of this run {means}.*, so process 1 of"):
+    with pytest.raises(QeditError, match=f"Another process of this run {means} of"):
         Ranks(rank=1, world=2).gathered(True)
 
 

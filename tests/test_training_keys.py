@@ -186,10 +186,13 @@ def test_repeats_probability_start_and_end_of_a_dataset_reach_the_order(made: An
     with pytest.raises(WrongUse, match="No dataset has samples to train on at step 1"):
         make_plan(late)
     make_plan(made(max_train_steps=2, data={"end_step": 2}))
-    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 3"):
+    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 3") as refused:
         make_plan(made(max_train_steps=3, data={"end_step": 2}))
-    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 5"):
+    assert refused.value.do.endswith("or end the run before with `max_train_steps` 2.")
+    with pytest.raises(WrongUse, match="No dataset has samples to train on at step 5") as refused:
         make_plan(made(num_train_epochs=2, data={"end_step": 4}))
+    # the two keys together are a mistake
+    assert refused.value.do.endswith("`max_train_steps` 4 in place of `num_train_epochs`.")
 
 
 SCHEDULES: dict[str, dict[str, Any]] = {

@@ -120,7 +120,8 @@ class Order:
         lacking = {source.name: epochs for source in self._sources if source.shows}
         for first, border in pairwise([*self._borders, None]):
             assert first is not None, "only the last phase has no end"
-            phase, names = self._phase(first), [one.name for one in mix_at(self._sources, first)]
+            names = [one.name for one in mix_at(self._sources, first, in_epochs=True)]
+            phase = self._phase(first)
             most = max(lacking.get(name, 0) for name in names)
             end = first - 1 + self._steps_in(phase, most)
             awaited = any(one.shows and one.start_step > first for one in self._sources)

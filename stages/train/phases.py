@@ -107,8 +107,11 @@ class Phase:
         return shown
 
 
-def mix_at(sources: Sequence[Source], step: int) -> list[Source]:
+def mix_at(sources: Sequence[Source], step: int, *, in_epochs: bool = False) -> list[Source]:
     """Those of `sources` that have samples to show at `step`.
+
+    Args:
+        in_epochs: whether `num_train_epochs` says how long the run is.
 
     Raises:
         WrongUse: there are none.
@@ -116,6 +119,8 @@ def mix_at(sources: Sequence[Source], step: int) -> list[Source]:
     mix = [source for source in sources if source.shows and source.takes_part(step)]
     if not mix:
         before = f", or end the run before with `max_train_steps` {step - 1}" if step > 1 else ""
+        if before and in_epochs:
+            before += " in place of `num_train_epochs`"
         raise WrongUse(
             f"No dataset has samples to train on at step {step}: "
             f"{'; '.join(source.in_words() for source in sources)}.",

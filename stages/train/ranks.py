@@ -168,7 +168,8 @@ class Ranks:
             yield
         except RuntimeError as error:
             is_silent = "Timed out" in str(error)
-            what = f"has not answered for {LONGEST_WAIT}" if is_silent else "has ended"
+            hours = LONGEST_WAIT // timedelta(hours=1)
+            what = f"has not answered for {hours} hours" if is_silent else "has ended"
             raise QeditError(
                 f"Another process of this run {what}, so process {self.rank} of {self.world} "
                 "ends too.",
