@@ -20,5 +20,5 @@ def stream(seed: int, *place: int | str) -> np.random.Generator:
 
 
 def seed_of(seed: int, *place: int | str) -> int:
-    """A seed for code that draws from torch's global generator (LoRA init)."""
+    """One number of that stream, for what draws from it in its own way."""
     return int(stream(seed, *place).integers(2**63))
