@@ -27,6 +27,7 @@ from ..stages.orphans import (
     all_of,
     find_orphans,
     other_uses,
+    refuse_without_pairs,
     renew_notes,
     stores_beside,
     unnamed_in,
@@ -109,9 +110,10 @@ def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers
     """Find what no table and no run names; nothing is changed.
 
     Raises:
-        Damaged, NotComplete: what another run names cannot be known.
+        Damaged, NotComplete: what this run or another one names cannot be known.
     """
     checkpoint = open_checkpoint(configuration.settings)
+    refuse_without_pairs(configuration, checkpoint)
     stores = open_stores(configuration, checkpoint)
     uses = other_uses(configuration, stores)
     tables, bases = unused_bases(configuration, checkpoint, uses)

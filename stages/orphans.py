@@ -20,9 +20,9 @@ from ..cache.store import EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
-from .pairs_table import MANIFEST, manifest_in
+from .pairs_table import MANIFEST, manifest_in, table_folder
 from .preview_samples import keys_only_previewed
-from .stores import WEIGHTS, RunStores, open_stores
+from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
 from .uses import Use, note_file, note_use, others_of, use_of
 from .wanted import PairsKeys
 
@@ -130,6 +130,22 @@ def count_orphans(
         plan_repacking(store, wanted_keys(store, [*others_of(store, own), own])).rows
         for store in wanted
     )
+
+
+def refuse_without_pairs(configuration: Configuration, checkpoint: Checkpoint) -> None:
+    """Raise if a pairs table of these very settings is not there: its rows would seem unwanted.
+
+    Raises:
+        NotComplete: `pair` has not run since the settings changed.
+        Damaged: there is one, but its manifest cannot be read.
+    """
+    for main in used_main_datasets(configuration):
+        if manifest_in(table_folder(configuration, main, checkpoint.flavour)) is None:
+            raise NotComplete(
+                f"There is no pairs table of dataset {main.id} with these settings yet: which rows "
+                "they want, nobody can tell.",
+                "Run `qedit pair` first, then `qedit gc` again.",
+            )
 
 
 def _previewed(

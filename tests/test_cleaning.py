@@ -391,3 +391,16 @@ def test_a_container_that_cannot_be_asked_is_not_said_to_run(copy: Path) -> None
     with_files("gc", "--yes", expect=6)
     with_files("unlock", "--yes")
     assert not path.exists()
+
+
+def test_gc_is_refused_before_pair_has_run_for_new_settings(copy: Path) -> None:
+    """The table that names what they want is not there yet: every row would seem unwanted."""
+    changed = ("--set", "data.edited.caption_strategy=filename")
+    for options in ((), ("--yes",)):
+        error = with_files("gc", *options, *changed, expect=4).stderr
+        assert "There is no pairs table of dataset edited with these settings yet" in error
+    assert said(with_files("cache-vae", "--json"))["computed"] == 0
+    with_files("pair", *changed)
+    shown = said(with_files("gc", "--json", *changed))
+    assert shown["rows"] == 4  # the tails of the former captions
+    assert len(shown["files"]) == 1  # and the table that names them
