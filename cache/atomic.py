@@ -164,12 +164,14 @@ def sync_folder(folder: Path) -> None:
 def remove(path: Path) -> None:
     """Remove the file or the tree at `path`, if it is there.
 
-    A tree loses its name first: it is there whole, or it is not there.
+    A tree loses its name first: it is there whole, or it is not there. One that has lost it
+    already goes as it is: names have an end.
     """
     with _in_words(path):
         if path.is_dir() and not path.is_symlink():
-            gone = _leftover_of(path)
-            path.rename(gone)
+            gone = path if path.name.endswith(LEFTOVER) else _leftover_of(path)
+            if gone != path:
+                path.rename(gone)
             shutil.rmtree(gone)
         else:
             path.unlink(missing_ok=True)

@@ -16,9 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .arrays import Bits
 from .atomic import remove
+from .contents import damaged
+from .errors import Broken
 from .grid import SHARD_LENGTH
-from .listing import Listing
+from .listing import Listing, Row
+from .part import Part, rows_in
 from .store import Store
 
 MOST_ROWS = 64
@@ -88,16 +92,55 @@ def carry_out(store: Store, plan: Repacking) -> None:
     """
     for name in plan.gone:
         remove(store.parts_folder / name)
+    if plan.moved:
+        _move(store, plan)
+    store.refresh()
+
+
+def _move(store: Store, plan: Repacking) -> None:
+    """Add what is kept of parts in new ones, and remove each once all of it has been added."""
     left = {name: len(keys) for name, keys in plan.moved.items()}
+    sources = _Sources(store)
     for group in _groups(store, plan.moved):
-        keys = [key for _, key in group]
-        once = list(dict.fromkeys(keys))
-        store.add(once, [store.read(key) for key in once])
+        once = {key: name for name, key in reversed(group)}
+        store.add(list(once), [sources.read(name, key) for key, name in once.items()])
         for name, _ in group:
             left[name] -= 1
             if not left[name]:
+                sources.close(name)
                 remove(store.parts_folder / name)
-    store.refresh()
+
+
+class _Sources:
+    """Rows as they lie in a part of their own: another one may hold them too, but damaged."""
+
+    def __init__(self, store: Store) -> None:
+        listing = store.listing()
+        assert listing is not None, "nothing is moved where there is nothing"
+        self._store, self._table = store, listing.rows
+        ends = np.cumsum(listing.counts).tolist()
+        begins = [0, *ends[:-1]]
+        places = zip(listing.grids, begins, ends, strict=True)
+        self._places = dict(zip(listing.names, places, strict=True))
+        self._open: dict[str, tuple[Part, dict[str, Row]]] = {}
+
+    def read(self, name: str, key: str) -> Bits:
+        """The row of `key` in the part called `name`; raises Damaged."""
+        if name not in self._open:
+            grid, begin, end = self._places[name]
+            rows = self._table.slice(begin, end - begin)
+            own = Listing([name], [grid], np.array([end - begin]), rows)
+            part = Part(self._store.parts_folder / name, self._store.layout, grid)
+            self._open[name] = part, dict(rows_in(own))
+        part, there = self._open[name]
+        try:
+            return part.read(there[key])
+        except Broken as error:
+            raise damaged(part.path, f"Row {key}", error) from error
+
+    def close(self, name: str) -> None:
+        """Forget a part: all that is wanted of it has been read."""
+        del self._open[name]
 
 
 def bytes_of_part(path: Path) -> int:

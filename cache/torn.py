@@ -50,7 +50,7 @@ def _torn(shards: Sequence[_Shard]) -> set[str]:
 def _length(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return -1
 
 

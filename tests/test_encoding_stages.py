@@ -386,6 +386,21 @@ def test_a_spool_gives_back_pictures_of_full_size(tmp_path: Path, size: tuple[in
     assert taken.tobytes() == shown.tobytes()
 
 
+def test_a_picture_that_went_from_a_spool_is_decoded_again(tmp_path: Path) -> None:
+    picture = made_picture("a.png", dataset="a", size=(64, 64), vl_size=(64, 64))
+    spool = Spool(tmp_path / "spool", ["a"])
+    row = spool.row_of(Image.new("RGB", (64, 64)))
+    assert row is not None
+    store = spool.shelf.of("a")
+    with store.adding():
+        store.add([spool_key(picture)], [row])
+    taker = Spool(tmp_path / "spool", ["a"])
+    assert spool_key(picture) in taker.shelf
+    for part in store.part_paths():
+        shutil.rmtree(part)
+    assert taker.take(picture) is None
+
+
 def test_a_spool_takes_no_picture_that_no_part_holds_and_no_room_that_is_wanted(
     tmp_path: Path,
 ) -> None:

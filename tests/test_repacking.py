@@ -199,6 +199,26 @@ def test_killed_while_rows_are_moved(tmp_path: Path, ragged: bool, every: int) -
         _after(folder, ragged, str(death))
 
 
+def test_a_row_is_moved_from_the_part_in_which_it_is_whole(tmp_path: Path) -> None:
+    """Two parts hold it, as after a crash of gc, and each is damaged in another place."""
+    rows = [np.full((16, 8, 8), number, np.uint16) for number in range(3)]
+    store = Store(tmp_path, {"rows": "latents"}, LATENTS)
+    with store.adding():
+        store.add(["a", "b"], rows[:2])
+        store.add(["a", "c"], [rows[0], rows[2]])
+    first, second = store.part_paths()
+    for part, at in ((first, 2048 + 64), (second, 0)):  # b there, a here
+        (shard,) = (part / "latents").glob("c.*")
+        with shard.open("r+b") as file:
+            file.seek(at)
+            file.write(b"?")
+    drop(store, store.verify())
+    left = Store(tmp_path, {"rows": "latents"}, LATENTS)
+    assert left.verify() == []
+    assert left.keys() == {"a", "c"}
+    assert np.array_equal(left.read("a"), rows[0])
+
+
 @pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_while_damage_is_dropped(tmp_path: Path, every: int) -> None:
     def hurt(folder: Path) -> None:

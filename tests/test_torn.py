@@ -21,6 +21,7 @@ from qedit.cache.errors import Locked
 from qedit.cache.index import replace_indices
 from qedit.cache.lock import new_holder
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
+from qedit.stages.torn_parts import pass_over_torn
 
 RECIPE = {"stage": "test"}
 LAYOUTS = pytest.mark.parametrize("layout", [LATENTS, EMBEDS], ids=["latents", "embeds"])
@@ -126,6 +127,10 @@ def test_nothing_is_given_up_where_others_are_at_work(tmp_path: Path) -> None:
     _delete(_shards(store, "1a")[0])
     with pytest.raises(Locked, match="something"):
         drop_torn([store])
+    # who comes to help may: what was lost stays for the next one
+    (said,) = pass_over_torn([store], drops=True)
+    assert said.startswith("1 part has lost a file, and another process is at work there: run")
+    assert store.missing(["1a"]) == []
     claim.unlink()
     assert drop_torn([store]) == 1
 

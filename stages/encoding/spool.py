@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...cache.atomic import LEFTOVER, make_folder, remove, sweep, unique_name
+from ...cache.errors import Damaged, NotComplete
 from ...cache.fingerprint import key_of
 from ...cache.grid import SHARD_LENGTH
 from ...cache.part import Layout
@@ -83,13 +84,16 @@ class Spool:
         return pixels.reshape(-1).view(np.uint16).reshape(-1, PAIRS_OF_BYTES)
 
     def take(self, picture: Picture) -> Image.Image | None:
-        """The picture as the vision language encoder wants it, if it is here."""
+        """The picture as the vision language encoder wants it, if it is here and whole."""
         key = spool_key(picture)
         if key not in self.shelf:
             return None
         assert picture.vl_size is not None, "references always have one"
         width, height = picture.vl_size
-        row = self.shelf.read(key, dataset=picture.dataset)
+        try:
+            row = self.shelf.read(key, dataset=picture.dataset)
+        except (NotComplete, Damaged):  # it is decoded again
+            return None
         return Image.fromarray(row.reshape(-1).view(np.uint8).reshape(height, width, 3))
 
 
