@@ -94,9 +94,10 @@ def test_a_second_demo_finds_everything_done(work: Path) -> None:
     lines = result.stderr.splitlines()
     assert sum("nothing to do" in line for line in lines) == 5 * len(CHAPTERS)
     after = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
-    # run.json is the one file that says who looked last
+    # run.json says who looked last; the digest of a model that is no two seconds old, as on a fast
+    # machine the demo's is when training looks at it, is remembered by the next one who looks
     changed = {path.name for path in after if after[path] != before.get(path)}
-    assert changed <= {"run.json"}
+    assert changed <= {"run.json", "model-digests.json"}
 
 
 @pytest.mark.full
