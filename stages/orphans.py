@@ -23,7 +23,7 @@ from .models.checkpoint import Checkpoint
 from .pairs_table import MANIFEST, manifest_in, table_folder
 from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
-from .uses import Use, note_file, note_use, others_of, use_of
+from .uses import Use, note_file, note_use, others_of, own_notes, use_of
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"
@@ -177,10 +177,13 @@ def renew_notes(configuration: Configuration, checkpoint: Checkpoint) -> None:
     needed, own = needed_fingerprints(configuration, stores), use_of(configuration)
     also = _previewed(configuration, checkpoint, stores)
     for store in stores_beside(stores):
-        if note_file(store, own).is_file() and store.fingerprint in needed:
+        notes = own_notes(store, own)
+        keeps = bool(notes) and store.fingerprint in needed
+        if keeps:
             note_use([store], configuration, also=also)
-        else:
-            remove(note_file(store, own))
+        for note in notes:
+            if not keeps or note != note_file(store, own):
+                remove(note)
 
 
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:

@@ -60,8 +60,8 @@ class Use:
 
     @property
     def name(self) -> str:
-        """One note for each run; its captions and tables are those it used last."""
-        return key_of([*self.pairs, self.output_dir])[:16]
+        """One note for each run, which is its output_dir; the rest is what it used last."""
+        return key_of([self.output_dir])[:16]
 
 
 def use_of(configuration: Configuration, *, also: tuple[str, ...] = ()) -> Use:
@@ -119,7 +119,7 @@ def uses_of(store: Kept, *, apart_from: Use | None = None) -> list[Use]:
     """What the notes say that were left in this very store.
 
     Args:
-        apart_from: a run whose own note is not looked at.
+        apart_from: a run whose own notes do not count.
 
     Raises:
         Damaged: one cannot be read, so that nobody knows what it keeps.
@@ -127,7 +127,10 @@ def uses_of(store: Kept, *, apart_from: Use | None = None) -> list[Use]:
     own = apart_from and note_file(store, apart_from)
     found = []
     for path in notes_in(store):
-        if path != own and (use := _read(path, store)) is not None:
+        if path == own or (use := _read(path, store)) is None:
+            continue
+        # notes of earlier versions have another name for every choice of datasets
+        if apart_from is None or use.output_dir != apart_from.output_dir:
             found.append(use)
     return found
 
@@ -143,6 +146,22 @@ def others_of(store: Kept, own: Use) -> list[Use]:
     for use in others:
         _refuse_without_tables(use, note=note_file(store, use))
     return others
+
+
+def own_notes(store: Kept, own: Use) -> list[Path]:
+    """The files of the notes that a run has left in a store; those of earlier versions come last.
+
+    Raises:
+        Damaged: nobody knows whose one of them is.
+    """
+    first = note_file(store, own)
+    others = [path for path in notes_in(store) if path != first]
+    former = [
+        path
+        for path in others
+        if (use := _read(path, store)) is not None and use.output_dir == own.output_dir
+    ]
+    return [first, *former] if first.is_file() else former
 
 
 def notes_in(store: Kept) -> list[Path]:
@@ -172,8 +191,11 @@ def _read(path: Path, store: Kept) -> Use | None:
         if CHECKSUM in said and said.pop(CHECKSUM) != _checksum(said):
             raise ValueError("it does not match its checksum")
         use = _use_in(said)
-        # a moved store keeps its inode, another mount of it its path; a copy has neither
-        is_of_this_store = any(said.get(name, value) == value for name, value in place.items())
+        # a moved store keeps its inode, another mount of it its path; a copy has neither, and nor
+        # has what was moved to another disk: then nothing is left where it lay
+        is_of_this_store = any(
+            said.get(name, value) == value for name, value in place.items()
+        ) or not _is_there(said)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -217,6 +239,14 @@ def _refuse_without_tables(use: Use, *, note: Path) -> None:
             "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
             f"run again or, if there is no such run any more, delete {note}.",
         )
+
+
+def _is_there(said: Mapping[str, Any]) -> bool:
+    """Whether the store that a note names still lies where it was left."""
+    try:
+        return Path(said["store"]).stat().st_ino == said["inode"]
+    except OSError:
+        return False
 
 
 def _place(store: Kept) -> dict[str, str | int]:

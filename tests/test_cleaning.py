@@ -404,3 +404,47 @@ def test_gc_is_refused_before_pair_has_run_for_new_settings(copy: Path) -> None:
     shown = said(with_files("gc", "--json", *changed))
     assert shown["rows"] == 4  # the tails of the former captions
     assert len(shown["files"]) == 1  # and the table that names them
+
+
+def test_caches_that_were_moved_to_another_disk_keep_other_runs_notes(
+    copy: Path, other_note: Path
+) -> None:
+    """There they have neither the path nor the inode that the notes name."""
+    shutil.copytree("caches", "copied")
+    elsewhere = ("--set", "cache_dir=copied")
+    shown = said(with_files("gc", "--json", *elsewhere))
+    assert shown["rows"] == 1  # the original is still there, and keeps what the other run wants
+    shutil.rmtree("caches")
+    error = with_files("gc", "--yes", *elsewhere, expect=4).stderr
+    assert f"The run in {copy / 'out2'} uses these caches" in error
+    (copy / "copied").rename("caches")
+    assert _shown()["rows"] == 1  # the other run uses the table that this one does
+    assert other_note.is_file()
+
+
+def _add_a_dataset(folder: Path) -> None:
+    """The same samples once more, in folders of their own."""
+    data = json.loads((folder / "data.json").read_text())
+    for one in list(data):
+        other = {**one, "id": f"more-{one['id']}", "instance_data_dir": f"more-{one['id']}"}
+        if "conditioning_data" in one:
+            other["conditioning_data"] = [f"more-{name}" for name in one["conditioning_data"]]
+        shutil.copytree(folder / one["instance_data_dir"], folder / other["instance_data_dir"])
+        data.append(other)
+    (folder / "data.json").write_text(json.dumps(data))
+
+
+def test_rows_of_former_settings_are_freed_after_a_dataset_was_added(copy: Path) -> None:
+    """A run is its output_dir: what it noted before is not another run's."""
+    store = _store(copy, "vae/edited")
+    note = uses.note_file(store, uses.use_of(_loaded()))
+    former = note.with_name("0123456789abcdef.json")  # as earlier versions named it
+    shutil.copy(note, former)
+    _add_a_dataset(copy)
+    names = ("edited", "more-edited")
+    larger = [word for name in names for word in ("--set", f"data.{name}.resolution=96")]
+    for stage in ("pair", "cache-vae"):
+        with_files(stage, *larger)
+    shown = said(with_files("gc", "--yes", "--json", *larger))
+    assert (shown["rows"], len(shown["files"])) == (4, 1)  # the targets at their former size
+    assert (note.is_file(), former.exists()) == (True, False)
