@@ -35,7 +35,7 @@ from ..stages.orphans import (
 )
 from ..stages.rejected_rows import FOLDER as REJECTED
 from ..stages.stores import open_stores
-from ..stages.uses import USES, Kept, use_of
+from ..stages.uses import USES, Kept, paired_by_others, use_of
 from .report import size
 from .unlocking import PAIRS
 
@@ -120,7 +120,7 @@ def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers
     orphans = find_orphans(configuration, checkpoint, compact=compact)
     orphans += [all_of(table) for table in tables]
     unnamed = unnamed_orphans(configuration, stores)
-    files = left_by_pair(configuration, uses)
+    files = left_by_pair(configuration, [*uses, *paired_by_others(configuration)])
     whole: list[Kept] = [*unnamed, *bases, *(one.store for one in orphans if one.all_of_it)]
     gone = {*files, *(one.path for one in whole)}
     unfinished = [
@@ -185,6 +185,7 @@ def alone(configuration: Configuration) -> Iterator[None]:
 def _refuse_training(configuration: Configuration, checkpoint: Checkpoint) -> None:
     """Raise while a run trains: the table it has begun with may have been replaced since."""
     uses = other_uses(configuration, open_stores(configuration, checkpoint))
+    uses += paired_by_others(configuration)
     own = use_of(configuration).output_dir
     for folder in dict.fromkeys((own, *(use.output_dir for use in uses))):
         holder = holder_of(Path(folder))

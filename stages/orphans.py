@@ -23,7 +23,7 @@ from .models.checkpoint import Checkpoint
 from .pairs_table import MANIFEST, manifest_in, table_folder
 from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
-from .uses import Use, note_file, note_use, others_of, own_notes, use_of
+from .uses import Use, note_file, note_use, others_of, own_notes, paired_by_others, use_of
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"
@@ -82,9 +82,12 @@ def find_orphans(
     needed = needed_fingerprints(configuration, stores)
     present = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
     own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
+    paired = paired_by_others(configuration)
     found = []
     for store in stores_beside(stores):
         uses = others_of(store, own) + ([own] if store.fingerprint in needed else [])
+        # who has only paired names rows, but no recipe: it keeps them where anybody uses the store
+        uses += paired if uses else []
         if store.fingerprint not in present and (broken := broken_parts(store)):
             found.append(Orphans(store, not uses, Repacking(), broken))
         elif not uses:
@@ -126,8 +129,9 @@ def count_orphans(
     """
     stores = open_stores(configuration, checkpoint)
     own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
+    paired = paired_by_others(configuration)
     return sum(
-        plan_repacking(store, wanted_keys(store, [*others_of(store, own), own])).rows
+        plan_repacking(store, wanted_keys(store, [*others_of(store, own), *paired, own])).rows
         for store in wanted
     )
 

@@ -41,6 +41,13 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
+class PairsPlace:
+    """A folder of pairs tables, in which `pair` leaves a note."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class Use:
     """A run's claim to rows: pairs tables, and captions that go with every pair.
 
@@ -98,6 +105,54 @@ def begin_use(
         with writer_lock(store.path, doing=doing, patience_seconds=LOCK_PATIENCE_SECONDS):
             keep_recipe(store.path, store.recipe)
             _note(store, use)
+        store.refresh()  # of what was seen before, `gc` may have removed something
+
+
+def keep_use(
+    stores: Iterable[Store], configuration: Configuration, *, also: tuple[str, ...] = ()
+) -> None:
+    """Have the run's note in those stores that are there, before it is seen what they lack.
+
+    A run that finds all its rows made by others keeps them, too. Raises as `begin_use` does.
+    Before `pair` has run there is nothing to keep, and a note would be in others' way.
+    """
+    if _gone(use_of(configuration)):
+        return
+    there = (store for store in stores if store.path.is_dir())
+    begin_use(there, configuration, also=also)
+
+
+def keep_pairs(configuration: Configuration, *, lock: Path) -> None:
+    """The same beside its pairs tables, which nothing else names before rows are made.
+
+    Raises:
+        Locked: somebody is at work there.
+    """
+    use = use_of(configuration)
+    places = [place for place in pairs_places(configuration) if place.path.is_dir()]
+    if all(_is_noted(place, use) for place in places):
+        return
+    with writer_lock(lock, doing="noting who uses it"):
+        note_use(places, configuration)
+
+
+def pairs_places(configuration: Configuration) -> list[PairsPlace]:
+    """Where the pairs tables of the run lie."""
+    mains = used_main_datasets(configuration)
+    return [PairsPlace(configuration.pairs_folder(main)) for main in mains]
+
+
+def paired_by_others(configuration: Configuration) -> list[Use]:
+    """What the tables beside those of this run name, of other runs.
+
+    A note beside a table that has gone is in nobody's way.
+
+    Raises:
+        Damaged: nobody knows what one of them wants.
+    """
+    own = use_of(configuration)
+    found = (use for place in pairs_places(configuration) for use in uses_of(place, apart_from=own))
+    return list(dict.fromkeys(found))
 
 
 def note_use(
@@ -226,19 +281,23 @@ def _checksum(said: Mapping[str, Any]) -> str:
 
 def _refuse_without_tables(use: Use, *, note: Path) -> None:
     """Raise if a pairs table that `use` names is not there to be asked which rows it wants."""
-    gone = [folder for folder in use.pairs if not Path(folder).is_dir()]
-    gone += [
-        name
-        for name in use.tables
-        if not any(Path(folder, name, MANIFEST).is_file() for folder in use.pairs)
-    ]
-    if gone:
+    if gone := _gone(use):
         raise NotComplete(
             f"The run in {use.output_dir} uses these caches, as {note} says, but its pairs tables "
             f"are gone: {', '.join(gone)}. Which rows it wants, nobody can tell.",
             "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
             f"run again or, if there is no such run any more, delete {note}.",
         )
+
+
+def _gone(use: Use) -> list[str]:
+    """What of its pairs tables, and of their folders, is not there."""
+    folders = [folder for folder in use.pairs if not Path(folder).is_dir()]
+    return folders + [
+        name
+        for name in use.tables
+        if not any(Path(folder, name, MANIFEST).is_file() for folder in use.pairs)
+    ]
 
 
 def _is_there(said: Mapping[str, Any]) -> bool:

@@ -448,3 +448,34 @@ def test_rows_of_former_settings_are_freed_after_a_dataset_was_added(copy: Path)
     shown = said(with_files("gc", "--yes", "--json", *larger))
     assert (shown["rows"], len(shown["files"])) == (4, 1)  # the targets at their former size
     assert (note.is_file(), former.exists()) == (True, False)
+
+
+def test_what_a_run_that_has_only_paired_names_is_kept(copy: Path) -> None:
+    """Another run in the same folders has gone on to other captions and another size."""
+    larger = ("--set", "data.edited.resolution=96")
+    with_files("pair", *OTHER_RUN)
+    for stage in ("pair", "cache-vae", "cache-embeds"):
+        with_files(stage, *larger)
+    shown = said(with_files("gc", "--yes", "--json", *larger))
+    assert (shown["rows"], shown["files"]) == (0, [])
+    for stage in ("cache-vae", "cache-embeds"):
+        assert said(with_files(stage, "--json", *OTHER_RUN))["computed"] == 0
+
+
+@pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
+def test_a_run_that_finds_all_rows_made_keeps_them_before_it_looks(
+    copy: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `gc` takes them between the look and the note."""
+    monkeypatch.setattr(uses, "LOCK_PATIENCE_SECONDS", 0.0)
+    configuration = _loaded()
+    with alone(configuration):
+        assert "qedit gc" in with_files(stage, *OTHER_RUN, expect=6).stderr
+        with_files(stage)  # it is noted, and needs no lock
+    with_files(stage, *OTHER_RUN)
+
+
+def test_a_stage_that_fails_for_want_of_pairs_leaves_no_note(copy: Path) -> None:
+    for stage in ("cache-vae", "cache-embeds"):
+        with_files(stage, *OTHER_RUN, "--set", "data.edited.resolution=96", expect=4)
+    assert _shown()["rows"] == 0

@@ -34,7 +34,7 @@ from ..room import refuse_full_disk
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, open_stores, shard_named
 from ..torn_parts import pass_over_torn
-from ..uses import begin_use, note_use
+from ..uses import begin_use, keep_use, note_use
 
 STAGE = "cache-embeds"
 
@@ -68,6 +68,9 @@ def run(
     checkpoint = open_checkpoint(configuration.settings)
     stores = open_stores(configuration, checkpoint)
     kept = (*stores.prefixes.stores(), *stores.tails.stores())
+    if not dry_run:
+        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        keep_use(kept, configuration, also=previewed)
     torn = pass_over_torn(kept, drops=not dry_run)
     wanted = find_wanted(configuration, checkpoint.flavour, stores)
     if retry_rejected and not dry_run:

@@ -26,7 +26,7 @@ from ..samples import Picture
 from ..stage import Outcome, Progress
 from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
 from ..torn_parts import pass_over_torn
-from ..uses import begin_use, note_use
+from ..uses import begin_use, keep_use, note_use
 from .one_file import files_of, latent_bytes, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
 
@@ -62,6 +62,9 @@ def run(
     checkpoint = open_checkpoint(configuration.settings)
     stores = open_stores(configuration, checkpoint)
     kept = (*stores.latents.stores(), *stores.weights.stores())
+    if not dry_run:
+        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        keep_use(kept, configuration, also=previewed)
     torn = pass_over_torn(kept, drops=not dry_run)
     wanted = find_pictures(configuration, checkpoint.flavour, stores)
     if retry_rejected and not dry_run:

@@ -23,6 +23,7 @@ from ..pairs_table import (
     write_pairs,
 )
 from ..stage import Outcome, Progress
+from ..uses import keep_pairs, note_use, pairs_places
 from .account import STAGE, Foreseen, outcome_of, refuse_unaccepted
 from .changes import Changes, Tally
 from .folders import Scans, digest_of, scan_all, used_datasets
@@ -108,6 +109,8 @@ def _brought_up_to_date(
 
     What is held of every file and sample is let go on the way out.
     """
+    if not dry_run:
+        keep_pairs(configuration, lock=_root(configuration))
     scans = scan_all(configuration)
     for found in scans.values():
         for link in found.skipped_links:
@@ -131,7 +134,9 @@ def _brought_up_to_date(
         if unknown:
             _look_at_all(unknown, memories, scans, progress=progress)
         judged = [judge(plan, memories) for plan in plans]
-        return _write(judged, inputs=inputs, accept=accept)
+        written = _write(judged, inputs=inputs, accept=accept)
+        note_use(pairs_places(configuration), configuration)
+        return written
 
 
 def _say_what_is_left_out(plans: Sequence[Plan], scans: Scans, progress: Progress) -> None:
