@@ -26,6 +26,7 @@ from ..stages.orphans import (
     Unnamed,
     all_of,
     find_orphans,
+    folders_of,
     other_uses,
     refuse_without_pairs,
     renew_notes,
@@ -147,9 +148,16 @@ def _unfinished(configuration: Configuration, checkpoint: Checkpoint) -> Iterato
         yield from unfinished_parts(store / PARTS)
     cache_dir = Path(configuration.settings.cache_dir)
     tables = [Path(folder) for folder in use_of(configuration).pairs]
-    above = {store.parent: None for store in stores} | dict.fromkeys(tables)
+    # a folder whose only store was being removed holds none any more
+    above = dict.fromkeys([*folders_of(open_stores(configuration, checkpoint)), *tables])
     above |= {table: None for folder in tables for table in sorted(folder.glob("*/"))}
-    for folder in (cache_dir / SPOOL, cache_dir, base_folder(configuration.settings), *above):
+    for folder in (
+        cache_dir / SPOOL,
+        cache_dir,
+        cache_dir / PAIRS,
+        base_folder(configuration.settings),
+        *above,
+    ):
         yield from leftovers_in(folder)
 
 

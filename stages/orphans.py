@@ -217,7 +217,7 @@ def run_in(output_dir: Path) -> dict[str, Any]:
 
 def stores_beside(stores: RunStores) -> list[Store]:
     """Every store in the folders of these, of whatever recipe."""
-    return [store for folder in _folders_of(stores) for store in stores_in(folder)]
+    return [store for folder in folders_of(stores) for store in stores_in(folder)]
 
 
 def stores_in(folder: Path) -> Iterator[Store]:
@@ -235,7 +235,7 @@ def stores_in(folder: Path) -> Iterator[Store]:
 def unnamed_in(stores: RunStores) -> list[Unnamed]:
     """What lies in the same folders and looks like a store, but is not named by its recipe."""
     found = []
-    for folder in _folders_of(stores):
+    for folder in folders_of(stores):
         named = {store.path.name for store in stores_in(folder)}
         for path in sorted(folder.glob(f"*/{PARTS}")):
             if re.fullmatch(FINGERPRINT, path.parent.name) and path.parent.name not in named:
@@ -251,7 +251,8 @@ def unnamed_orphans(configuration: Configuration, stores: RunStores) -> list[Unn
     ]
 
 
-def _folders_of(stores: RunStores) -> list[Path]:
+def folders_of(stores: RunStores) -> list[Path]:
+    """Every folder that a store of the run may lie in."""
     folders = {
         store.path.parent.resolve(): store.path.parent
         for shelf in stores.shelves()

@@ -479,3 +479,14 @@ def test_a_stage_that_fails_for_want_of_pairs_leaves_no_note(copy: Path) -> None
     for stage in ("cache-vae", "cache-embeds"):
         with_files(stage, *OTHER_RUN, "--set", "data.edited.resolution=96", expect=4)
     assert _shown()["rows"] == 0
+
+
+def test_a_tree_that_was_being_removed_goes_from_a_folder_without_a_store(copy: Path) -> None:
+    dead = replace(this_process(), started="1")
+    store = _store(copy, "text_embeds/edited")
+    left = [store.path.with_name(f".{store.path.name}~{dead}~1{LEFTOVER}")]
+    store.path.rename(left[0])
+    left.append(_left(copy / "caches" / "pairs", dead, ".gone~{owner}~2" + LEFTOVER))
+    assert set(map(Path, _shown()["files"])) == {path.relative_to(copy) for path in left}
+    with_files("gc", "--yes")
+    assert not any(path.exists() for path in left)
