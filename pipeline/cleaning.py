@@ -151,14 +151,14 @@ def _unfinished(configuration: Configuration, checkpoint: Checkpoint) -> Iterato
     # a folder whose only store was being removed holds none any more
     above = dict.fromkeys([*folders_of(open_stores(configuration, checkpoint)), *tables])
     above |= {table: None for folder in tables for table in sorted(folder.glob("*/"))}
-    for folder in (
+    for place in (
         cache_dir / SPOOL,
         cache_dir,
         cache_dir / PAIRS,
         base_folder(configuration.settings),
         *above,
     ):
-        yield from leftovers_in(folder)
+        yield from leftovers_in(place)
 
 
 def _stores(configuration: Configuration, checkpoint: Checkpoint) -> list[Path]:

@@ -23,7 +23,16 @@ from .models.checkpoint import Checkpoint
 from .pairs_table import MANIFEST, manifest_in, table_folder
 from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
-from .uses import Use, note_file, note_use, others_of, own_notes, paired_by_others, use_of
+from .uses import (
+    Use,
+    note_file,
+    note_use,
+    others_in,
+    others_of,
+    own_notes,
+    paired_by_others,
+    use_of,
+)
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"
@@ -167,9 +176,7 @@ def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
     Raises:
         Damaged, NotComplete: as `find_orphans` does.
     """
-    own = use_of(configuration)
-    found = (use for store in stores_beside(stores) for use in others_of(store, own))
-    return list(dict.fromkeys(found))
+    return others_in(stores_beside(stores), use_of(configuration))
 
 
 def renew_notes(configuration: Configuration, checkpoint: Checkpoint) -> None:

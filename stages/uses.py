@@ -8,7 +8,7 @@ a copy of that store it says nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -179,15 +179,17 @@ def uses_of(store: Kept, *, apart_from: Use | None = None) -> list[Use]:
     Raises:
         Damaged: one cannot be read, so that nobody knows what it keeps.
     """
+    return [use for _, use in _noted(store, apart_from)]
+
+
+def _noted(store: Kept, apart_from: Use | None) -> Iterator[tuple[Path, Use]]:
     own = apart_from and note_file(store, apart_from)
-    found = []
     for path in notes_in(store):
         if path == own or (use := _read(path, store)) is None:
             continue
         # notes of earlier versions have another name for every choice of datasets
         if apart_from is None or use.output_dir != apart_from.output_dir:
-            found.append(use)
-    return found
+            yield path, use
 
 
 def others_of(store: Kept, own: Use) -> list[Use]:
@@ -197,10 +199,24 @@ def others_of(store: Kept, own: Use) -> list[Use]:
         Damaged: nobody knows what one of them wants.
         NotComplete: the tables that would tell it are gone.
     """
-    others = uses_of(store, apart_from=own)
-    for use in others:
-        _refuse_without_tables(use, note=note_file(store, use))
-    return others
+    return others_in([store], own)
+
+
+def others_in(stores: Iterable[Kept], own: Use) -> list[Use]:
+    """The same of several stores, each use once; who is refused is told of every note in the way.
+
+    Raises:
+        Damaged, NotComplete: as `others_of` does.
+    """
+    notes: dict[Use, list[Path]] = {}
+    for store in stores:
+        for path, use in _noted(store, own):
+            notes.setdefault(use, []).append(path)
+    without = [use for use in notes if _gone(use)]
+    for use in without:
+        same = (notes[one] for one in without if one.output_dir == use.output_dir)
+        _refuse_without_tables(use, notes=[note for some in same for note in some])
+    return list(notes)
 
 
 def own_notes(store: Kept, own: Use) -> list[Path]:
@@ -279,14 +295,15 @@ def _checksum(said: Mapping[str, Any]) -> str:
     return f"{crc32c(canonical_json(said).encode()):08x}"
 
 
-def _refuse_without_tables(use: Use, *, note: Path) -> None:
+def _refuse_without_tables(use: Use, *, notes: Sequence[Path]) -> None:
     """Raise if a pairs table that `use` names is not there to be asked which rows it wants."""
+    where = ", ".join(map(str, notes))
     if gone := _gone(use):
         raise NotComplete(
-            f"The run in {use.output_dir} uses these caches, as {note} says, but its pairs tables "
+            f"The run in {use.output_dir} uses these caches, as {where} says, but its pairs tables "
             f"are gone: {', '.join(gone)}. Which rows it wants, nobody can tell.",
             "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
-            f"run again or, if there is no such run any more, delete {note}.",
+            f"run again or, if there is no such run any more, delete {where}.",
         )
 
 
@@ -303,7 +320,7 @@ def _gone(use: Use) -> list[str]:
 def _is_there(said: Mapping[str, Any]) -> bool:
     """Whether the store that a note names still lies where it was left."""
     try:
-        return Path(said["store"]).stat().st_ino == said["inode"]
+        return bool(Path(said["store"]).stat().st_ino == said["inode"])
     except OSError:
         return False
 
