@@ -25,18 +25,8 @@ def drop(store: Store, damages: Sequence[Damage]) -> None:
     """Remove the rows that are damaged; the others of their parts move to new parts.
 
     A part whose table cannot be read goes as a whole. What is lost is missing from now on,
-    and its stage makes it anew.
-
-    Raises:
-        Locked: somebody is writing to the store.
+    and its stage makes it anew. Only for who is alone in the store (`claims.alone_in`).
     """
-    with writer_lock(store.path, doing="dropping what is damaged"):
-        refuse_claims(store.path)
-        drop_alone(store, damages)
-
-
-def drop_alone(store: Store, damages: Sequence[Damage]) -> None:
-    """The same for who has made sure that nobody else is at work in the store."""
     write_json(store.path / RECIPE_FILE, store.recipe)
     plan = _planned(store, damages)
     for name in plan.gone:
@@ -69,7 +59,7 @@ def drop_torn(stores: Sequence[Store]) -> int:
             refuse_claims(store.path)
         for store, names in torn.items():
             keep_recipe(store.path, store.recipe)
-            drop_alone(store, [Damage(store.parts_folder / name, None, TORN) for name in names])
+            drop(store, [Damage(store.parts_folder / name, None, TORN) for name in names])
     return sum(map(len, torn.values()))
 
 

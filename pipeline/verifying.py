@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ..cache.atomic import remove
 from ..cache.claims import alone_in
-from ..cache.dropping import drop_alone
+from ..cache.dropping import drop
 from ..cache.errors import Broken, Damaged
 from ..cache.fingerprint import digest_file
 from ..cache.index import indices_in, read_index
@@ -123,7 +123,7 @@ def verify(
     if drops and hurt:
         with alone_in((one.path for one in every if one.path.is_dir()), doing=DROPPING):
             for store, damages in hurt:
-                drop_alone(store, damages)
+                drop(store, damages)
     for base in spoilt if drops else ():
         with writer_lock(base_folder(configuration.settings), doing=DROPPING):
             remove(base.path)

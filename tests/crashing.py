@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from qedit.cache import atomic
-from qedit.cache.claims import shared_work
+from qedit.cache.claims import alone_in, shared_work
 from qedit.cache.dropping import drop
 from qedit.cache.lock import writer_lock
 from qedit.cache.repacking import carry_out, plan_repacking
@@ -211,7 +211,9 @@ def repack(folder: Path, ragged: bool) -> None:
 def drop_damaged(folder: Path) -> None:
     """What `verify --drop` does."""
     store = Store(folder, RECIPE, LATENTS)
-    drop(store, store.verify())
+    damages = store.verify()
+    with alone_in([store.path], doing="verify --drop"):
+        drop(store, damages)
 
 
 def take_lock(folder: Path) -> None:

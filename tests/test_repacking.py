@@ -21,6 +21,7 @@ from crashing import (
     row_of,
 )
 
+from qedit.cache.claims import alone_in
 from qedit.cache.dropping import drop
 from qedit.cache.index import indices_in, replace_indices
 from qedit.cache.repacking import carry_out, plan_repacking
@@ -164,7 +165,9 @@ def test_every_injury_is_found_and_mended(tmp_path: Path, layout: Layout, injuri
 
 def _assert_mended(folder: Path, layout: Layout, keys: list[str], damages: list[Damage]) -> None:
     """Without the damage the store is whole, and what was lost can be made anew."""
-    drop(Store(folder, RECIPE, layout), damages)
+    store = Store(folder, RECIPE, layout)
+    with alone_in([store.path], doing="mending"):
+        drop(store, damages)
     store = Store(folder, RECIPE, layout)
     assert store.verify() == []
     missing = store.missing(keys)
@@ -212,7 +215,8 @@ def test_a_row_is_moved_from_the_part_in_which_it_is_whole(tmp_path: Path) -> No
         with shard.open("r+b") as file:
             file.seek(at)
             file.write(b"?")
-    drop(store, store.verify())
+    with alone_in([store.path], doing="mending"):
+        drop(store, store.verify())
     left = Store(tmp_path, {"rows": "latents"}, LATENTS)
     assert left.verify() == []
     assert left.keys() == {"a", "c"}
