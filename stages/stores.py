@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..cache.errors import NotComplete, WrongUse
+from ..cache.errors import NotComplete
 from ..cache.part import Layout
 from ..cache.store import COMPRESSION, EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from ..config.settings import Settings
 from .beside import made_for_others
+from .missing import Missing
 from .models.checkpoint import Checkpoint
 from .models.flavours import Flavour
 from .models.recipes import latent_recipe, mask_recipe, prompt_recipe
@@ -188,30 +189,6 @@ class RunStores:
         return next(filter(None, beside), "")
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Names of samples whose latents or embeds are not cached yet."""
-
-    latents: tuple[str, ...]
-    embeds: tuple[str, ...]
-    flavour: str
-    embeds_beside: str = ""
-
-    def refuse(self, total: int, *, then: str) -> None:
-        """Raise NotComplete, naming the first sample and the command to type, if any is missing."""
-        for names, what, command, beside in (
-            (self.latents, "latents", "qedit cache-vae", ""),
-            (self.embeds, "embeds", "qedit cache-embeds", self.embeds_beside),
-        ):
-            if names:
-                have = "has" if len(names) == 1 else "have"
-                raise NotComplete(
-                    f"{len(names)} of {total} samples {have} no {what} for {self.flavour} yet, "
-                    f"the first is {names[0]}{beside}.",
-                    f"Run `{command}`, then `{then}` again.",
-                )
-
-
 def _keys_of(sample: Sample, extra: Iterable[str]) -> Iterator[str]:
     """Of every row that `sample` needs, with these captions besides its own."""
     for picture in (sample.target, *sample.references):
@@ -266,25 +243,6 @@ def how_stored(settings: Settings) -> dict[str, str]:
     """What a recipe says of `cache_compression`: nothing of none, so that old stores stay found."""
     zipped = settings.cache_compression
     return {} if zipped == "none" else {COMPRESSION: zipped}
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several equal shares of the work, for as many machines."""
-
-    number: int
-    of: int
-
-    def has(self, key: str) -> bool:
-        return int(key[:8], 16) % self.of == self.number - 1
-
-
-def shard_named(text: str) -> Shard:
-    """The share that "2/8" names."""
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise WrongUse(f"--shard {text} is no share.", "Say 1/8 for the first of eight.")
-    return Shard(int(number), int(of))
 
 
 def add_missing(store: Store, rows: Mapping[str, np.ndarray]) -> int:

@@ -20,9 +20,10 @@ from qedit.pipeline.report import TerminalProgress
 from qedit.stages import sharing
 from qedit.stages.cache_vae import stage as cache_vae
 from qedit.stages.cache_vae.wanted_pictures import find_pictures
+from qedit.stages.encoding.shard import shard_named
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.sharing import SAY_AGAIN_SECONDS, Waiting
-from qedit.stages.stores import open_stores, shard_named
+from qedit.stages.stores import open_stores
 
 
 @pytest.fixture

@@ -26,13 +26,14 @@ from ..encoding.reference_sets import (
     pass_on_rejections,
     still_missing,
 )
+from ..encoding.shard import Shard, shard_named
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..preview_samples import keys_only_previewed
 from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..stage import Outcome, Progress
-from ..stores import RunStores, Shard, open_stores, shard_named
+from ..stores import RunStores, open_stores
 from ..torn_parts import pass_over_torn
 from ..uses import begin_use, keep_use, note_use
 

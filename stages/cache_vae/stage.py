@@ -17,6 +17,7 @@ from ..encoding.devices import on_each_device
 from ..encoding.fill import Filled, Work, fill
 from ..encoding.pace import facts_of
 from ..encoding.reference_sets import BYTES_A_TOKEN, ReferenceSet, find_wanted
+from ..encoding.shard import Shard, shard_named
 from ..encoding.ways import Ways
 from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..preview_samples import keys_only_previewed
@@ -24,7 +25,7 @@ from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..samples import Picture
 from ..stage import Outcome, Progress
-from ..stores import RunStores, Shard, Shelf, open_stores, shard_named
+from ..stores import RunStores, Shelf, open_stores
 from ..torn_parts import pass_over_torn
 from ..uses import begin_use, keep_use, note_use
 from .one_file import files_of, latent_bytes, parts_of

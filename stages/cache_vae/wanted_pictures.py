@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from ...config.configuration import Configuration
 from ..encoding.acceptance import Rejections
+from ..encoding.shard import Shard
 from ..models.flavours import Flavour
 from ..preview_samples import Shown, only_previewed
 from ..samples import Picture, Sample
-from ..stores import RunStores, Shard, Shelf, used_main_datasets
+from ..stores import RunStores, Shelf, used_main_datasets
 from ..wanted import Keys, PairsKeys, distinct, pairs_keys
 
 Named = Callable[[Iterable[Sample]], Iterator[tuple[str, Picture]]]
