@@ -139,8 +139,8 @@ class _Sources:
             raise damaged(part.path, f"Row {key}", error) from error
 
     def close(self, name: str) -> None:
-        """Forget a part: all that is wanted of it has been read."""
-        del self._open[name]
+        """Forget a part: all that is wanted of it has been read, or lay in another one too."""
+        self._open.pop(name, None)
 
 
 def bytes_of_part(path: Path) -> int:

@@ -80,6 +80,17 @@ def test_small_parts_become_few(tmp_path: Path, layout: Layout) -> None:
     assert not plan_repacking(store, compact=True)
 
 
+@LAYOUTS
+def test_parts_that_hold_the_same_rows_become_one(tmp_path: Path, layout: Layout) -> None:
+    """As a process leaves them that was killed before it removed what it had moved."""
+    keys = [f"{number:032x}" for number in range(3)]
+    store = _filled(tmp_path, layout, [*keys, *keys], 3)
+    with store.writing():
+        carry_out(store, plan_repacking(store, compact=True))
+    assert len(store.part_paths()) == 1
+    _assert_holds(store, set(keys))
+
+
 def test_the_index_is_believed_about_parts_that_are_there_alone(tmp_path: Path) -> None:
     keys = [f"{number:032x}" for number in range(12)]
     store = _filled(tmp_path, LATENTS, keys, 4)
