@@ -222,7 +222,8 @@ def _rejected(shelf: Shelf, wanted: Sequence[Keys]) -> tuple[int, bool]:
     if not rejected:
         return 0, False
     keys = {key for one in wanted for key in one.keys.to_pylist() if key in rejected}
-    return len(keys), any(not rejected[key].read(key).accepted for key in keys)
+    rows = (rejected[key].read(key) for key in keys)
+    return len(keys), any(row is not None and not row.accepted for row in rows)
 
 
 def _orphaned(

@@ -205,7 +205,7 @@ def _accepted(stores: RunStores) -> set[str]:
         key
         for shelf in stores.shelves()
         for key, place in shelf.rejected().items()
-        if place.read(key).accepted
+        if (row := place.read(key)) is not None and row.accepted
     }
 
 

@@ -58,8 +58,8 @@ class RejectedRows:
         names = (path.name for path in self._folder.iterdir())
         return {name.removesuffix(SUFFIX) for name in names if not name.endswith(LEFTOVER)}
 
-    def read(self, key: str) -> RejectedRow:
-        """The rejection of `key`, which must be one of `all_keys`.
+    def read(self, key: str) -> RejectedRow | None:
+        """The rejection of `key`; None if it has been forgotten since it was seen.
 
         Raises:
             Damaged: its file is not one of ours.
@@ -67,6 +67,8 @@ class RejectedRows:
         path = self._path(key)
         try:
             return RejectedRow(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
         except (ValueError, TypeError) as error:
             raise Damaged(
                 f"{path} does not say why a row was rejected: {error}.",
@@ -84,7 +86,7 @@ class RejectedRows:
         """Let later stages go on without the rows of `keys`."""
         for key in keys:
             row = self.read(key)
-            if not row.accepted:
+            if row is not None and not row.accepted:
                 self.add(replace(row, accepted=True))
 
     def forget(self, keys: Iterable[str]) -> None:

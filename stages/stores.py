@@ -29,7 +29,7 @@ from .models.flavours import Flavour
 from .models.recipes import latent_recipe, mask_recipe, prompt_recipe
 from .models.templates import prefix_text
 from .pairs_table import read_pairs
-from .rejected_rows import RejectedRows
+from .rejected_rows import RejectedRow, RejectedRows
 from .samples import NULL_CAPTION, Sample
 
 REMEMBERED_DIGESTS = "model-digests.json"
@@ -148,10 +148,12 @@ class RunStores:
         kept: list[Sample] = []
         extra = tuple(captions_too)
         for sample in samples:
-            keys = [key for key in _keys_of(sample, extra) if key in rejected]
-            for key in keys:
-                _refuse_unaccepted(sample, rejected[key], key)
-            if not keys:
+            keys = (key for key in _keys_of(sample, extra) if key in rejected)
+            # what has just been forgotten is tried again: it is missing until then
+            rows = [row for key in keys if (row := rejected[key].read(key)) is not None]
+            for row in rows:
+                _refuse_unaccepted(sample, row)
+            if not rows:
                 kept.append(sample)
         return kept
 
@@ -200,8 +202,7 @@ def _keys_of(sample: Sample, extra: Iterable[str]) -> Iterator[str]:
         yield sample.tail_key(caption)
 
 
-def _refuse_unaccepted(sample: Sample, place: RejectedRows, key: str) -> None:
-    row = place.read(key)
+def _refuse_unaccepted(sample: Sample, row: RejectedRow) -> None:
     if not row.accepted:
         raise NotComplete(
             f"`qedit {row.stage}` rejected sample {sample.name}, and nobody has accepted that "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from made_samples import made_picture
@@ -27,17 +28,21 @@ from qedit.config.loading import Configuration, load
 from qedit.stages import rejected_rows
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
+from qedit.stages.cache_vae.wanted_pictures import find_pictures
 from qedit.stages.encoding import opening
+from qedit.stages.encoding.acceptance import Rejections
 from qedit.stages.encoding.encoder import Made
 from qedit.stages.encoding.keeping import Keeping
 from qedit.stages.encoding.recent import RecentPictures
 from qedit.stages.encoding.reference_sets import ReferenceSet, find_wanted
+from qedit.stages.encoding.shard import Shard
 from qedit.stages.encoding.spool import Spool, spool_key
 from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.vae import LatentEncoder
-from qedit.stages.rejected_rows import RejectedRow
+from qedit.stages.rejected_rows import RejectedRow, RejectedRows
 from qedit.stages.stores import Shelf, open_stores
+from qedit.stages.wanted import Keys, PairsKeys
 
 PLAIN = ("--vae-batch-size", "1"), ("--text-batch-size", "1")
 
@@ -359,11 +364,11 @@ def test_many_rejections_are_remembered_without_looking_through_all_of_them(
     swept: Counter[Path] = Counter()
     monkeypatch.setattr(rejected_rows, "sweep", lambda folder: swept.update([folder]))
     rows = [RejectedRow(f"{at:032x}", "cache-vae", "a", "b.png", "nan", "") for at in range(9)]
-    place = rejected_rows.RejectedRows(tmp_path)
+    place = RejectedRows(tmp_path)
     for row in rows:
         place.add(row)
     place.accept([row.key for row in rows])
-    assert all(place.read(row.key).accepted for row in rows)
+    assert all(read.accepted for row in rows if (read := place.read(row.key)))
     assert swept.total() == 1
     shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
     Keeping({"latents": shelf}).keep("a", [Made(rejected={"latents": [row]}) for row in rows])
@@ -421,6 +426,78 @@ def test_rejected_rows_are_tried_again_when_asked(here: Path, spoilt: Counter[st
     assert str(remembered) in with_files("cache-vae", expect=5).stderr
     remembered.unlink()
     assert said(with_files("cache-vae", "--on-reject", "skip", "--json"))["failed"] == 1
+
+
+def _reject_everything(stage: str) -> list[set[str]]:
+    """Have every row of a stage rejected; the keys of each of two shares."""
+    found = configuration()
+    checkpoint = open_checkpoint(found.settings)
+    stores = open_stores(found, checkpoint)
+    shares: list[set[str]] = [set(), set()]
+    rows: list[tuple[Path, str]] = []
+    if stage == "cache-vae":
+        for key, picture in find_pictures(found, checkpoint.flavour, stores).latents.items():
+            shares[int(key[:8], 16) % 2].add(key)
+            rows.append((stores.latents.of(picture.dataset).path, key))
+    else:  # a set of references is one piece of work, with all captions after it
+        for key, one in find_wanted(found, checkpoint.flavour, stores).work.items():
+            shares[int(key[:8], 16) % 2] |= {key, *one.tails}
+            rows.append((stores.prefixes.of("edited").path, key))
+            rows += ((stores.tails.of("edited").path, tail) for tail in one.tails)
+    for place, key in rows:
+        RejectedRows(place).add(RejectedRow(key, stage, "edited", "p.png", "nan", ""))
+    return shares
+
+
+def _rejected_here() -> set[str]:
+    return {path.stem for path in Path("caches").rglob("rejected/*.json")}
+
+
+@pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
+def test_a_share_tries_again_what_was_rejected_of_it_and_no_more(here: Path, stage: str) -> None:
+    first, second = _reject_everything(stage)
+    assert first
+    assert second
+    again = ("--retry-rejected", "--json", "--shard")
+    dry = said(with_files(stage, "-n", *again, "1/2"))
+    assert (dry["missing"], dry["wanted"], dry["failed"]) == (len(first), len(first), 0)
+    assert _rejected_here() == first | second
+    for share, own, left in (("1/2", first, second), ("2/2", second, set[str]())):
+        there = rows_here().keys()
+        told = said(with_files(stage, *again, share))  # refused by nothing that another one mends
+        assert (told["computed"], told["failed"], told["kept"]) == (len(own), 0, len(there))
+        assert rows_here().keys() - there == own
+        assert _rejected_here() == left
+
+
+def test_tails_of_a_previewed_sample_are_in_the_share_of_its_own_prefix(tmp_path: Path) -> None:
+    """Its whole references make another prefix than the row of the table has."""
+    one, other = "00000000", "00000001"
+    prefixes = Keys(pa.array([other]), np.array([7]))
+    tails = Keys(pa.array([f"{one}a", f"{one}b"]), np.array([7, 7]))
+    shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
+    RejectedRows(shelf.of("a").path).add(RejectedRow(f"{one}b", "s", "a", "b.png", "nan", ""))
+    for share, own in ((Shard(1, 2), set[str]()), (Shard(2, 2), {f"{one}b"})):
+        rejections = Rejections(share)
+        rejections.look(shelf, PairsKeys(tmp_path), tails, prefixes=prefixes)
+        assert rejections.places.keys() == own
+        assert rejections.others == {f"{one}b"} - own
+
+
+def test_what_another_process_tries_again_meanwhile_is_rejected_no_more(tmp_path: Path) -> None:
+    shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
+    place = RejectedRows(shelf.of("a").path)
+    rejections = Rejections()
+    for key in ("00", "01"):
+        place.add(RejectedRow(key, "s", "a", "b.png", "nan", ""))
+    keys = Keys(pa.array(["00", "01"]), np.array([0, 1]))
+    rejections.look(shelf, PairsKeys(tmp_path), keys)
+    place.forget(["00"])
+    rejections.settle(stage="s", on_reject="skip", max_rejected=0)
+    assert place.all_keys() == {"01"}
+    assert rejections.lines() == ["rejected: 1 nan"]
+    place.forget(["01"])
+    rejections.settle(stage="s", on_reject="fail", max_rejected=0)
 
 
 def test_a_dry_run_says_what_is_missing_and_forgets_nothing(

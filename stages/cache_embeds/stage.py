@@ -56,7 +56,8 @@ def run(
     Args:
         ways: how, on which devices, with how many workers.
         shard: "i/n": do this share of the reference sets with anything missing and no more.
-        on_reject, max_rejected, retry_rejected: as in `pair`, for rows that are NaN.
+        on_reject, max_rejected, retry_rejected: as in `pair`, for rows that are NaN. A share
+            tries its own again.
 
     Raises:
         NotComplete: there are no pairs for these settings, a picture changed since, or rows
@@ -74,24 +75,31 @@ def run(
         keep_use(kept, configuration, also=previewed)
     torn = pass_over_torn(kept, drops=not dry_run)
     wanted = find_wanted(configuration, checkpoint.flavour, stores)
-    if retry_rejected and not dry_run:
-        _rejections(wanted, stores).forget()
-        wanted = find_wanted(configuration, checkpoint.flavour, stores)
+    tried, theirs = (share if retry_rejected else None), Count()
+    if retry_rejected:  # of this share: the others try theirs again, who may be at it just now
+        rejected = _rejections(wanted, stores, tried)
+        prefixes = stores.prefixes.rejected().keys() & rejected.others
+        theirs = Count(len(prefixes), len(rejected.others - prefixes))
+        if not dry_run:
+            rejected.forget()
+            wanted = find_wanted(configuration, checkpoint.flavour, stores)
+    barren = _shared(wanted.barren, tried)
+    theirs.tails += _tails(wanted.barren) - _tails(barren)
     count, missing = wanted.count(), missing_rows(wanted.work, stores)
     work = _shared(wanted.work, share)
     mine = missing_rows(work, stores)
-    count.prefixes -= missing.prefixes - mine.prefixes
-    count.tails -= missing.tails - mine.tails
+    count.prefixes -= missing.prefixes - mine.prefixes + theirs.prefixes
+    count.tails -= missing.tails - mine.tails + theirs.tails
     sizes = bytes_of(stores, work, channels=_channels(checkpoint))
     filled = Filled()
     if not dry_run:
-        pass_on_rejections(wanted, stores)
+        pass_on_rejections(barren, stores)
     if work and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.rows} embeds")
         previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
         begin_use(kept, configuration, also=previewed)
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
-    rejections = _rejections(wanted, stores)
+    rejections = _rejections(wanted, stores, tried)
     if not dry_run:
         previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
         note_use(kept, configuration, also=previewed)
@@ -106,7 +114,7 @@ def run(
     )
     failed = len(rejections.places)
     if dry_run:
-        failed += sum(len(one.tails) for one in wanted.barren.values())
+        failed += _tails(barren)
     again = failed if dry_run and retry_rejected else 0
     return Outcome(
         stage=STAGE,
@@ -178,13 +186,16 @@ def sets_work(configuration: Configuration, ways: Ways, *, share: Shard | None) 
     )
 
 
-def _rejections(wanted: Wanted, stores: RunStores) -> Rejections:
-    rejections = Rejections()
-    for table, keys in wanted.prefixes:
-        rejections.look(stores.prefixes, table, keys)
-    for table, keys in wanted.tails:
-        rejections.look(stores.tails, table, keys)
+def _rejections(wanted: Wanted, stores: RunStores, share: Shard | None) -> Rejections:
+    rejections = Rejections(share)
+    for (table, prefixes), (_, tails) in zip(wanted.prefixes, wanted.tails, strict=True):
+        rejections.look(stores.prefixes, table, prefixes)
+        rejections.look(stores.tails, table, tails, prefixes=prefixes)
     return rejections
+
+
+def _tails(sets: Mapping[str, ReferenceSet]) -> int:
+    return sum(len(one.tails) for one in sets.values())
 
 
 def _shared(work: Mapping[str, ReferenceSet], share: Shard | None) -> dict[str, ReferenceSet]:

@@ -50,7 +50,8 @@ def run(
     Args:
         ways: how, on which devices, with how many workers.
         shard: "i/n": do this share of what is missing and no more.
-        on_reject, max_rejected, retry_rejected: as in `pair`, for rows that are NaN.
+        on_reject, max_rejected, retry_rejected: as in `pair`, for rows that are NaN. A share
+            tries its own again.
 
     Raises:
         NotComplete: there are no pairs for these settings, a picture changed since, or rows
@@ -68,11 +69,15 @@ def run(
         keep_use(kept, configuration, also=previewed)
     torn = pass_over_torn(kept, drops=not dry_run)
     wanted = find_pictures(configuration, checkpoint.flavour, stores)
-    if retry_rejected and not dry_run:
-        wanted.rejections(stores).forget()
-        wanted = find_pictures(configuration, checkpoint.flavour, stores)
+    tried, theirs = (share if retry_rejected else None), 0
+    if retry_rejected:  # of this share: the others try theirs again, who may be at it just now
+        rejected = wanted.rejections(stores, tried)
+        theirs = len(rejected.others)
+        if not dry_run:
+            rejected.forget()
+            wanted = find_pictures(configuration, checkpoint.flavour, stores)
     mine = wanted.of_share(share)
-    count = wanted.count() - (wanted.missing - mine.missing)
+    count = wanted.count() - (wanted.missing - mine.missing) - theirs
     sizes = bytes_of(stores.latents, mine.latents)
     filled = Filled()
     if mine.missing and not dry_run:
@@ -80,7 +85,7 @@ def run(
         previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
         begin_use(kept, configuration, also=previewed)
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
-    rejections = wanted.rejections(stores)
+    rejections = wanted.rejections(stores, tried)
     if not dry_run:
         previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
         note_use(kept, configuration, also=previewed)

@@ -52,9 +52,9 @@ class WantedPictures:
             weights={key: one for key, one in self.weights.items() if share.has(key)},
         )
 
-    def rejections(self, stores: RunStores) -> Rejections:
-        """What was rejected of it, as it is now."""
-        found = Rejections()
+    def rejections(self, stores: RunStores, share: Shard | None = None) -> Rejections:
+        """What was rejected of it, or of this share of it, as it is now."""
+        found = Rejections(share)
         for shelf, every in (
             (stores.latents, self.every_latent),
             (stores.weights, self.every_weight),

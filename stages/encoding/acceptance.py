@@ -14,6 +14,7 @@ from ...cache.errors import NotComplete
 from ..rejected_rows import RejectedRow, RejectedRows
 from ..stores import Shelf
 from ..wanted import Keys, PairsKeys
+from .shard import Shard
 
 SHOWN = 5
 
@@ -21,21 +22,43 @@ OnReject = Literal["fail", "skip"]
 
 
 class Rejections:
-    """Rows that are wanted and were rejected, and how many samples that touches."""
+    """Rows that are wanted and were rejected, and how many samples that touches.
 
-    def __init__(self) -> None:
+    Args:
+        share: of the work: what was rejected of others is in `others` and nowhere else.
+    """
+
+    def __init__(self, share: Shard | None = None) -> None:
         self.places: dict[str, RejectedRows] = {}
+        self.others: set[str] = set()
+        self._share = share
         self._samples: set[tuple[Path, int]] = set()
 
-    def look(self, shelf: Shelf, table: PairsKeys, keys: Keys) -> None:
-        """Take in what of `keys`, wanted by `table`, was rejected."""
+    def look(
+        self, shelf: Shelf, table: PairsKeys, keys: Keys, *, prefixes: Keys | None = None
+    ) -> None:
+        """Take in what of `keys`, wanted by `table`, was rejected.
+
+        Args:
+            prefixes: those that the rows of `keys` belong to, which decide whose share they
+                are; without, each key does.
+        """
         rejected = shelf.rejected()
         if not rejected:
             return
         wanted = np.asarray(pc.is_in(keys.keys, value_set=pa.array(list(rejected), pa.string())))
-        for key in keys.keys.filter(pa.array(wanted)).to_pylist():
-            self.places[key] = rejected[key]
-        self._samples.update((table.path, int(row)) for row in keys.rows[wanted])
+        found, rows = keys.keys.filter(pa.array(wanted)), keys.rows[wanted]
+        deciding = found
+        if prefixes is not None:
+            deciding = prefixes.keys.take(pa.array(np.searchsorted(prefixes.rows, rows)))
+        for key, row, decides in zip(
+            found.to_pylist(), rows.tolist(), deciding.to_pylist(), strict=True
+        ):
+            if self._share is None or self._share.has(decides):
+                self.places[key] = rejected[key]
+                self._samples.add((table.path, row))
+            else:
+                self.others.add(key)
 
     def forget(self) -> None:
         """Have all of them tried again."""
@@ -45,8 +68,9 @@ class Rejections:
         self._samples.clear()
 
     def rows(self) -> list[RejectedRow]:
-        """All of them."""
-        return [place.read(key) for key, place in sorted(self.places.items())]
+        """All of them that nobody has forgotten since."""
+        found = (place.read(key) for key, place in sorted(self.places.items()))
+        return [row for row in found if row is not None]
 
     def settle(self, *, stage: str, on_reject: OnReject, max_rejected: int) -> None:
         """Accept them if that was asked for, and stop if nobody has accepted them.

@@ -116,14 +116,19 @@ def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStore
     return wanted
 
 
-def pass_on_rejections(wanted: Wanted, stores: RunStores) -> None:
+def pass_on_rejections(barren: Mapping[str, ReferenceSet], stores: RunStores) -> None:
     """Remember of every tail whose prefix was rejected that it is too, for the same reason.
 
     If that was accepted of the prefix, it is of the tails: an edited caption asks nobody again.
+
+    Args:
+        barren: sets with missing tails, as in `Wanted`.
     """
     rejected = stores.prefixes.rejected()
-    for key, one in wanted.barren.items():
-        row = rejected[key].read(key)
+    for key, one in barren.items():
+        row = rejected[key].read(key) if key in rejected else None
+        if row is None:
+            continue  # forgotten since: it is tried again
         beside = RejectedRows(stores.tails.of(one.sample.dataset).path)
         for tail in one.tails:
             beside.add(replace(row, key=tail))
