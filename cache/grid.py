@@ -23,13 +23,15 @@ class Grid:
     """How an array is cut: `shape`, `shard` and `chunk` differ along the first axis only.
 
     `compressed` says whether chunks are packed by `packing.py`; if not, each has
-    `chunk_bytes`.
+    `chunk_bytes`. How long the files of packed shards are, which follows from nothing else, is in
+    `shard_bytes` once they are written; None where an index of an earlier version is asked.
     """
 
     shape: tuple[int, ...]
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
     compressed: bool = False
+    shard_bytes: tuple[int, ...] | None = None
 
     @property
     def chunk_bytes(self) -> int:
@@ -45,10 +47,18 @@ class Grid:
     def chunks_a_shard(self) -> int:
         return self.shard[0] // self.chunk[0]
 
+    @property
+    def shards(self) -> int:
+        return -(-self.shape[0] // self.shard[0])
+
     def as_json(self) -> dict[str, Any]:
         """How manifests and indices say it; `grid_in` reads it."""
-        said = {"shape": self.shape, "shard": self.shard, "chunk": self.chunk}
-        return {**said, "compression": "zstd"} if self.compressed else said
+        said: dict[str, Any] = {"shape": self.shape, "shard": self.shard, "chunk": self.chunk}
+        if self.compressed:
+            said["compression"] = "zstd"
+        if self.shard_bytes is not None:
+            said["shard_bytes"] = self.shard_bytes
+        return said
 
     def shard_name(self, number: int) -> str:
         """The file of shard `number`: Zarr's default chunk key with `.` between its parts."""
@@ -61,7 +71,14 @@ def grid_in(said: dict[str, Any]) -> Grid:
     if compression not in (None, "zstd"):
         raise ValueError(f"compression {compression} is unknown")
     shape, shard, chunk = (tuple(said[name]) for name in ("shape", "shard", "chunk"))
-    return Grid(shape, shard, chunk, compressed=compression is not None)
+    lengths = said.get("shard_bytes")
+    return Grid(
+        shape,
+        shard,
+        chunk,
+        compressed=compression is not None,
+        shard_bytes=None if lengths is None else tuple(lengths),
+    )
 
 
 def chunk_length(lengths: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ class Manifest:
     """What a part holds.
 
     `store` is the fingerprint of the store it was written for, `arrays` how each array is
-    cut. `files` gives every file's length in bytes, by its path in the part; `checksums` the
-    crc32c of those that carry none inside.
+    cut. `files` gives every file's length in bytes, by its path in the part, where a grid that
+    is read has the lengths of packed shards from; `checksums` the crc32c of those files that
+    carry none inside.
     """
 
     store: str
@@ -71,12 +72,23 @@ def read_manifest(part: Path) -> Manifest | None:
         return Manifest(
             store=said["store"],
             rows=said["rows"],
-            arrays={name: grid_in(grid) for name, grid in said["arrays"].items()},
+            arrays={
+                name: _with_lengths(grid_in(grid), name, files=said["files"])
+                for name, grid in said["arrays"].items()
+            },
             files=said["files"],
             checksums={name: int(crc, 16) for name, crc in said["checksums"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Broken("its manifest cannot be read") from error
+
+
+def _with_lengths(grid: Grid, array: str, *, files: dict[str, int]) -> Grid:
+    """The same grid, which knows how long its shards are if that does not follow from it."""
+    if not grid.compressed:
+        return grid
+    shards = (f"{array}/{grid.shard_name(number)}" for number in range(grid.shards))
+    return replace(grid, shard_bytes=tuple(files[name] for name in shards))
 
 
 def _own_checksum(said: dict[str, Any]) -> str:

@@ -31,8 +31,8 @@ class _Shard(NamedTuple):
 def torn_parts(parts: Path, listing: Listing, *, array: str) -> set[str]:
     """Which of these parts lack a shard, or have one of another length than was written.
 
-    How long packed chunks are only the manifest says, which is not asked: of theirs only a shard
-    is found that is shorter than any could be.
+    Of packed parts that only an index of an earlier version speaks of nobody knows the lengths
+    without asking every manifest: there only a shard is found that is shorter than any could be.
     """
     shards = list(_shards(os.fspath(parts), listing, array))
     if len(shards) <= FEW_FILES:
@@ -57,13 +57,15 @@ def _length(path: str) -> int:
 def _shards(parts: str, listing: Listing, array: str) -> Iterator[_Shard]:
     counts = iter(_chunk_counts(listing).tolist())
     for name, grid in zip(listing.names, listing.grids, strict=True):
-        for number in range(_shard_count(grid)):
+        for number in range(grid.shards):
             path = f"{parts}/{name}/{array}/{grid.shard_name(number)}"
-            yield _Shard(name, path, _lengths(grid, next(counts)))
+            yield _Shard(name, path, _lengths(grid, number, chunks=next(counts)))
 
 
-def _lengths(grid: Grid, chunks: int) -> Container[int]:
+def _lengths(grid: Grid, number: int, *, chunks: int) -> Container[int]:
     """How long a shard of so many chunks may be: with gaps between them or, once, without."""
+    if grid.shard_bytes is not None:
+        return (grid.shard_bytes[number],)
     index_bytes = INDEX_ENTRY_BYTES * grid.chunks_a_shard + CRC_BYTES
     if grid.compressed:
         return range(index_bytes + chunks * CRC_BYTES + 1, 2**63)
@@ -73,14 +75,10 @@ def _lengths(grid: Grid, chunks: int) -> Container[int]:
 
 def _chunk_counts(listing: Listing) -> npt.NDArray[np.int64]:
     """How many chunks there are in each shard of each part, one after the other."""
-    shards = np.array([_shard_count(grid) for grid in listing.grids])
+    shards = np.array([grid.shards for grid in listing.grids])
     firsts = np.cumsum(shards) - shards
     cuts = np.array([(grid.shard[0], grid.chunk[0]) for grid in listing.grids])
     part = np.repeat(np.arange(len(listing.names)), listing.counts)
     shard = firsts[part] + listing.rows["start"].to_numpy() // cuts[part, 0]
     chunks = -(-listing.rows["length"].to_numpy().astype(np.int64) // cuts[part, 1])
     return np.bincount(shard, weights=chunks, minlength=int(shards.sum())).astype(np.int64)
-
-
-def _shard_count(grid: Grid) -> int:
-    return -(-grid.shape[0] // grid.shard[0])

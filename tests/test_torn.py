@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from golden.make_store import KINDS, store_of
 from small_run import make_run, said, with_files
 
 from qedit.cache.claims import CLAIMS
@@ -23,6 +25,7 @@ from qedit.cache.lock import new_holder
 from qedit.cache.store import EMBEDS, LATENTS, Layout, Store
 from qedit.stages.torn_parts import pass_over_torn
 
+GOLDEN = Path(__file__).resolve().parent / "golden" / "store-2"
 RECIPE = {"stage": "test"}
 LAYOUTS = pytest.mark.parametrize("layout", [LATENTS, EMBEDS], ids=["latents", "embeds"])
 
@@ -39,6 +42,9 @@ def _empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
+RECIPES = pytest.mark.parametrize(
+    "recipe", [RECIPE, {**RECIPE, "compression": "zstd"}], ids=["plain", "packed"]
+)
 HURTS = pytest.mark.parametrize("hurt", [_delete, _shorten, _empty])
 
 
@@ -62,9 +68,10 @@ def _shards(store: Store, key: str) -> list[Path]:
 
 
 @LAYOUTS
-@pytest.mark.parametrize("packs", [False, True], ids=["plain", "packed"])
-def test_a_whole_store_has_lost_nothing(tmp_path: Path, layout: Layout, packs: bool) -> None:
-    recipe = {**RECIPE, "compression": "zstd"} if packs else RECIPE
+@RECIPES
+def test_a_whole_store_has_lost_nothing(
+    tmp_path: Path, layout: Layout, recipe: dict[str, str]
+) -> None:
     store = _filled(tmp_path, layout, recipe=recipe)
     assert store.torn() == set()
     assert Store(tmp_path / "none", RECIPE, layout).torn() == set()
@@ -74,16 +81,23 @@ def test_a_whole_store_has_lost_nothing(tmp_path: Path, layout: Layout, packs: b
 
 @LAYOUTS
 @HURTS
+@RECIPES
+@pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "listed"])
 def test_rows_that_went_with_a_file_are_missing_and_no_others(
-    tmp_path: Path, layout: Layout, hurt: Callable[[Path], None]
+    tmp_path: Path,
+    layout: Layout,
+    hurt: Callable[[Path], None],
+    recipe: dict[str, str],
+    indexed: bool,
 ) -> None:
-    store = _filled(tmp_path, layout)
+    store = _filled(tmp_path, layout, recipe=recipe)
     listing = store.listing()
     assert listing is not None
-    replace_indices(store.path, listing, store=store.fingerprint)  # which knows nothing of it
+    if indexed:  # which knows nothing of it
+        replace_indices(store.path, listing, store=store.fingerprint)
     hurt(_shards(store, "1a")[0])
     every = ["1a", "1b", "1c", "1d", "1e", "2a", "2b"]
-    seen = Store(tmp_path, RECIPE, layout)
+    seen = Store(tmp_path, recipe, layout)
     assert seen.missing(every) == []
     assert seen.leave_out_torn() == 1
     assert seen.missing(every) == every[:5]
@@ -93,11 +107,27 @@ def test_rows_that_went_with_a_file_are_missing_and_no_others(
     assert drop_torn([store]) == 1
     assert drop_torn([store]) == 0
     lost = every[:3] if layout.ragged else every[:5]
-    again = Store(tmp_path, RECIPE, layout)
+    again = Store(tmp_path, recipe, layout)
     assert again.missing(every) == store.missing(every) == lost
     assert again.verify() == []
     for key in set(every) - set(lost):
         assert np.array_equal(again.read(key), _row(key, layout))
+
+
+def test_an_index_that_says_nothing_of_lengths_is_asked_as_ever(tmp_path: Path) -> None:
+    """One of an earlier version: what is shorter than any packed shard is found."""
+    shutil.copytree(GOLDEN, tmp_path / "golden")
+    (kind,) = [(layout, also) for layout, also, has_index in KINDS if also and has_index]
+    store = store_of(tmp_path / "golden", *kind)
+    listing = store.listing()
+    assert listing is not None
+    assert [grid.shard_bytes for grid in listing.grids] == [None, None]
+    assert store.torn() == set()
+    one, other = (shard for path in store.part_paths() for shard in path.glob("*/c.*"))
+    _empty(one)
+    assert store.torn() == {one.parents[1].name}
+    _delete(other)
+    assert store.torn() == {one.parents[1].name, other.parents[1].name}
 
 
 def test_many_parts_are_asked_after_by_threads(tmp_path: Path) -> None:
