@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ CRC_BYTES = 4
 # half as fast again as to read all of it first.
 PIECE_BYTES = 1 << 19
 
+# arrays are buffers, which types cannot say before Python 3.12; `array.data` costs time
+_iscsi: Callable[..., int] = iscsi
+
 
 def crc32c(data: npt.NDArray[Any] | bytes) -> int:
     """The CRC-32C of `data`, a contiguous array or bytes."""
-    return iscsi(data if isinstance(data, bytes) else data.data)
+    return _iscsi(data)
 
 
 def crc32c_of_more(checksum: int, data: npt.NDArray[np.uint8]) -> int:
     """The CRC-32C of what `checksum` is of, followed by `data`."""
-    return iscsi(data.data, checksum)
+    return _iscsi(data, checksum)

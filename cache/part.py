@@ -49,7 +49,7 @@ class Part:
     ) -> None:
         self.path, self.layout = path, layout
         self._array = ArrayReader(path / layout.array, grid, files=files)
-        self._rest = grid.shape[1:]
+        self._ragged, self._rest = layout.ragged, grid.shape[1:]
 
     def read(self, row: Row, *, into: Bits | None = None, verified: bool = True) -> Bits:
         """The row's bits, in `into` if that is given; raises Broken.
@@ -58,14 +58,18 @@ class Part:
             into: a contiguous array of the row's shape.
             verified: whether its checksums are looked at.
         """
-        shape = self.shape(row)
-        if into is not None and (into.shape != shape or not into.flags.c_contiguous):
+        start, length, checksum = row
+        shape = (length, *self._rest) if self._ragged else self._rest
+        if into is None:
+            into = np.empty(shape, "<u2")
+        elif into.shape != shape:
             raise ValueError(f"a row of shape {shape} cannot be read into one of {into.shape}")
-        bits = np.empty(shape, "<u2") if into is None else into
-        checksum = row.checksum if verified else None
-        flat = bits.reshape(-1).view(np.uint8)
-        self._array.read_into(flat, row.start, row.length, checksum=checksum)
-        return bits
+        try:
+            space = np.frombuffer(into, np.uint8)
+        except ValueError:
+            raise ValueError("a row cannot be read into what is not contiguous") from None
+        self._array.read_into(space, start, length, checksum=checksum if verified else None)
+        return into
 
     def check(self, row: Row, space: npt.NDArray[np.uint8] | None = None) -> None:
         """Make sure that the row can be read as it was written; raises Broken.
@@ -77,7 +81,7 @@ class Part:
 
     def shape(self, row: Row) -> tuple[int, ...]:
         """The row's shape; nothing is read."""
-        return (row.length, *self._rest) if self.layout.ragged else self._rest
+        return (row.length, *self._rest) if self._ragged else self._rest
 
 
 def write_part(

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from .checksum import CRC_BYTES, PIECE_BYTES, crc32c, crc32c_of_more
 from .errors import Broken
 from .grid import NOT_THERE, Grid
-from .open_files import OpenFile, OpenFiles
+from .open_files import MOST_MAPPED_BYTES, OpenFile, OpenFiles
 
 Bits = npt.NDArray[np.uint16]
 Bytes = npt.NDArray[np.uint8]
 
-KEPT_OPEN = OpenFiles()
+KEPT_OPEN = OpenFiles(most_mapped_bytes=MOST_MAPPED_BYTES)
 NO_CHUNKS = "its chunks are missing from the shard's index"
 NOT_ITS_CHECKSUM = "its bytes do not match their checksum"
 
@@ -74,16 +74,20 @@ class ArrayReader:
         if checksum is None:
             self._fill(file, offset, space, apart=CRC_BYTES + shard.gap_bytes)
             return
-        crcs, step, apart = bytearray(), self._chunk_bytes, CRC_BYTES + shard.gap_bytes
-        for begin in range(0, len(space), step):
-            chunk = space if count == 1 else space[begin : begin + step]
-            crc = _filled(file, offset, chunk, 0)
-            if len(chunk) < step:  # the last one is longer than the row
-                rest = np.empty(step - len(chunk), np.uint8)
-                crc = _filled(file, offset + len(chunk), rest, crc)
-            crcs += crc.to_bytes(CRC_BYTES, "little")
-            offset += step + apart
-        if crc32c(bytes(crcs)) != checksum:
+        step, apart = self._chunk_bytes, CRC_BYTES + shard.gap_bytes
+        if len(space) == step:
+            crcs = _filled(file, offset, space, 0).to_bytes(CRC_BYTES, "little")
+        else:
+            crcs = b""
+            for begin in range(0, len(space), step):
+                chunk = space[begin : begin + step]
+                crc = _filled(file, offset, chunk, 0)
+                if len(chunk) < step:  # the last one is longer than the row
+                    rest = np.empty(step - len(chunk), np.uint8)
+                    crc = _filled(file, offset + len(chunk), rest, crc)
+                crcs += crc.to_bytes(CRC_BYTES, "little")
+                offset += step + apart
+        if crc32c(crcs) != checksum:
             self.check(start, length, checksum=checksum)
             raise Broken("it was read as something else than it is: the memory may be at fault")
 
@@ -166,6 +170,9 @@ class ArrayReader:
 
 def _filled(file: OpenFile, offset: int, space: Bytes, checksum: int) -> int:
     """Fill `space` piece by piece; the checksum of what `checksum` is of and it together."""
+    if len(space) <= PIECE_BYTES:
+        file.fill(space, offset)
+        return crc32c_of_more(checksum, space)
     for begin in range(0, len(space), PIECE_BYTES):
         piece = space[begin : begin + PIECE_BYTES]
         file.fill(piece, offset + begin)

@@ -23,7 +23,7 @@ from .claims import refuse_claims
 from .contents import Contents, damaged
 from .errors import Broken, NotComplete, QeditError
 from .fingerprint import fingerprint
-from .listing import Listing, Row
+from .listing import Listing, Row, Rows
 from .lock import writer_lock
 from .manifest import MANIFEST_FILE
 from .owner import is_dead
@@ -39,6 +39,7 @@ EMBEDS = Layout("embeds", ("token", "channel"), ragged=True)
 COMPRESSION, ZSTD = "compression", "zstd"
 FEW_PARTS = 32  # to read the tables of so many takes a few hundredths of a second
 MANY_PARTS = 256
+MANY_ROWS = 1 << 14  # to keep in mind where so many lie takes 4 MB
 
 
 class Store:
@@ -54,6 +55,8 @@ class Store:
         self.path = folder / self.fingerprint
         self._contents = Contents(self.path, layout, store=self.fingerprint)
         self._parts: dict[str, Part] = {}
+        # where the rows lie that have been read, of what was known then
+        self._found: tuple[Rows | None, dict[str, tuple[Part, Row]]] = None, {}
         self._adders = 0
 
     @property
@@ -236,6 +239,17 @@ class Store:
 
     def _find(self, key: str) -> tuple[Part, Row]:
         rows = self._contents.rows()
+        known, places = self._found
+        if known is not rows:
+            self._found = known, places = rows, {}
+        place = places.get(key)
+        if place is None:
+            place = self._look_up(key, rows)
+            if len(places) < MANY_ROWS:
+                places[key] = place
+        return place
+
+    def _look_up(self, key: str, rows: Rows) -> tuple[Part, Row]:
         found = rows.find(key)
         if found is None:
             raise NotComplete(
