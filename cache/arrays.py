@@ -24,8 +24,9 @@ from .packing import packed
 Bits = npt.NDArray[np.uint16]
 
 # A shard goes to the system in blocks of so many bytes. What it keeps of a file in memory it keeps
-# as it was written: in large pieces that are read a quarter faster than those of odd lengths.
-BLOCK_BYTES = 1 << 20
+# as it was written: in large pieces that are read a quarter faster than those of odd lengths, and
+# in pieces of this length it can map each at once.
+BLOCK_BYTES = 1 << 21
 
 
 def write_array(

@@ -26,7 +26,7 @@ import numpy.typing as npt
 SMALLEST_BYTES = 1 << 16  # of a copy: with less the question costs what the copy saves
 LARGEST_BYTES = 1 << 24
 PAGE_BYTES = mmap.PAGESIZE
-_THERE = 1  # what `mincore` says of a page in memory
+_GONE, _THERE = 0, 1  # what `mincore` says of a page
 
 Mincore = Callable[[int, int, int], int]
 
@@ -56,11 +56,11 @@ class MappedFile:
         length = len(space)
         if not SMALLEST_BYTES <= length <= LARGEST_BYTES or offset + length > self._length:
             return False
-        first = offset // PAGE_BYTES * PAGE_BYTES
-        pages, answers = (offset - first + length + PAGE_BYTES - 1) // PAGE_BYTES, _ANSWERS
-        if self._mincore(self._address + first, pages * PAGE_BYTES, answers.address):
+        before, answers = offset % PAGE_BYTES, _ANSWERS
+        asked = before + length
+        if self._mincore(self._address + offset - before, asked, answers.address):
             return False
-        if answers.pages.count(_THERE, 0, pages) < pages:
+        if answers.pages.find(_GONE, 0, (asked + PAGE_BYTES - 1) // PAGE_BYTES) >= 0:
             return False
         space[:] = self._bytes[offset : offset + length]
         return True
@@ -98,4 +98,4 @@ def tells_the_truth(mincore: Mincore) -> bool:
         if mincore(address, PAGE_BYTES, _ANSWERS.address):
             return False
         said.append(_ANSWERS.pages[0])
-    return said == [0, _THERE]
+    return said == [_GONE, _THERE]

@@ -119,8 +119,8 @@ class ArrayReader:
 
     def _place(self, start: int, length: int) -> tuple[_Shard, int, int]:
         """The shard of a row, and which of its chunks are the row's: the first, and how many."""
-        number, within = divmod(start, self._shard_length)
-        first, count = within // self._chunk_length, -(-length // self._chunk_length)
+        chunk, number = self._chunk_length, start // self._shard_length
+        first, count = start % self._shard_length // chunk, (length + chunk - 1) // chunk
         shard = self._shards.get(number)
         if shard is None:
             path = os.path.join(self._folder, self.grid.shard_name(number))
