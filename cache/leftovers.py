@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,8 @@ from pathlib import Path
 from .atomic import LEFTOVER, owner_of
 from .manifest import MANIFEST_FILE
 from .owner import Owner, can_be_asked, is_dead
+
+RECENT_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,27 @@ def unfinished_parts(parts: Path) -> Iterator[Leftover]:
         if owner is None or _lives_here(owner) or (path / MANIFEST_FILE).exists():
             continue
         yield Leftover(path, owner)
+
+
+def may_be_at_work(leftover: Leftover) -> bool:
+    """Whether its writer may still run: it cannot be asked, and wrote something within a day.
+
+    For what no lock tells of. A change at a time to come, by a clock that jumps or by another
+    host's, counts as recent.
+    """
+    return not can_be_asked(leftover.owner) and seconds_unchanged(leftover.path) < RECENT_SECONDS
+
+
+def seconds_unchanged(path: Path) -> float:
+    """How long ago the file or anything in the tree at `path` changed last; below 0: to come."""
+    newest = 0.0
+    for where, _, names in os.walk(path):
+        for one in (Path(where), *(Path(where, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):  # its writer is at work this moment
+                newest = max(newest, one.lstat().st_mtime)
+    with contextlib.suppress(FileNotFoundError):
+        newest = max(newest, path.lstat().st_mtime)
+    return time.time() - newest
 
 
 def _lives_here(owner: Owner) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,19 @@ from typing import Any
 from ..cache.atomic import remove, sweep
 from ..cache.claims import CLAIMS, alone_in
 from ..cache.errors import Locked
-from ..cache.leftovers import Leftover, leftovers_in, unfinished_parts
+from ..cache.leftovers import (
+    RECENT_SECONDS,
+    Leftover,
+    leftovers_in,
+    may_be_at_work,
+    seconds_unchanged,
+    unfinished_parts,
+)
 from ..cache.lock import holder_of, writer_lock
 from ..cache.owner import is_dead
 from ..cache.repacking import bytes_of_part, carry_out
 from ..config.configuration import Configuration
-from ..stages.base_orphans import tables_in, unused_bases
+from ..stages.base_orphans import bases_in, tables_in, unused_bases
 from ..stages.former_tables import left_by_pair
 from ..stages.frozen_base import QuantizedBase, base_folder
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
@@ -29,15 +36,15 @@ from ..stages.orphans import (
     folders_of,
     other_uses,
     refuse_without_pairs,
-    renew_notes,
     stores_beside,
     unnamed_in,
     unnamed_orphans,
 )
 from ..stages.rejected_rows import FOLDER as REJECTED
+from ..stages.renewing import renew_notes
 from ..stages.stores import open_stores
 from ..stages.uses import USES, Kept, paired_by_others, use_of
-from .report import size
+from .report import duration, size
 from .unlocking import PAIRS
 
 SPOOL = "spool"  # and the one where a stage leaves pictures for the next
@@ -46,13 +53,20 @@ DOING = "qedit gc"
 
 @dataclass
 class Leftovers:
-    """What `gc` found."""
+    """What `gc` found.
 
+    Attributes:
+        held: the folders that were locked meanwhile; None: none was, and nothing may go.
+        left_alone: what a process that cannot be asked may be at.
+    """
+
+    held: Collection[Path] | None = None
     orphans: list[Orphans] = field(default_factory=list)
     unnamed: list[Unnamed] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # and folders, of pairs tables
     bases: list[QuantizedBase] = field(default_factory=list)
     unfinished: list[Leftover] = field(default_factory=list)
+    left_alone: list[Leftover] = field(default_factory=list)
 
     @property
     def count_bytes(self) -> int:
@@ -60,6 +74,7 @@ class Leftovers:
         return files + sum(one.count_bytes for one in self.orphans)
 
     def lines(self) -> Iterator[str]:
+        """What may go, and why."""
         for one in self.orphans:
             yield from _of_a_store(one)
         for unnamed in self.unnamed:
@@ -73,6 +88,16 @@ class Leftovers:
             yield f"{base.path}: {what}, {size(bytes_of_path(base.path))}"
         for leftover in self.unfinished:
             yield f"{leftover.path}: {leftover}, {size(bytes_of_path(leftover.path))}"
+
+    def left_lines(self) -> Iterator[str]:
+        """What stays for now that would go otherwise."""
+        for one in self.left_alone:
+            seconds = seconds_unchanged(one.path)
+            when = f"{duration(seconds)} ago" if seconds >= 0 else "at a time still to come"
+            yield (
+                f"{one.path}: of process {one.owner.pid} on {one.owner.host}, which may be at work "
+                f"(it changed {when}); left alone until nothing has for {RECENT_SECONDS // 3600} h"
+            )
 
     def _paths(self) -> list[Path]:
         return [*self.files, *(one.path for one in self.places())]
@@ -89,6 +114,7 @@ class Leftovers:
             "bytes": self.count_bytes,
             "files": [str(path) for path in self._paths()],
             "stores": [str(one.store.path) for one in self.orphans],
+            "left_alone": [str(one.path) for one in self.left_alone],
         }
 
 
@@ -107,8 +133,13 @@ def _of_a_store(one: Orphans) -> Iterator[str]:
         yield f"{where}: {len(one.plan.moved)} parts to be joined"
 
 
-def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers:
+def collect(
+    configuration: Configuration, *, compact: bool = False, held: Collection[Path] | None = None
+) -> Leftovers:
     """Find what no table and no run names; nothing is changed.
+
+    Args:
+        held: what `alone` has locked, to find that alone; None: to look at everything.
 
     Raises:
         Damaged, NotComplete: what this run or another one names cannot be known.
@@ -120,16 +151,34 @@ def collect(configuration: Configuration, *, compact: bool = False) -> Leftovers
     tables, bases = unused_bases(configuration, checkpoint, uses)
     orphans = find_orphans(configuration, checkpoint, compact=compact)
     orphans += [all_of(table) for table in tables]
-    unnamed = unnamed_orphans(configuration, stores)
+    orphans = [one for one in orphans if _is_held(one.store.path, held)]
+    unnamed = [one for one in unnamed_orphans(configuration, stores) if _is_held(one.path, held)]
+    bases = [base for base in bases if _is_held(base.path, held)]
     files = left_by_pair(configuration, [*uses, *paired_by_others(configuration)])
+    files = files if _is_held(_pairs_root(configuration), held) else []
     whole: list[Kept] = [*unnamed, *bases, *(one.store for one in orphans if one.all_of_it)]
     gone = {*files, *(one.path for one in whole)}
     unfinished = [
         one
-        for one in _unfinished(configuration, checkpoint)
+        for one in _unfinished(configuration, checkpoint, held)
         if gone.isdisjoint((one.path, *one.path.parents))
     ]
-    return Leftovers(orphans, unnamed, files, bases, unfinished)
+    free = _in_no_lock(configuration)
+    left_alone = [one for one in free if may_be_at_work(one)]
+    unfinished += [one for one in free if one not in left_alone]
+    return Leftovers(held, orphans, unnamed, files, bases, unfinished, left_alone)
+
+
+def _is_held(path: Path, held: Collection[Path] | None) -> bool:
+    """Whether gc may judge what lies at `path`: not what came into being after it took its locks.
+
+    Its maker may be about to note who uses it.
+    """
+    return held is None or path.resolve() in held
+
+
+def _pairs_root(configuration: Configuration) -> Path:
+    return Path(configuration.settings.cache_dir) / PAIRS
 
 
 def bytes_of_path(path: Path) -> int:
@@ -139,26 +188,33 @@ def bytes_of_path(path: Path) -> int:
     return bytes_of_part(path)
 
 
-def _unfinished(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Leftover]:
+def _unfinished(
+    configuration: Configuration, checkpoint: Checkpoint, held: Collection[Path] | None
+) -> Iterator[Leftover]:
     """What writers that run no more, as far as can be known, left in the caches."""
-    stores = _stores(configuration, checkpoint)
-    for store in stores:
+    for store in _stores(configuration, checkpoint):
+        if not _is_held(store, held):
+            continue
         for folder in ("", PARTS, CLAIMS, USES, REJECTED):
             yield from leftovers_in(store / folder)
         yield from unfinished_parts(store / PARTS)
-    cache_dir = Path(configuration.settings.cache_dir)
-    tables = [Path(folder) for folder in use_of(configuration).pairs]
+    root, base = _pairs_root(configuration), base_folder(configuration.settings)
     # a folder whose only store was being removed holds none any more
-    above = dict.fromkeys([*folders_of(open_stores(configuration, checkpoint)), *tables])
-    above |= {table: None for folder in tables for table in sorted(folder.glob("*/"))}
-    for place in (
-        cache_dir / SPOOL,
-        cache_dir,
-        cache_dir / PAIRS,
-        base_folder(configuration.settings),
-        *above,
-    ):
+    places = dict.fromkeys(folders_of(open_stores(configuration, checkpoint)))
+    if _is_held(base, held):
+        places[base] = None
+    if _is_held(root, held):
+        tables = [Path(folder) for folder in use_of(configuration).pairs]
+        places |= dict.fromkeys([root, *tables])
+        places |= {table: None for folder in tables for table in sorted(folder.glob("*/"))}
+    for place in places:
         yield from leftovers_in(place)
+
+
+def _in_no_lock(configuration: Configuration) -> list[Leftover]:
+    """The same in the folders that nobody locks: only their age tells whether it is in use."""
+    cache_dir = Path(configuration.settings.cache_dir)
+    return [one for place in (cache_dir / SPOOL, cache_dir) for one in leftovers_in(place)]
 
 
 def _stores(configuration: Configuration, checkpoint: Checkpoint) -> list[Path]:
@@ -171,23 +227,28 @@ def _stores(configuration: Configuration, checkpoint: Checkpoint) -> list[Path]:
 
 
 @contextmanager
-def alone(configuration: Configuration) -> Iterator[None]:
+def alone(configuration: Configuration) -> Iterator[Collection[Path]]:
     """Have nobody add rows or remove any while the block runs, in any store of the run.
 
-    What is found inside may go: who begins to fill a store notes so first, under its lock.
+    What is found inside, in the folders that the block is given, may go: who begins to fill a
+    store notes so first, under its lock. What comes into being meanwhile is in none of them.
 
     Raises:
         Locked: somebody fills one of the stores, or trains on what they hold.
     """
     checkpoint = open_checkpoint(configuration.settings)
-    beside = (Path(configuration.settings.cache_dir) / PAIRS, base_folder(configuration.settings))
+    root, base = _pairs_root(configuration), base_folder(configuration.settings)
+    held = _stores(configuration, checkpoint)
     with ExitStack() as stack:
-        stack.enter_context(alone_in(_stores(configuration, checkpoint), doing=DOING))
-        for folder in beside:
+        stack.enter_context(alone_in(held, doing=DOING))
+        for folder in (root, base):
             if folder.is_dir():
                 stack.enter_context(writer_lock(folder, doing=DOING))
+                held.append(folder)
+        if base in held:  # they have no locks of their own
+            held += [one.path for one in bases_in(configuration.settings)]
         _refuse_training(configuration, checkpoint)
-        yield
+        yield frozenset(path.resolve() for path in held)
 
 
 def _refuse_training(configuration: Configuration, checkpoint: Checkpoint) -> None:
@@ -206,7 +267,9 @@ def _refuse_training(configuration: Configuration, checkpoint: Checkpoint) -> No
 
 def clear(configuration: Configuration, found: Leftovers) -> None:
     """Remove what was found; inside the block of `alone` that it was found in."""
-    renew_notes(configuration, open_checkpoint(configuration.settings))
+    if found.held is None:
+        raise RuntimeError("what was found without the locks of `alone` may be in use by now")
+    renew_notes(configuration, open_checkpoint(configuration.settings), held=found.held)
     for one in found.orphans:
         if one.all_of_it:
             remove(one.store.path)

@@ -52,6 +52,17 @@ def base_in_use(
     return tables, [base for base in bases if base.is_there()]
 
 
+def needed_bases(configuration: Configuration, checkpoint: Checkpoint) -> set[str]:
+    """The names of what these settings use, and of what the run in output_dir was made with.
+
+    Raises:
+        Damaged: what that run says of itself cannot be read.
+    """
+    in_use = base_in_use(checkpoint, configuration.settings)
+    needed = {one.path.name for kind in in_use for one in kind}
+    return needed | _named_by_run(Path(configuration.settings.output_dir))
+
+
 def unused_bases(
     configuration: Configuration, checkpoint: Checkpoint, others: Sequence[Use]
 ) -> tuple[list[Store], list[QuantizedBase]]:
@@ -64,8 +75,8 @@ def unused_bases(
         Damaged, NotComplete: what other runs want cannot be known.
     """
     settings, own = configuration.settings, use_of(configuration)
-    needed = {one.path.name for kind in base_in_use(checkpoint, settings) for one in kind}
-    for folder in {own.output_dir, *(use.output_dir for use in others)}:
+    needed = needed_bases(configuration, checkpoint)
+    for folder in {use.output_dir for use in others}:
         needed |= _named_by_run(Path(folder))
 
     def goes(one: Store | QuantizedBase) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..cache.atomic import remove
 from ..cache.errors import Broken, Damaged, NotComplete
 from ..cache.part import read_part
 from ..cache.recipe_file import read_recipe
@@ -25,11 +24,8 @@ from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
 from .uses import (
     Use,
-    note_file,
-    note_use,
     others_in,
     others_of,
-    own_notes,
     paired_by_others,
     use_of,
 )
@@ -90,7 +86,7 @@ def find_orphans(
     stores = open_stores(configuration, checkpoint)
     needed = needed_fingerprints(configuration, stores)
     present = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
-    own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
+    own = use_of(configuration, also=previewed_keys(configuration, checkpoint, stores))
     paired = paired_by_others(configuration)
     found = []
     for store in stores_beside(stores):
@@ -137,7 +133,7 @@ def count_orphans(
     Those of other recipes, which lie beside, are not looked at.
     """
     stores = open_stores(configuration, checkpoint)
-    own = use_of(configuration, also=_previewed(configuration, checkpoint, stores))
+    own = use_of(configuration, also=previewed_keys(configuration, checkpoint, stores))
     paired = paired_by_others(configuration)
     return sum(
         plan_repacking(store, wanted_keys(store, [*others_of(store, own), *paired, own])).rows
@@ -161,9 +157,10 @@ def refuse_without_pairs(configuration: Configuration, checkpoint: Checkpoint) -
             )
 
 
-def _previewed(
+def previewed_keys(
     configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
 ) -> tuple[str, ...]:
+    """The keys that no table of this run names, and that its previews show."""
     try:
         return keys_only_previewed(configuration, checkpoint.flavour, stores)
     except NotComplete:
@@ -177,24 +174,6 @@ def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
         Damaged, NotComplete: as `find_orphans` does.
     """
     return others_in(stores_beside(stores), use_of(configuration))
-
-
-def renew_notes(configuration: Configuration, checkpoint: Checkpoint) -> None:
-    """Have the notes of this run say what it wants now, and only where it wants anything.
-
-    Its former tables may go now, and a note that names what is gone is in other runs' way.
-    """
-    stores = open_stores(configuration, checkpoint)
-    needed, own = needed_fingerprints(configuration, stores), use_of(configuration)
-    also = _previewed(configuration, checkpoint, stores)
-    for store in stores_beside(stores):
-        notes = own_notes(store, own)
-        keeps = bool(notes) and store.fingerprint in needed
-        if keeps:
-            note_use([store], configuration, also=also)
-        for note in notes:
-            if not keeps or note != note_file(store, own):
-                remove(note)
 
 
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:

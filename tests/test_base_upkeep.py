@@ -53,8 +53,8 @@ def _verified(configuration: Configuration, **options: Any) -> Verified:
 
 
 def _gone(configuration: Configuration) -> Leftovers:
-    with alone(configuration):
-        found = collect(configuration)
+    with alone(configuration) as held:
+        found = collect(configuration, held=held)
         clear(configuration, found)
     return found
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -110,8 +112,8 @@ def test_who_begins_to_fill_waits_for_gc_to_end(
     configuration = _loaded()
     stores = open_stores(configuration, open_checkpoint(configuration.settings)).tails.stores()
     other = _loaded("output_dir=out2")
-    with alone(configuration):
-        found = collect(configuration)
+    with alone(configuration) as held:
+        found = collect(configuration, held=held)
         assert all(holder_of(store.path).doing == "qedit gc" for store in stores)
         with pytest.raises(Locked, match="qedit gc"):
             begin_use(stores, other)
@@ -362,6 +364,13 @@ def _left(folder: Path, owner: Owner, name: str) -> Path:
     return path
 
 
+def _age(path: Path, *, hours: float) -> None:
+    """Have all there is in a tree be changed so long ago."""
+    when = time.time() - hours * 3600
+    for one in (path, *path.rglob("*")):
+        os.utime(one, (when, when))
+
+
 def test_what_others_left_is_shown_and_removed_when_told(copy: Path) -> None:
     spool, parts = copy / "caches" / "spool", _store(copy, "vae/edited").parts_folder
     dead = replace(this_process(), started="1")
@@ -373,6 +382,7 @@ def test_what_others_left_is_shown_and_removed_when_told(copy: Path) -> None:
         _left(parts, replace(this_process(), space="7"), "{owner}~7"),
     ]
     mine = _left(spool, this_process(), "{owner}~0" + LEFTOVER)
+    _age(left[0], hours=25)
     shown = _shown()
     assert set(map(Path, shown["files"])) == {path.relative_to(copy) for path in left}
     assert shown["bytes"] == 5000
@@ -383,6 +393,49 @@ def test_what_others_left_is_shown_and_removed_when_told(copy: Path) -> None:
     assert not any(path.exists() for path in left)
     assert mine.exists()
     assert with_files("gc").stdout == "Nothing to remove.\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "hours", "when"),
+    [
+        (".", 0, " s ago"),
+        ("latents", 2.51, "2 h 30 min ago"),
+        ("latents/c.0.0.0.0", 23.9, "23 h 54 min ago"),
+        ("latents/c.0.0.0.0", -48, "at a time still to come"),
+    ],
+)
+def test_what_a_process_elsewhere_may_be_at_is_left_alone(
+    copy: Path, changed: str, hours: float, when: str
+) -> None:
+    """Nobody locks a spool: only its age can tell whether a process of another host uses it."""
+    path = _left(copy / "caches" / "spool", ELSEWHERE, "{owner}~0" + LEFTOVER)
+    _age(path, hours=72)
+    changed_at = time.time() - hours * 3600
+    os.utime(path / changed, (changed_at, changed_at))
+    shown = _shown()
+    assert (shown["files"], shown["bytes"]) == ([], 0)
+    assert shown["left_alone"] == [str(path.relative_to(copy))]
+    for options in ((), ("--yes",)):
+        told, nothing = with_files("gc", *options).stdout.splitlines()
+        assert told.startswith(f"{path.relative_to(copy)}: of process 12 on elsewhere")
+        assert when in told
+        assert "left alone until nothing has for 24 h" in told
+        assert nothing == "Nothing to remove."
+    assert (path / "latents" / "c.0.0.0.0").exists()
+    _age(path, hours=24.1)
+    with_files("gc", "--yes")
+    assert not path.exists()
+
+
+def test_a_file_that_a_process_elsewhere_may_be_writing_is_left_alone(copy: Path) -> None:
+    """Beside the stores, where nobody locks either."""
+    path = copy / "caches" / f".digests.json~{ELSEWHERE}~0{LEFTOVER}"
+    path.write_text("{")
+    assert str(path.relative_to(copy)) in with_files("gc", "--yes").stdout
+    assert path.exists()
+    _age(path, hours=25)
+    with_files("gc", "--yes")
+    assert not path.exists()
 
 
 def test_a_container_that_cannot_be_asked_is_not_said_to_run(copy: Path) -> None:

@@ -63,10 +63,10 @@ def gc(compact: bool, yes: bool, **shared: Any) -> None:
         from ..report import size
 
         configuration = configuration_of(progress, **shared)
-        with alone(configuration) if yes else nullcontext():
-            found = collect(configuration, compact=compact)
+        with alone(configuration) if yes else nullcontext() as held:
+            found = collect(configuration, compact=compact, held=held)
             lines = list(found.lines())
-            for line in lines:
+            for line in (*lines, *found.left_lines()):
                 progress.say(line)
             said = found.as_object()
             if yes:
