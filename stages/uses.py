@@ -29,6 +29,7 @@ from .stores import captions_beside, used_main_datasets
 
 USES = "uses"
 CHECKSUM = "crc32c"
+NOTING = "noting who uses it"
 LISTS = ("pairs", "captions_beside", "tables", "also")
 
 
@@ -101,8 +102,7 @@ def begin_use(
     for store in stores:
         if _is_noted(store, use):
             continue
-        doing = "noting who uses it"
-        with writer_lock(store.path, doing=doing, patience_seconds=LOCK_PATIENCE_SECONDS):
+        with writer_lock(store.path, doing=NOTING, patience_seconds=LOCK_PATIENCE_SECONDS):
             keep_recipe(store.path, store.recipe)
             _note(store, use)
         store.refresh()  # of what was seen before, `gc` may have removed something
@@ -128,11 +128,28 @@ def keep_pairs(configuration: Configuration, *, lock: Path) -> None:
     Raises:
         Locked: somebody is at work there.
     """
+    keep_places(pairs_places(configuration), configuration, lock=lock)
+
+
+def keep_places(
+    places: Sequence[Kept],
+    configuration: Configuration,
+    *,
+    lock: Path,
+    patience_seconds: float = 0.0,
+) -> None:
+    """Have the run's note in those of these folders that are there.
+
+    Args:
+        lock: the folder that who removes one of them has locked.
+
+    Raises:
+        Locked: somebody is at work there.
+    """
     use = use_of(configuration)
-    places = [place for place in pairs_places(configuration) if place.path.is_dir()]
-    if all(_is_noted(place, use) for place in places):
+    if all(_is_noted(place, use) for place in places if place.path.is_dir()):
         return
-    with writer_lock(lock, doing="noting who uses it"):
+    with writer_lock(lock, doing=NOTING, patience_seconds=patience_seconds):
         note_use(places, configuration)
 
 
@@ -163,6 +180,16 @@ def note_use(
     for store in stores:
         if store.path.is_dir():
             _note(store, use)
+
+
+def note_in(folder: Path, store: Kept, configuration: Configuration) -> None:
+    """Leave the run's note in a folder that is about to take the place of `store`.
+
+    So it is there with the note or not at all.
+    """
+    use = use_of(configuration)
+    path = folder / note_file(store, use).relative_to(store.path)
+    _write(path, use, place=_place(store, folder=folder))
 
 
 def note_file(store: Kept, use: Use) -> Path:
@@ -243,8 +270,12 @@ def notes_in(store: Kept) -> list[Path]:
 
 def _note(store: Kept, use: Use) -> None:
     if not _is_noted(store, use):
-        said = asdict(use) | _place(store)
-        write_json(note_file(store, use), {**said, CHECKSUM: _checksum(said)})
+        _write(note_file(store, use), use, place=_place(store))
+
+
+def _write(path: Path, use: Use, *, place: Mapping[str, str | int]) -> None:
+    said = {**asdict(use), **place}
+    write_json(path, {**said, CHECKSUM: _checksum(said)})
 
 
 def _is_noted(store: Kept, use: Use) -> bool:
@@ -325,7 +356,11 @@ def _is_there(said: Mapping[str, Any]) -> bool:
         return False
 
 
-def _place(store: Kept) -> dict[str, str | int]:
-    """Where a store lies, and what its file system calls it."""
+def _place(store: Kept, *, folder: Path | None = None) -> dict[str, str | int]:
+    """Where a store lies, and what its file system calls it: `folder`, until that takes its place.
+
+    A folder keeps its inode when it gets another name.
+    """
     where = store.path.resolve()
-    return {"store": str(where), "inode": where.stat().st_ino if where.is_dir() else 0}
+    named = folder or where
+    return {"store": str(where), "inode": named.stat().st_ino if named.is_dir() else 0}

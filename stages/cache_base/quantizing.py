@@ -12,7 +12,7 @@ from torch import Tensor
 from ...cache.atomic import new_folder, sweep, write_bytes, write_json
 from ...cache.fingerprint import digest_bytes
 from ...cache.lock import writer_lock
-from ...config.settings import Settings
+from ...config.configuration import Configuration
 from ..frozen_base import QUANTIZED_FILE, QuantizedBase, wants_table
 from ..models.checkpoint import Checkpoint
 from ..models.device import best_device
@@ -22,6 +22,7 @@ from ..models.quantized_linear import quantize_layers, quantized_tensors
 from ..models.streaming import empty_transformer, tensors_in
 from ..room import refuse_full_disk
 from ..stage import Progress
+from ..uses import note_in, note_use
 
 # So much is held in memory at a time beside the tensor in work.
 FILE_BYTES = 1 << 28
@@ -30,18 +31,19 @@ FILE_BYTES = 1 << 28
 def write_quantized(
     base: QuantizedBase,
     checkpoint: Checkpoint,
-    settings: Settings,
+    configuration: Configuration,
     progress: Progress,
     *,
     device: str,
 ) -> None:
-    """Make `base`: whole, or not at all.
+    """Make `base`: whole and with the run's note in it, or not at all.
 
     Raises:
         WrongUse: the checkpoint lacks a tensor, or a package is missing.
         QeditError: there is no room.
         Locked: another process is making it.
     """
+    settings = configuration.settings
     transformer = empty_transformer(checkpoint.transformer, zero_cond_t=checkpoint.zero_cond_t)
     precision = PRECISIONS[settings.base_model_precision]
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
@@ -59,11 +61,15 @@ def write_quantized(
         progress.bar(len(wanted), "cache-base", unit="tensor") as advance,
     ):
         sweep(base.folder.parent)
+        if base.is_there():  # another process has made it, just before the lock was free
+            note_use([base], configuration)
+            return
         read = _counted(tensors_in(checkpoint.transformer, wanted=wanted.__contains__), advance)
         with new_folder(base.folder) as folder:
             tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
             files = {name: _write(folder / name, held) for name, held in _files(tensors)}
             write_json(folder / QUANTIZED_FILE, {**base.recipe, "files": files})
+            note_in(folder, base, configuration)
 
 
 def _counted(

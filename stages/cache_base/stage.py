@@ -8,18 +8,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ...cache.claims import LOCK_PATIENCE_SECONDS
 from ...config.configuration import Configuration
 from ...config.settings import Settings
 from ..frozen_base import (
     QuantizedBase,
     base_folder,
+    modulation_table,
     quantized_base,
     wants_quantized,
     wants_table,
 )
-from ..models.checkpoint import open_checkpoint
+from ..models.checkpoint import Checkpoint, open_checkpoint
 from ..stage import Outcome, Progress
-from ..uses import note_use
+from ..uses import begin_use, keep_places
 from .table import TableWork
 
 STAGE = "cache-base"
@@ -41,23 +43,23 @@ def run(
     started = time.monotonic()
     settings = configuration.settings
     checkpoint = open_checkpoint(settings)
-    drops, wants = not dry_run, wants_table(settings)
-    table = TableWork.of(checkpoint, settings, drops=drops) if wants else None
     base = quantized_base(checkpoint, settings) if wants_quantized(settings) else None
-    wanted = (len(table.wanted) if table else 0) + (1 if base else 0)
-    quantizes = base is not None and not base.is_there()
-    missing = (len(table.missing) if table else 0) + quantizes
     if base is not None:
         _refuse_device(settings, device=device)
     if not dry_run:
+        _keep(checkpoint, base, configuration)
+    drops, wants = not dry_run, wants_table(settings)
+    table = TableWork.of(checkpoint, settings, drops=drops) if wants else None
+    wanted = (len(table.wanted) if table else 0) + (1 if base else 0)
+    quantizes = base is not None and not base.is_there()
+    missing = (len(table.missing) if table else 0) + quantizes
+    if not dry_run:
         if table and table.missing:
-            table.make(progress, device=device)
+            table.make(configuration, progress, device=device)
         if base is not None and quantizes:
             from .quantizing import write_quantized
 
-            write_quantized(base, checkpoint, settings, progress, device=device)
-        used = [table.table] if table else []
-        note_use([*used, *([base] if base else [])], configuration)
+            write_quantized(base, checkpoint, configuration, progress, device=device)
     return Outcome(
         stage=STAGE,
         wanted=wanted,
@@ -70,6 +72,27 @@ def run(
         facts=_facts(table, base, missing, dry_run=dry_run),
         lines=() if wanted else ("Nothing of the base is kept ready for these settings.",),
     )
+
+
+def _keep(checkpoint: Checkpoint, base: QuantizedBase | None, configuration: Configuration) -> None:
+    """Have the run's note in what is there, before it is seen what is missing.
+
+    `gc` of another run has removed it by then, or keeps it.
+
+    Raises:
+        Locked: somebody is at work there.
+    """
+    settings = configuration.settings
+    if wants_table(settings):
+        table = modulation_table(checkpoint, settings)
+        begin_use([table] if table.path.is_dir() else [], configuration)
+    if base is not None:
+        keep_places(
+            [base],
+            configuration,
+            lock=base_folder(settings),
+            patience_seconds=LOCK_PATIENCE_SECONDS,
+        )
 
 
 def _refuse_device(settings: Settings, *, device: str) -> None:

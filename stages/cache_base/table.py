@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...cache.store import Store
+from ...config.configuration import Configuration
 from ...config.settings import Settings
 from ..frozen_base import lowest_sigma, modulation_table, sizes_of
 from ..models.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from ..models.timesteps import every_timestep, row_key, row_shape
 from ..room import refuse_full_disk
 from ..stage import Progress
 from ..torn_parts import pass_over_torn
+from ..uses import begin_use
 
 # Of these many bytes a pass over the weights computes rows; fewer, larger passes read the
 # weights less often.
@@ -51,12 +53,18 @@ class TableWork:
     def missing_bytes(self) -> int:
         return len(self.missing) * self.row_bytes
 
-    def make(self, progress: Progress, *, device: str) -> None:
-        """Compute and store what is missing."""
+    def make(self, configuration: Configuration, progress: Progress, *, device: str) -> None:
+        """Compute and store what is missing, after the run's note.
+
+        Raises:
+            QeditError: there is no room.
+            Locked: another process is making it, or removes rows there.
+        """
         from ..models.device import best_device
         from ..models.modulation import ModulationWeights
 
         refuse_full_disk({self.table.path: self.missing_bytes}, what="the modulation table")
+        begin_use([self.table], configuration)
         weights = ModulationWeights(self.checkpoint.transformer, device=best_device(device))
         passes = list(_cut(self.missing, PASS_BYTES // self.row_bytes))
         layers = len(passes) * len(weights.layers)
