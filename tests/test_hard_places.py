@@ -162,6 +162,20 @@ def test_full_caches_that_are_read_only_will_do(
         with_files("verify")
 
 
+def test_a_run_trains_on_read_only_caches_and_says_that_nobody_knows(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(cached, tmp_path / "full"))
+    monkeypatch.chdir(folder)
+    one = ("train", "--set", "max_train_steps=1")
+    with_files(*one, "--dry-run")  # what the weights' digest is has been remembered
+    with _mounted(folder / "caches", "--bind", str(folder / "caches")):
+        _remount(folder / "caches", "bind,ro")
+        warned = with_files(*one).stderr
+        assert "may not be written" in warned
+        assert "nothing there says that this run trains on these caches" in warned
+
+
 # -- a clock that jumps --------------------------------------------------------------------------
 
 YEARS = 10 * 365 * 86400.0

@@ -28,6 +28,7 @@ from .checkpoint import (
 )
 from .fitting import fit_of, fit_words
 from .interrupt import patient_interrupt
+from .keeping import keep_rows
 from .looks import Looks, is_owed
 from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes
 from .model import remarks
@@ -81,6 +82,7 @@ def run(
             return outcome
         previews = None
         if ranks.is_first:
+            plan = keep_rows(configuration, plan, progress)
             previews = Previews.open(configuration, plan, progress, decodes=decodes)
         loss = None
         with writer_lock(where, doing=STAGE) if ranks.is_first else nullcontext():
