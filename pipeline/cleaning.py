@@ -27,6 +27,7 @@ from ..stages.base_orphans import bases_in, tables_in, unused_bases
 from ..stages.former_tables import left_by_pair
 from ..stages.frozen_base import QuantizedBase, base_folder
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
+from ..stages.noted_uses import paired_by_others
 from ..stages.orphans import (
     PARTS,
     Orphans,
@@ -43,7 +44,7 @@ from ..stages.orphans import (
 from ..stages.rejected_rows import FOLDER as REJECTED
 from ..stages.renewing import renew_notes
 from ..stages.stores import open_stores
-from ..stages.uses import USES, Kept, paired_by_others, use_of
+from ..stages.uses import USES, Kept, use_of
 from .report import duration, size
 from .unlocking import PAIRS
 

@@ -15,9 +15,10 @@ from ..config.configuration import Configuration
 from ..stages.base_orphans import tables_in
 from ..stages.frozen_base import base_folder
 from ..stages.models.checkpoint import open_checkpoint
+from ..stages.noted_uses import uses_of
 from ..stages.orphans import stores_beside, unnamed_in
 from ..stages.stores import open_stores
-from ..stages.uses import Kept, uses_of
+from ..stages.uses import Kept
 
 PAIRS = "pairs"  # the folder in `cache_dir` that `pair` locks
 

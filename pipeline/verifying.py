@@ -25,11 +25,12 @@ from ..config.configuration import Configuration
 from ..stages.base_orphans import base_in_use
 from ..stages.frozen_base import QuantizedBase, base_folder
 from ..stages.models.checkpoint import Checkpoint, open_checkpoint
+from ..stages.noted_uses import uses_of
 from ..stages.orphans import stores_beside, wanted_keys
 from ..stages.preview_samples import only_previewed
 from ..stages.stage import Progress
 from ..stages.stores import RunStores, open_stores, used_main_datasets
-from ..stages.uses import use_of, uses_of
+from ..stages.uses import use_of
 from ..stages.wanted import pairs_keys
 
 MOST_NAMES = 20

@@ -22,8 +22,9 @@ from .frozen_base import (
     wants_table,
 )
 from .models.checkpoint import Checkpoint
+from .noted_uses import others_of
 from .orphans import run_in, stores_in
-from .uses import Use, others_of, use_of
+from .uses import Use, use_of
 
 
 def tables_in(settings: Settings) -> list[Store]:

@@ -19,16 +19,11 @@ from ..cache.store import EMBEDS, LATENTS, Store
 from ..config.configuration import Configuration
 from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
+from .noted_uses import others_in, others_of, paired_by_others
 from .pairs_table import MANIFEST, manifest_in, table_folder
 from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
-from .uses import (
-    Use,
-    others_in,
-    others_of,
-    paired_by_others,
-    use_of,
-)
+from .uses import Use, use_of
 from .wanted import PairsKeys
 
 RUN_FILE = "run.json"

@@ -9,9 +9,10 @@ from ..cache.atomic import remove
 from ..config.configuration import Configuration
 from .base_orphans import bases_in, needed_bases, tables_in
 from .models.checkpoint import Checkpoint
+from .noted_uses import own_notes
 from .orphans import needed_fingerprints, previewed_keys, stores_beside
 from .stores import open_stores
-from .uses import Kept, note_file, note_use, own_notes, use_of
+from .uses import Kept, note_file, note_use, use_of
 
 
 def renew_notes(

@@ -8,7 +8,7 @@ a copy of that store it says nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..cache.atomic import write_json
 from ..cache.checksum import crc32c
 from ..cache.claims import LOCK_PATIENCE_SECONDS
-from ..cache.errors import Damaged, NotComplete
+from ..cache.errors import Damaged
 from ..cache.fingerprint import canonical_json, key_of
 from ..cache.lock import writer_lock
 from ..cache.recipe_file import keep_recipe
@@ -116,7 +116,7 @@ def keep_use(
     A run that finds all its rows made by others keeps them, too. Raises as `begin_use` does.
     Before `pair` has run there is nothing to keep, and a note would be in others' way.
     """
-    if _gone(use_of(configuration)):
+    if tables_gone(use_of(configuration)):
         return
     there = (store for store in stores if store.path.is_dir())
     begin_use(there, configuration, also=also)
@@ -159,19 +159,6 @@ def pairs_places(configuration: Configuration) -> list[PairsPlace]:
     return [PairsPlace(configuration.pairs_folder(main)) for main in mains]
 
 
-def paired_by_others(configuration: Configuration) -> list[Use]:
-    """What the tables beside those of this run name, of other runs.
-
-    A note beside a table that has gone is in nobody's way.
-
-    Raises:
-        Damaged: nobody knows what one of them wants.
-    """
-    own = use_of(configuration)
-    found = (use for place in pairs_places(configuration) for use in uses_of(place, apart_from=own))
-    return list(dict.fromkeys(found))
-
-
 def note_use(
     stores: Sequence[Kept], configuration: Configuration, *, also: tuple[str, ...] = ()
 ) -> None:
@@ -197,71 +184,6 @@ def note_file(store: Kept, use: Use) -> Path:
     return store.path / USES / f"{use.name}.json"
 
 
-def uses_of(store: Kept, *, apart_from: Use | None = None) -> list[Use]:
-    """What the notes say that were left in this very store.
-
-    Args:
-        apart_from: a run whose own notes do not count.
-
-    Raises:
-        Damaged: one cannot be read, so that nobody knows what it keeps.
-    """
-    return [use for _, use in _noted(store, apart_from)]
-
-
-def _noted(store: Kept, apart_from: Use | None) -> Iterator[tuple[Path, Use]]:
-    own = apart_from and note_file(store, apart_from)
-    for path in notes_in(store):
-        if path == own or (use := _read(path, store)) is None:
-            continue
-        # notes of earlier versions have another name for every choice of datasets
-        if apart_from is None or use.output_dir != apart_from.output_dir:
-            yield path, use
-
-
-def others_of(store: Kept, own: Use) -> list[Use]:
-    """What other runs than `own` want of a store: what none of them names may go.
-
-    Raises:
-        Damaged: nobody knows what one of them wants.
-        NotComplete: the tables that would tell it are gone.
-    """
-    return others_in([store], own)
-
-
-def others_in(stores: Iterable[Kept], own: Use) -> list[Use]:
-    """The same of several stores, each use once; who is refused is told of every note in the way.
-
-    Raises:
-        Damaged, NotComplete: as `others_of` does.
-    """
-    notes: dict[Use, list[Path]] = {}
-    for store in stores:
-        for path, use in _noted(store, own):
-            notes.setdefault(use, []).append(path)
-    without = [use for use in notes if _gone(use)]
-    for use in without:
-        same = (notes[one] for one in without if one.output_dir == use.output_dir)
-        _refuse_without_tables(use, notes=[note for some in same for note in some])
-    return list(notes)
-
-
-def own_notes(store: Kept, own: Use) -> list[Path]:
-    """The files of the notes that a run has left in a store; those of earlier versions come last.
-
-    Raises:
-        Damaged: nobody knows whose one of them is.
-    """
-    first = note_file(store, own)
-    others = [path for path in notes_in(store) if path != first]
-    former = [
-        path
-        for path in others
-        if (use := _read(path, store)) is not None and use.output_dir == own.output_dir
-    ]
-    return [first, *former] if first.is_file() else former
-
-
 def notes_in(store: Kept) -> list[Path]:
     """The files of all notes in a store."""
     folder = store.path / USES
@@ -280,13 +202,17 @@ def _write(path: Path, use: Use, *, place: Mapping[str, str | int]) -> None:
 
 def _is_noted(store: Kept, use: Use) -> bool:
     try:
-        return _read(note_file(store, use), store) == use
+        return read_note(note_file(store, use), store) == use
     except Damaged:
         return False
 
 
-def _read(path: Path, store: Kept) -> Use | None:
-    """What a note says; None if there is none, or if it was left in another store."""
+def read_note(path: Path, store: Kept) -> Use | None:
+    """What a note says; None if there is none, or if it was left in another store.
+
+    Raises:
+        Damaged: nobody knows what it keeps.
+    """
     place = _place(store)
     try:
         said = json.loads(path.read_bytes())
@@ -326,19 +252,7 @@ def _checksum(said: Mapping[str, Any]) -> str:
     return f"{crc32c(canonical_json(said).encode()):08x}"
 
 
-def _refuse_without_tables(use: Use, *, notes: Sequence[Path]) -> None:
-    """Raise if a pairs table that `use` names is not there to be asked which rows it wants."""
-    where = ", ".join(map(str, notes))
-    if gone := _gone(use):
-        raise NotComplete(
-            f"The run in {use.output_dir} uses these caches, as {where} says, but its pairs tables "
-            f"are gone: {', '.join(gone)}. Which rows it wants, nobody can tell.",
-            "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
-            f"run again or, if there is no such run any more, delete {where}.",
-        )
-
-
-def _gone(use: Use) -> list[str]:
+def tables_gone(use: Use) -> list[str]:
     """What of its pairs tables, and of their folders, is not there."""
     folders = [folder for folder in use.pairs if not Path(folder).is_dir()]
     return folders + [

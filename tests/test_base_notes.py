@@ -29,7 +29,8 @@ from qedit.stages.frozen_base import (
     quantized_base,
 )
 from qedit.stages.models.checkpoint import open_checkpoint
-from qedit.stages.uses import USES, Kept, note_file, use_of, uses_of
+from qedit.stages.noted_uses import uses_of
+from qedit.stages.uses import USES, Kept, note_file, use_of
 
 TABLE = {"mixed_precision": "bf16", "base_model_precision": "no_change"}
 BASE = {"mixed_precision": "no", "base_model_precision": "int8-quanto"}  # without a table

@@ -14,9 +14,10 @@ from small_run import draw, make_run, said, with_files
 
 from qedit.cache.claims import CLAIMS
 from qedit.cache.lock import new_holder
+from qedit.stages.noted_uses import uses_of
 from qedit.stages.orphans import stores_in
 from qedit.stages.pair_rows import samples_in
-from qedit.stages.uses import USES, uses_of
+from qedit.stages.uses import USES
 
 
 @pytest.fixture(scope="module")
