@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .arrays import Bits
 from .atomic import make_folder, owner_of, remove, sweep, unique_name
 from .claims import refuse_claims
 from .contents import Contents, damaged
 from .errors import Broken, NotComplete, QeditError
+from .finding import count_different
 from .fingerprint import fingerprint
 from .listing import Listing, Row, Rows
 from .lock import writer_lock
@@ -75,7 +75,7 @@ class Store:
         return key in self._contents.rows()
 
     def __len__(self) -> int:
-        return int(pc.count_distinct(self._contents.rows().keys()).as_py())
+        return count_different(self._contents.rows().keys())
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
         """Those of `wanted` that are not there, in their order, each once."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from qedit.cache import finding
-from qedit.cache.finding import Numbers
+from qedit.cache.finding import Numbers, count_different
 
 DIGESTS = [hashlib.blake2b(b"%d" % at, digest_size=16).hexdigest() for at in range(300)]
 ODD = ["", "a", "ab", "\0a", "ümlaut", "the same end 12345678", "and another 12345678", "12345678"]
@@ -47,3 +47,21 @@ def test_threads_that_ask_first_at_once_are_all_told() -> None:
             numbers.add(pa.chunked_array([pa.array(DIGESTS[begin : begin + 10])]))
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(numbers.get, DIGESTS)) == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("columns", "count"),
+    [
+        ([], 0),
+        ([[]], 0),
+        ([["a"]], 1),
+        ([ODD, DIGESTS], len(ODD) + 300),
+        ([ODD, ODD[:5], ["a", "a"]], len(ODD)),
+        ([["x 12345678", "y 12345678"], ["x 12345678", "z"]], 3),
+    ],
+)
+def test_keys_are_counted_once_each_though_their_ends_be_alike(
+    columns: list[list[str]], count: int
+) -> None:
+    chunks = [pa.array(["before", *keys], pa.string())[1:] for keys in columns]
+    assert count_different(pa.chunked_array(chunks, pa.string())) == count
