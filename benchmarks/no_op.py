@@ -107,21 +107,31 @@ def _add(store: Store, keys: Iterable[str]) -> None:
     os.fsync = really
 
 
+# What the system says of a process's peak includes the process that started it: so one starts it
+# that is small itself.
+STARTER = """
+import json, os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
+said = json.loads(child.stdout.read())
+_, status, usage = os.wait4(child.pid, 0)
+child.returncode = os.waitstatus_to_exitcode(status)
+json.dump([usage.ru_maxrss / 1024, said], sys.stdout)
+"""
+
+
 def measured(command: str, folder: Path) -> tuple[float, float, dict[str, int]]:
     """Seconds, peak megabytes and what `--json` said of one command."""
     words = ["--config", str(folder / "config.json"), "--data", str(folder / "data.json"), "--json"]
     start = time.perf_counter()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "qedit.pipeline", command, *words],
+    done = subprocess.run(
+        [sys.executable, "-c", STARTER, sys.executable, "-m", "qedit.pipeline", command, *words],
         stdout=subprocess.PIPE,
+        check=True,
         cwd=folder,
     )
-    assert child.stdout is not None
-    said = json.loads(child.stdout.read())
-    _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return seconds, usage.ru_maxrss / 1024, said
+    megabytes, said = json.loads(done.stdout)
+    return seconds, megabytes, said
 
 
 def main() -> None:
