@@ -32,6 +32,7 @@ from qedit.stages.models.checkpoint import (
 )
 from qedit.stages.models.flavours import FLAVOURS
 from qedit.stages.models.part_config import part_config
+from qedit.stages.models.streaming import tensors_in
 
 
 @dataclass(frozen=True)
@@ -373,6 +374,35 @@ def test_how_tensors_are_spread_over_files_does_not_count(tmp_path: Path, rememb
     save_file({"b": tensors["b"]}, two / "part-1.safetensors", metadata={"format": "pt"})
     save_file({"a": tensors["a"]}, two / "part-2.safetensors")
     assert model_digest(one, remember=remember) == model_digest(two, remember=remember)
+
+
+def test_files_beside_the_models_own_are_not_the_model(folder: Path, remember: Path) -> None:
+    """Else a model and its backup could change places without a change of the digest."""
+    vae = folder / "vae"
+    own, backup = vae / WEIGHTS["vae"], vae / "backup.safetensors"
+    first = model_digest(vae, remember=remember)
+    rewrite(backup, weight=np.arange(5, 7, dtype=np.float32))
+    assert model_digest(vae, remember=remember) == first
+    own.rename(vae / "mine.safetensors")
+    backup.rename(own)
+    assert model_digest(vae, remember=remember) != first
+
+
+def test_an_index_says_which_shards_are_the_model(tmp_path: Path, remember: Path) -> None:
+    write_json(tmp_path / "config.json", {})
+    for version in (1, 2):
+        rewrite(tmp_path / f"v{version}.safetensors", weight=np.full(2, version, np.float32))
+    found = {}
+    for version in (1, 2):
+        index = tmp_path / "model.safetensors.index.json"
+        write_json(index, {"weight_map": {"weight": f"v{version}.safetensors"}})
+        ((name, read),) = tensors_in(tmp_path)
+        assert (name, read.tolist()) == ("weight", [version, version])
+        found[version] = model_digest(tmp_path, remember=remember)
+    assert found[1] != found[2]
+    (tmp_path / "v2.safetensors").unlink()
+    with pytest.raises(NotComplete, match=r"v2\.safetensors is missing"):
+        model_digest(tmp_path, remember=remember)
 
 
 def flip_last_byte(path: Path) -> None:

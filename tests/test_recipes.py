@@ -15,6 +15,7 @@ from tiny_models import ModelSettings, opened
 
 from qedit.cache.fingerprint import fingerprint
 from qedit.stages.models.checkpoint import Checkpoint
+from qedit.stages.models.prompt_reader import PromptReader
 from qedit.stages.models.recipes import latent_recipe, prompt_recipe
 from qedit.stages.models.tiny import make_tiny
 
@@ -86,6 +87,20 @@ def test_another_encoder_is_another_recipe(
     before, after = recipes(checkpoint, tmp_path), recipes(opened(copied), tmp_path)
     assert (before[0] != after[0]) == latents_too
     assert (before[1] != after[1]) == (not latents_too)
+
+
+def test_the_processor_is_described_by_the_file_that_transformers_reads(
+    copied: Path, tmp_path: Path
+) -> None:
+    """Of a processor that transformers 5 has saved, that is another one than before."""
+    before = recipes(opened(copied), tmp_path)
+    written = json.loads((copied / "processor/preprocessor_config.json").read_text())
+    for mean, same in ((written["image_mean"], True), ([0.1, 0.2, 0.3], False)):
+        nested = {"image_processor": written | {"image_mean": mean}}
+        (copied / "processor/processor_config.json").write_text(json.dumps(nested))
+        reader = PromptReader.load(opened(copied))
+        assert list(reader._image_processor.image_mean) == list(mean)
+        assert (recipes(opened(copied), tmp_path) == before) == same
 
 
 def test_another_precision_is_another_recipe(checkpoint: Checkpoint, tmp_path: Path) -> None:

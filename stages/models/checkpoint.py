@@ -5,16 +5,17 @@ Reads names and small JSON files only: no weights, no torch. A model is loaded e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ...cache.errors import NotComplete, WrongUse
 from .digests import files_digest, model_digest
 from .flavours import FLAVOURS, Flavour
 from .hub import fetched, local_folder
+from .json_file import json_object
+from .weight_files import files_named
 
 __all__ = [
     "ENCODERS",
@@ -190,7 +191,7 @@ def _refuse_gaps(root: Path, parts: Mapping[str, Path]) -> None:
     for part, folder in parts.items():
         needed += [folder / name for name in _FILES[part]]
         if part in _WEIGHTS:
-            needed += _weight_files(folder, _WEIGHTS[part])
+            needed += files_named(folder, _WEIGHTS[part])
     if not (parts["tokenizer"] / "vocab.json").is_file():
         needed.append(parts["tokenizer"] / "tokenizer.json")
     missing = [path for path in needed if not path.is_file()]
@@ -200,14 +201,6 @@ def _refuse_gaps(root: Path, parts: Mapping[str, Path]) -> None:
             f"The checkpoint is not complete: {missing[0]} is missing{others}.",
             "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
         )
-
-
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files that a part must have: one, or all that its index names."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        return [folder / f"{stem}.safetensors"]
-    return [folder / name for name in sorted(set(json_object(index)["weight_map"].values()))]
 
 
 def _refuse_contradiction(
@@ -239,23 +232,3 @@ def _refuse_contradiction(
         if fitting
         else f"Name a checkpoint of {flavour.name}, such as {flavour.repository}.",
     )
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint.
-
-    Raises:
-        NotComplete: there is no such file, or something else in it.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotComplete(
-            f"The checkpoint is not complete: {path} is missing.",
-            "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
-        ) from None
-    except ValueError as error:
-        raise NotComplete(f"{path} is not JSON: {error}.", "Download the file again.") from error
-    if not isinstance(value, dict):
-        raise NotComplete(f"{path} does not hold a JSON object.", "Download the file again.")
-    return value

@@ -20,6 +20,7 @@ from typing import Any
 from ...cache.atomic import write_json
 from ...cache.errors import Damaged, NotComplete, QeditError
 from ...cache.fingerprint import canonical_json, digest_bytes, digest_file
+from .weight_files import weight_files
 
 DIGEST_BYTES = 16
 BLOCK_BYTES = 8 << 20
@@ -32,7 +33,7 @@ _BOOKKEEPING = frozenset({"transformers_version", "torch_dtype", "dtype", "name_
 
 
 def model_digest(folder: Path, *, remember: Path | None) -> str:
-    """Digest config.json and every tensor of the safetensors files in `folder`.
+    """Digest config.json and every tensor of the model in `folder`.
 
     Reading the weights is remembered in the JSON file `remember` by path, size and time of
     change, so the second call costs nothing; None: nothing is. Of a folder that is gone the digest
@@ -46,11 +47,13 @@ def model_digest(folder: Path, *, remember: Path | None) -> str:
     if not folder.is_dir():
         return _digest_before(folder, remember)
     config = folder / "config.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if not config.is_file() or not files:
-        missing = "*.safetensors" if config.is_file() else "config.json"
+    files = weight_files(folder)
+    needed = [config, *(files or [folder / "*.safetensors"])]
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
         raise NotComplete(
-            f"{folder} holds no model: {missing} is missing.", "Finish the download of the model."
+            f"{folder} holds no model: {missing[0]} is missing.",
+            "Finish the download of the model.",
         )
     meaning = _without_bookkeeping(json.loads(config.read_text(encoding="utf-8")))
     tensors = _hex(sum(_remembered(files, remember)))

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import WrongUse
-from .checkpoint import ModelSettings, flavour_of, json_object
+from .checkpoint import ModelSettings, flavour_of
 from .hub import fetched_file
+from .json_file import json_object
 
 CONFIG_FILE = "config.json"
 

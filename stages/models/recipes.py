@@ -6,11 +6,11 @@ and whatever only decides speed. No torch: `status` and a run with nothing to do
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from .checkpoint import Checkpoint, files_digest, model_digest
+from .json_file import json_object
 from .templates import CLOSING, DROPPED_TOKENS, prefix_text
 
 # Raised when the same inputs give other rows.
@@ -115,6 +115,11 @@ def mask_recipe() -> dict[str, Any]:
 
 
 def _picture_settings(processor: Path) -> dict[str, Any]:
-    """How the processor cuts a picture into patches; names of classes do not count."""
-    written = json.loads((processor / "preprocessor_config.json").read_text(encoding="utf-8"))
+    """How the processor cuts a picture into patches; names of classes do not count.
+
+    transformers 5 writes it into a file for the whole processor, which it then prefers.
+    """
+    written = json_object(processor / "preprocessor_config.json")
+    if (processor / "processor_config.json").is_file():
+        written = json_object(processor / "processor_config.json").get("image_processor", written)
     return {name: written[name] for name in _PICTURE_SETTINGS if name in written}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...cache.errors import Damaged, WrongUse
 from .layers import PRESETS, fits
+from .weight_files import weight_files
 
 Prepare = Callable[[str, Tensor], Mapping[str, Tensor]]
 """A tensor of a checkpoint, by name: as the model holds it, by names."""
@@ -91,14 +92,14 @@ def _refuse_gaps(model: nn.Module, source: Path) -> None:
 def tensors_in(
     folder: Path, *, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the safetensors files in `folder` that are `wanted`, one at a time.
+    """The tensors of the model in `folder` that are `wanted`, one at a time.
 
     They are mapped from the files: bytes are read when they are copied.
 
     Raises:
         Damaged: a file is cut short or is no safetensors file.
     """
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
                 if wanted(name):
@@ -106,7 +107,7 @@ def tensors_in(
 
 
 class TensorFiles:
-    """The tensors of the safetensors files in a folder, by name; mapped, in any order."""
+    """The tensors of the model in a folder, by name; mapped, in any order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,7 +115,7 @@ class TensorFiles:
         self._files: dict[str, Any] = {}
 
     def __enter__(self) -> TensorFiles:
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in weight_files(self.folder):
             file = self._open.enter_context(_opened(path))
             self._files |= dict.fromkeys(file.keys(), file)
         return self
@@ -146,9 +147,9 @@ def _opened(path: Path) -> Any:
 
 
 def count_numbers(folder: Path) -> int:
-    """How many numbers the tensors of the safetensors files in `folder` have, by their headers."""
+    """How many numbers the tensors of the model in `folder` have, by its files' headers."""
     count = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with _opened(path) as file:
             count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
@@ -159,7 +160,7 @@ def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[i
     by the headers of the files."""
     names = PRESETS[wanted] if isinstance(wanted, str) else wanted
     shapes: dict[str, tuple[int, int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
                 layer, _, leaf = name.rpartition(".")
