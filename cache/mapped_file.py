@@ -3,9 +3,10 @@
 To copy what a map shows takes a seventh less time than to have the system copy it. But a page
 that must first come from the disk comes many times slower through a map, and if the disk fails,
 the process ends with SIGBUS and without a word. So it is asked first whether all pages are there
-(`mincore`), and if not, nothing is copied: then the system is to be called. Only a page that went
-within the thirty microseconds after that question, on a disk that failed at the same time, would
-still end the process.
+(`mincore`), and if not, nothing is copied: then the system is to be called. And it is asked how
+long the file is: of one that was cut off `mincore` may still find in memory what lay behind the
+cut, where the map shows nothing any more. Only a page that went within the thirty microseconds
+after these questions, on a disk that failed at the same time, would still end the process.
 
 Linux only. Where `mincore` does not tell the truth, nothing is mapped.
 """
@@ -43,13 +44,15 @@ _ANSWERS = _Answers()
 
 
 class MappedFile:
-    """All bytes of an open file, mapped until nobody holds this any more."""
+    """All bytes of the open file of this number, mapped until nobody holds this any more."""
 
-    __slots__ = ("_address", "_bytes", "_length", "_mincore")
+    __slots__ = ("_address", "_bytes", "_length", "_mincore", "_number")
 
-    def __init__(self, mapped: mmap.mmap, mincore: Mincore) -> None:
+    def __init__(self, number: int, mincore: Mincore) -> None:
+        mapped = mmap.mmap(number, 0, prot=mmap.PROT_READ)
         self._bytes, self._mincore = np.frombuffer(mapped, np.uint8), mincore
         self._address, self._length = self._bytes.ctypes.data, len(self._bytes)
+        self._number = number
 
     def copy(self, space: npt.NDArray[np.uint8], offset: int) -> bool:
         """Fill `space` with the bytes at `offset` if all lie in memory; whether they did."""
@@ -62,18 +65,20 @@ class MappedFile:
             return False
         if answers.pages.find(_GONE, 0, (asked + PAGE_BYTES - 1) // PAGE_BYTES) >= 0:
             return False
+        if offset + length > os.lseek(self._number, 0, os.SEEK_END):  # it was cut off
+            return False
         space[:] = self._bytes[offset : offset + length]
         return True
 
 
 def mapped_file(number: int) -> MappedFile | None:
-    """The open file of this number, mapped; None where one must not or cannot be."""
+    """The file of this number, which stays open, mapped; None where one must not or cannot be."""
     mincore, about = _mincore(), os.fstat(number)
     # of a file that belongs to others the system does not tell, but says "in memory" always
     if mincore is None or about.st_uid != os.geteuid():
         return None
     try:
-        return MappedFile(mmap.mmap(number, 0, prot=mmap.PROT_READ), mincore)
+        return MappedFile(number, mincore)
     except (OSError, ValueError):  # this file system cannot, or there is nothing in it
         return None
 

@@ -50,9 +50,9 @@ class OpenFile:
         Raises:
             Broken: the file is too short, cannot be read, or has gone (on a network's disk).
         """
-        if self._mapped is not None and self._mapped.copy(space, offset):
-            return
         try:
+            if self._mapped is not None and self._mapped.copy(space, offset):
+                return
             got = os.preadv(self.number, (space.data,), offset)
             while got < len(space):
                 if got == 0:
