@@ -472,6 +472,16 @@ def test_a_file_that_has_just_changed_is_not_remembered(folder: Path, remember: 
     assert model_digest(folder / "vae", remember=remember) != before
 
 
+def test_weights_of_the_same_size_and_time_are_read_again(folder: Path, remember: Path) -> None:
+    """As an archive leaves them, or a copy that keeps the time."""
+    settle(folder)
+    weights = folder / "vae" / WEIGHTS["vae"]
+    before, facts = model_digest(folder / "vae", remember=remember), weights.stat()
+    flip_last_byte(weights)
+    os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert model_digest(folder / "vae", remember=remember) != before
+
+
 def test_a_spoilt_memory_costs_only_time(folder: Path, remember: Path) -> None:
     settle(folder)
     before = model_digest(folder / "vae", remember=remember)

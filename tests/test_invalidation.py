@@ -229,6 +229,24 @@ def test_with_captions_from_names_a_renamed_file_is_a_new_caption(here: Path) ->
     assert cost(by_name) == Cost(tails=1)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_captions_of_one_size_and_time_that_change_places_are_seen(
+    here: Path, linked: bool
+) -> None:
+    """An archive gives all its files one time; texts that say much the same are of one size."""
+    one, two = here / "edited/p1.txt", here / "edited/p2.txt"
+    for path in (one, two):
+        os.utime(path, (1, 1))
+        if linked:
+            path.rename(path.with_suffix(".text"))
+            path.symlink_to(path.with_suffix(".text"))
+    assert cost() == Cost()
+    one.rename(here / "one")
+    two.rename(one)
+    (here / "one").rename(two)
+    assert cost() == Cost(tails=2)
+
+
 def test_workers_and_device_cost_nothing(here: Path) -> None:
     assert said(with_files("cache-vae", "--json", "--device", "cpu"))["computed"] == 0
     assert said(with_files("cache-embeds", "--json", "--device", "cpu"))["computed"] == 0

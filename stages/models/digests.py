@@ -35,7 +35,7 @@ _BOOKKEEPING = frozenset({"transformers_version", "torch_dtype", "dtype", "name_
 def model_digest(folder: Path, *, remember: Path | None) -> str:
     """Digest config.json and every tensor of the model in `folder`.
 
-    Reading the weights is remembered in the JSON file `remember` by path, size and time of
+    Reading the weights is remembered in the JSON file `remember` by path, size and times of
     change, so the second call costs nothing; None: nothing is. Of a folder that is gone the digest
     it had last is remembered: rows that were made with it can be used without it.
 
@@ -187,7 +187,8 @@ def _remembered(files: list[Path], remember: Path | None) -> Iterator[int]:
 
 def _look(path: Path) -> dict[str, int]:
     stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    # the second time is the system's own: archives and copies keep the first
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
 
 
 def _is_known(entry: Any, look: Mapping[str, int]) -> bool:

@@ -54,7 +54,8 @@ def digest_of(configuration: Configuration, scans: Scans) -> str:
         for table in (main.parquet, main.csv, main.jsonl):
             if table is not None and table.path.is_file():
                 facts = table.path.stat()
-                digest.update(f"table {main.id} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+                times = f"{facts.st_mtime_ns} {facts.st_ctime_ns}"
+                digest.update(f"table {main.id} {facts.st_size} {times}\n".encode())
     return digest.hexdigest()
 
 

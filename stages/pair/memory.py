@@ -18,7 +18,7 @@ from ...cache.tables import table_blocks, write_blocks
 from .scan import Files
 
 # Its name changes when what is remembered, or how a picture is judged, changes.
-MEMORY_FILE = "pictures-4.parquet"
+MEMORY_FILE = "pictures-5.parquet"
 
 # Reasons that may vanish without the file changing: asked again in every run.
 PASSING_REASONS = frozenset({"permission_denied", "not_readable_now", "broken_link"})
@@ -55,6 +55,7 @@ _SCHEMA = pa.schema(
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
+        ("ctime_ns", pa.int64()),
         ("digest", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -80,7 +81,7 @@ _HELD = np.dtype(
 class Memory:
     """The facts of a dataset's pictures by their places, kept in one Parquet file.
 
-    A file of the same name, size and time is taken to be the same file. Files of another name
+    A file of the same name, size and times is taken to be the same file. Files of another name
     or time are known again by their size and content, and need not be decoded for that.
 
     Args:
@@ -173,6 +174,7 @@ class Memory:
         for column, now in (
             ("size_bytes", self.files.sizes_bytes),
             ("mtime_ns", self.files.mtimes_ns),
+            ("ctime_ns", self.files.ctimes_ns),
         ):
             is_same = rows[column].to_numpy()[there] == np.asarray(now)[places[there]]
             there = there[is_same]
@@ -255,7 +257,7 @@ def _columns(facts: Facts) -> tuple[object, ...]:
 
 def _remembered(rows: pa.Table) -> Iterator[tuple[int, Facts]]:
     """The size of the file and its facts, row by row."""
-    columns = (rows[name].to_pylist() for name in _SCHEMA.names[3:])
+    columns = (rows[name].to_pylist() for name in _SCHEMA.names[4:])
     for size_bytes, digest, width, height, flags, *rest in zip(
         rows["size_bytes"].to_pylist(), *columns, strict=True
     ):
