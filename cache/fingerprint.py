@@ -9,6 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .errors import Broken
+from .failing_disk import lost_is_broken
+
 FILE_BLOCK_BYTES = 1 << 20
 BLOCK_ITEMS = 4096
 
@@ -59,6 +62,18 @@ def digest_bytes(data: bytes | memoryview) -> str:
 def new_digest() -> hashlib.blake2b:
     """The content digest of what it is given piece by piece (`update`, at last `hexdigest`)."""
     return hashlib.blake2b(digest_size=16)
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether there is a file at `path` whose content digest begins so.
+
+    One that the disk cannot read has none.
+    """
+    try:
+        with lost_is_broken():
+            return path.is_file() and digest_file(path).startswith(digest)
+    except Broken:
+        return False
 
 
 def digest_file(path: Path) -> str:

@@ -17,6 +17,8 @@ import numpy as np
 
 from .atomic import remove, write_bytes
 from .checksum import crc32c
+from .errors import Broken
+from .failing_disk import bytes_of
 from .grid import grid_in
 from .listing import Listing
 from .tables import table_bytes, table_in
@@ -46,9 +48,11 @@ def indices_in(folder: Path) -> list[Path]:
 def read_index(path: Path, *, store: str) -> Listing | None:
     """What the index at `path` says; None if it is not the one that was written."""
     try:
-        data = path.read_bytes()
+        data = bytes_of(path)
     except FileNotFoundError:
         return None  # another writer has just put a larger one in its place
+    except Broken:
+        return None
     named = NAME.fullmatch(path.name)
     if named is None or int(named[1], 16) != crc32c(data):
         return None

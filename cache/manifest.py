@@ -10,6 +10,7 @@ from typing import Any
 from .atomic import readable_json
 from .checksum import crc32c
 from .errors import Broken
+from .failing_disk import bytes_of
 from .fingerprint import canonical_json
 from .grid import Grid, grid_in
 
@@ -49,7 +50,7 @@ def manifest_text(manifest: Manifest) -> str:
 
 def is_as_written(part: Path) -> bool:
     """Whether the manifest of `part`, which can be read, is what was written to the byte."""
-    data = (part / MANIFEST_FILE).read_bytes()
+    data = bytes_of(part / MANIFEST_FILE)
     return data == readable_json(json.loads(data)).encode()
 
 
@@ -60,7 +61,7 @@ def read_manifest(part: Path) -> Manifest | None:
         Broken: it is not the one that was written, or of a format this version cannot read.
     """
     try:
-        data = (part / MANIFEST_FILE).read_bytes()
+        data = bytes_of(part / MANIFEST_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

@@ -5,7 +5,6 @@ Safe for threads: a file that is given up is closed when the last one who reads 
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import Broken
+from .failing_disk import LOST, lost_is_broken
 from .mapped_file import MappedFile, mapped_file
 
 MOST_OPEN = 128  # of the 256 (macOS) or 1024 files that a process may have open
@@ -60,9 +60,9 @@ class OpenFile:
                 space, offset = space[got:], offset + got
                 got = os.preadv(self.number, (space.data,), offset)
         except OSError as error:
-            if error.errno not in (errno.EIO, errno.ESTALE):
+            if error.errno not in LOST:
                 raise
-            raise Broken("the disk cannot read it") from error
+            raise Broken(f"the disk cannot read it ({error.strerror})") from error
 
 
 class OpenFiles:
@@ -85,7 +85,8 @@ class OpenFiles:
 
     def _opened(self, path: str) -> OpenFile:
         try:
-            file = OpenFile(path)
+            with lost_is_broken():
+                file = OpenFile(path)
         except FileNotFoundError as error:
             raise Broken(f"the file {os.path.basename(path)} is missing") from error
         with self._changing:

@@ -14,6 +14,7 @@ from .arrays import Bits, write_array
 from .atomic import LEFTOVER, file_in_place, new_file, readable_json, sync_folder
 from .checksum import crc32c
 from .errors import Broken
+from .failing_disk import bytes_of
 from .grid import Grid, chunk_length, place, zarr_metadata
 from .listing import Listing, Row
 from .manifest import MANIFEST_FILE, Manifest, manifest_text, read_manifest
@@ -137,7 +138,7 @@ def read_part(path: Path, layout: Layout, *, store: str) -> Listing | None:
     if manifest.store != store or layout.array not in manifest.arrays:
         raise Broken("it belongs to another store")
     try:
-        data = (path / ROWS_FILE).read_bytes()
+        data = bytes_of(path / ROWS_FILE)
     except FileNotFoundError as error:
         raise Broken(f"{ROWS_FILE} is missing") from error
     if crc32c(data) != manifest.checksums[ROWS_FILE]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import write_json
-from .errors import AnotherRecipe
+from .errors import AnotherRecipe, Broken
+from .failing_disk import bytes_of
 from .fingerprint import fingerprint
 
 RECIPE_FILE = "recipe.json"
@@ -51,8 +52,8 @@ def wrong_recipe(folder: Path, recipe: Mapping[str, Any], *, has_parts: bool) ->
             yield f"{RECIPE_FILE} is missing"
         return
     try:
-        said = fingerprint(json.loads(path.read_bytes()))
-    except ValueError:
+        said = fingerprint(json.loads(bytes_of(path)))
+    except (ValueError, Broken):
         said = "nothing readable"
     if said != name:
         yield f"it is not the recipe that the folder is named after, {name}"

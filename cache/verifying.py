@@ -13,6 +13,7 @@ import numpy as np
 from .atomic import LEFTOVER
 from .checksum import PIECE_BYTES, crc32c
 from .errors import Broken
+from .failing_disk import lost_is_broken
 from .manifest import MANIFEST_FILE, is_as_written, read_manifest
 from .open_files import OpenFiles
 from .part import ROWS_FILE, Layout, Part, read_part, rows_in
@@ -104,10 +105,21 @@ def _broken_files(path: Path) -> Iterator[str]:
     if not is_as_written(path):
         yield f"the file {MANIFEST_FILE} is not as it was written"
     for name, size in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            yield f"the file {name} is missing"
-        elif file.stat().st_size != size:
-            yield f"the file {name} has {file.stat().st_size} bytes instead of {size}"
-        elif name in manifest.checksums and crc32c(file.read_bytes()) != manifest.checksums[name]:
-            yield f"the file {name} does not match its checksum"
+        what = _broken_file(path / name, size, checksum=manifest.checksums.get(name))
+        if what:
+            yield f"the file {name} {what}"
+
+
+def _broken_file(file: Path, size: int, *, checksum: int | None) -> str:
+    """What is wrong with a file that had so many bytes of this checksum; nothing if nothing is."""
+    try:
+        with lost_is_broken():
+            if not file.is_file():
+                return "is missing"
+            if file.stat().st_size != size:
+                return f"has {file.stat().st_size} bytes instead of {size}"
+            if checksum is not None and crc32c(file.read_bytes()) != checksum:
+                return "does not match its checksum"
+    except Broken as error:
+        return f"is lost: {error}"
+    return ""

@@ -16,12 +16,15 @@ from typing import Any
 
 import click
 
+from ..cache.atomic import BROKEN_DISK
 from ..cache.errors import OfOneProcess, QeditError, WrongUse
+from ..cache.failing_disk import LOST
 from .report import SILENT, TerminalProgress, print_object
 
 INTERRUPTED = 130
 _ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
 _RIGHTS = "Choose a folder that may be written to; what was finished is kept."
+_DISK = "The disk fails, or has gone: look after it. What was finished is kept."
 _PLACE = "A file stands where a folder is wanted, or the other way round: choose another place."
 # what a user can mend, by the number the operating system gives it
 USERS_ERRORS = {
@@ -30,6 +33,7 @@ USERS_ERRORS = {
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.EROFS: _RIGHTS,
+    **dict.fromkeys((*LOST, *BROKEN_DISK), _DISK),
     errno.EEXIST: _PLACE,
     errno.ENOTDIR: _PLACE,
     errno.EISDIR: _PLACE,
@@ -153,7 +157,7 @@ def _of_the_system(
     mend = USERS_ERRORS.get(error.errno or 0)
     if debug or mend is None:
         _unexpected(error, debug=debug, finish=finish)
-    what = f"{error.strerror}: {error.filename or 'while writing'}."
+    what = f"{error.strerror}: {error.filename or 'while reading or writing'}."
     finish({"error": what, "do": mend, "exit_code": 1})
     _fail(f"{what}\n{mend}", 1)
 

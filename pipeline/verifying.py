@@ -15,7 +15,8 @@ from ..cache.atomic import remove
 from ..cache.claims import alone_in
 from ..cache.dropping import drop
 from ..cache.errors import Broken, Damaged
-from ..cache.fingerprint import digest_file
+from ..cache.failing_disk import bytes_of
+from ..cache.fingerprint import has_digest
 from ..cache.index import indices_in, read_index
 from ..cache.lock import writer_lock
 from ..cache.part import read_part
@@ -235,11 +236,11 @@ def _checkpoints(output_dir: Path) -> Iterator[str]:
     """Files of checkpoints that do not hold what their state.json says."""
     for state in sorted(output_dir.glob("checkpoint-*/state.json")):
         try:
-            files = json.loads(state.read_bytes())["files"]
-        except (ValueError, KeyError, TypeError):
+            files = json.loads(bytes_of(state))["files"]
+        except (ValueError, KeyError, TypeError, Broken):
             yield f"{state} cannot be read"
             continue
         for name, digest in files.items():
             path = state.parent / name
-            if not path.is_file() or digest_file(path) != digest:
+            if not has_digest(path, digest):
                 yield f"{path} is not as it was written"

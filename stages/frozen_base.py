@@ -15,8 +15,9 @@ from statistics import NormalDist
 from typing import Any
 
 from ..cache.atomic import readable_json
-from ..cache.errors import NotComplete
-from ..cache.fingerprint import digest_file, fingerprint
+from ..cache.errors import Broken, NotComplete
+from ..cache.failing_disk import lost_is_broken
+from ..cache.fingerprint import fingerprint, has_digest
 from ..cache.part import Layout
 from ..cache.store import Store
 from ..config.settings import Settings
@@ -191,10 +192,11 @@ class QuantizedBase:
         """
         said = self.folder / QUANTIZED_FILE
         try:
-            files = self.files()
-            whole = {**self.recipe, "files": files}
-            is_ours = said.read_text(encoding="utf-8") == readable_json(whole)
-        except (ValueError, KeyError, TypeError):
+            with lost_is_broken():
+                files = self.files()
+                whole = {**self.recipe, "files": files}
+                is_ours = said.read_text(encoding="utf-8") == readable_json(whole)
+        except (ValueError, KeyError, TypeError, Broken):
             is_ours = False
         if not is_ours:
             yield f"{said} is not as it was written"
@@ -203,7 +205,7 @@ class QuantizedBase:
             path = self.folder / name
             if not path.is_file():
                 yield f"{path} is missing"
-            elif (share >= 1.0 or random.random() < share) and digest_file(path) != digest:
+            elif (share >= 1.0 or random.random() < share) and not has_digest(path, digest):
                 yield f"{path} is not as it was written"
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ..cache import atomic
 from ..cache.errors import Damaged, NotComplete
-from ..cache.fingerprint import digest_file, fingerprint
+from ..cache.fingerprint import fingerprint, has_digest
 from ..cache.tables import table_blocks, table_in, write_blocks
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
@@ -175,7 +175,7 @@ def verified(path: Path) -> Path:
     Raises:
         Damaged: it holds something else.
     """
-    if path.stem.rpartition("-")[2] != digest_file(path)[:16]:
+    if not has_digest(path, path.stem.rpartition("-")[2]):
         raise Damaged(
             f"The table {path} is not what was written.", "Delete it, then run `qedit pair`."
         )

@@ -14,10 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..cache.atomic import write_json
+from ..cache.atomic import sweep, write_json
 from ..cache.checksum import crc32c
 from ..cache.claims import LOCK_PATIENCE_SECONDS
-from ..cache.errors import Damaged
+from ..cache.errors import Broken, Damaged
+from ..cache.failing_disk import bytes_of
 from ..cache.fingerprint import canonical_json, key_of
 from ..cache.lock import writer_lock
 from ..cache.recipe_file import keep_recipe
@@ -197,6 +198,7 @@ def _note(store: Kept, use: Use) -> None:
 
 def _write(path: Path, use: Use, *, place: Mapping[str, str | int]) -> None:
     said = {**asdict(use), **place}
+    sweep(path.parent)
     write_json(path, {**said, CHECKSUM: _checksum(said)})
 
 
@@ -215,7 +217,7 @@ def read_note(path: Path, store: Kept) -> Use | None:
     """
     place = _place(store)
     try:
-        said = json.loads(path.read_bytes())
+        said = json.loads(bytes_of(path))
         if CHECKSUM in said and said.pop(CHECKSUM) != _checksum(said):
             raise ValueError("it does not match its checksum")
         use = _use_in(said)
@@ -226,7 +228,7 @@ def read_note(path: Path, store: Kept) -> Use | None:
         ) or not _is_there(said)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, Broken) as error:
         raise Damaged(
             f"{path} names what another run uses of these caches, and it cannot be read: {error}.",
             "Run the caching stages of that run once more: they write it anew. If there is no such "

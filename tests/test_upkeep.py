@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -118,6 +123,64 @@ def test_training_ends_at_a_damaged_row_and_names_it(copy: Path, kind: str) -> N
     ).stderr
     assert f"A row of sample {sample.name} is damaged" in error
     assert "qedit verify --drop" in error
+
+
+@contextlib.contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    """Have the disk refuse to read the file at `path` while the block runs."""
+
+    def refusing(really: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(file: Any, *rest: Any, **named: Any) -> Any:
+            if isinstance(file, str | os.PathLike) and Path(file).absolute() == path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(file))
+            return really(file, *rest, **named)
+
+        return opened
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", refusing(os.open))
+        patch.setattr(io, "open", refusing(io.open))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "said_of_it"),
+    [
+        ("parts/*/latents/c.0.0.0.0", "the disk cannot read it (Input/output error)"),
+        ("parts/*/latents/zarr.json", "zarr.json is lost: the disk cannot read it"),
+        ("parts/*/rows.parquet", "the disk cannot read it (Input/output error)"),
+        ("parts/*/manifest.json", "the disk cannot read it (Input/output error)"),
+        ("recipe.json", "it is not the recipe"),
+        ("uses/*.json", "it cannot be read: the disk cannot read it"),
+        ("../../../../out/checkpoint-*/state.json", "state.json cannot be read"),
+        (
+            "../../../../out/checkpoint-*/weights.safetensors",
+            "weights.safetensors is not",
+        ),
+        ("../../../pairs/edited/*/pairs-*.parquet", "is not what was written"),
+    ],
+)
+def test_verify_names_what_the_disk_cannot_read(copy: Path, name: str, said_of_it: str) -> None:
+    (store,) = stores_in(copy / "caches" / "vae" / "edited")
+    path = Path(os.path.abspath(next(iter(sorted(store.path.glob(name))))))
+    with _unreadable(path):
+        assert said_of_it in with_files("verify", expect=5).stderr
+    with_files("verify")
+
+
+def test_training_and_status_say_that_the_disk_fails(copy: Path) -> None:
+    (store,) = stores_in(copy / "caches" / "text_embeds" / "edited")
+    (shard,) = store.path.glob("parts/*/embeds/c.0.0")
+    again = ("train", "--set", "output_dir=again")
+    with _unreadable(shard):
+        error = with_files(*again, expect=5).stderr
+    assert "A row of sample p" in error
+    assert "the disk cannot read it" in error
+    (manifest,) = copy.glob("caches/pairs/edited/*/manifest.json")
+    with _unreadable(manifest):
+        error = with_files("status", expect=1).stderr
+    assert "Input/output error" in error
+    assert "defect" not in error
 
 
 def test_a_lost_manifest_names_the_samples_whose_rows_it_made_count(copy: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...cache.atomic import new_folder, remove, sweep, write_json
 from ...cache.errors import Damaged, WrongUse
-from ...cache.fingerprint import digest_file
+from ...cache.fingerprint import has_digest
 from ..models.tensor_file import write_tensors
 from .ema import Ema
 from .optimizers import optimizer_tensors, restore_optimizer
@@ -184,7 +184,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """
     path = checkpoint / name
     digest = read_state(checkpoint)["files"].get(name)
-    if digest is None or not path.is_file() or digest_file(path) != digest:
+    if digest is None or not has_digest(path, digest):
         raise Damaged(f"{path} is not as it was written.", _go_on(checkpoint))
     return safetensors.torch.load_file(path)
 
