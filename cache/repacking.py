@@ -7,7 +7,7 @@ while some are there twice, which is allowed. A reader whose part has gone looks
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +53,8 @@ def plan_repacking(
     """What it takes to keep the rows of these keys alone (None: all there are).
 
     Args:
-        compact: whether to join parts that are less than half full as well.
+        compact: whether to join parts that are less than half full as well, where that makes
+            fewer of them: rows of another shape lie in parts of their own.
     """
     listing = store.listing()
     plan = Repacking()
@@ -66,6 +67,7 @@ def plan_repacking(
         else np.asarray(pc.is_in(keys, value_set=wanted), bool)
     )
     small: dict[str, list[str]] = {}
+    shapes = {name: grid.shape[1:] for name, grid in zip(listing.names, listing.grids, strict=True)}
     ends = np.cumsum(listing.counts)
     for name, end, count in zip(listing.names, ends.tolist(), listing.counts.tolist(), strict=True):
         kept = stay[end - count : end]
@@ -79,8 +81,8 @@ def plan_repacking(
         lost = count - int(kept.sum())
         plan.rows += lost
         plan.count_bytes += bytes_of_part(store.parts_folder / name) * lost // count
-    if len(small) + len(plan.moved) > 1:
-        plan.moved |= small
+    alike = Counter(shapes[name] for name in (*small, *plan.moved))
+    plan.moved |= {name: keys for name, keys in small.items() if alike[shapes[name]] > 1}
     return plan
 
 

@@ -91,6 +91,22 @@ def test_parts_that_hold_the_same_rows_become_one(tmp_path: Path, layout: Layout
     _assert_holds(store, set(keys))
 
 
+def test_parts_of_other_shapes_are_not_joined_again_and_again(tmp_path: Path) -> None:
+    store = Store(tmp_path, RECIPE, LATENTS)
+    wide = np.zeros((2, 3, 5), np.uint16)
+    with store.writing():
+        store.add(["a"], [row_of("a", LATENTS)])
+        store.add(["w"], [wide])
+        assert not plan_repacking(store, compact=True)
+        store.add(["b"], [row_of("b", LATENTS)])
+        plan = plan_repacking(store, compact=True)
+        assert sorted(plan.moved.values()) == [["a"], ["b"]]
+        carry_out(store, plan)
+    assert len(store.part_paths()) == 2
+    assert not plan_repacking(store, compact=True)
+    assert np.array_equal(store.read("w"), wide)
+
+
 def test_the_index_is_believed_about_parts_that_are_there_alone(tmp_path: Path) -> None:
     keys = [f"{number:032x}" for number in range(12)]
     store = _filled(tmp_path, LATENTS, keys, 4)
