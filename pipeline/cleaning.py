@@ -45,7 +45,7 @@ from ..stages.rejected_rows import FOLDER as REJECTED
 from ..stages.renewing import renew_notes
 from ..stages.stores import open_stores
 from ..stages.uses import USES, Kept, use_of
-from .report import duration, size
+from .report import counted, duration, size
 from .unlocking import PAIRS
 
 SPOOL = "spool"  # and the one where a stage leaves pictures for the next
@@ -122,16 +122,18 @@ class Leftovers:
 def _of_a_store(one: Orphans) -> Iterator[str]:
     where, bytes_of_it = one.store.path, size(one.count_bytes)
     if one.all_of_it:
-        rows = "all of it, damaged as it is" if one.broken else f"all {one.rows} rows"
+        rows = "all of it, damaged as it is" if one.broken else f"all {counted(one.rows, 'row')}"
         yield f"{where}: {rows}, {bytes_of_it}; no table and no run asks for this recipe"
         return
     for part in one.broken:
         yield f"{part}: a damaged part of another recipe's store, {size(bytes_of_path(part))}"
+    parts = len(one.plan.moved)
     if one.plan.rows:
-        say = f"{one.plan.rows} of {len(one.store)} rows that no table names"
-        yield f"{where}: {say}, {bytes_of_it}"
-    if one.plan.moved:
-        yield f"{where}: {len(one.plan.moved)} parts to be joined"
+        anew = f"; what stays of {counted(parts, 'part')} is written anew" if parts else ""
+        say = f"{one.plan.rows} of {counted(len(one.store), 'row')} that no table names"
+        yield f"{where}: {say}, {bytes_of_it}{anew}"
+    elif parts:
+        yield f"{where}: {counted(parts, 'part')} to be joined"
 
 
 def collect(

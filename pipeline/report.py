@@ -146,6 +146,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something: '1 row', '42 rows'."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count_bytes: int) -> str:
     """A number of bytes in words: '312 B', '4.6 MB', '1.2 GB'."""
     if count_bytes < 1000:

@@ -71,10 +71,13 @@ def gc(compact: bool, yes: bool, **shared: Any) -> None:
             said = found.as_object()
             if yes:
                 clear(configuration, found)
+        command = "qedit gc --compact --yes" if compact else "qedit gc --yes"
         if not lines:
             progress.say("Nothing to remove.")
-        elif not yes:
-            progress.say(f"{size(said['bytes'])} in all. To remove it: `qedit gc --yes`.")
+        elif yes:
+            progress.say(f"Done: {size(said['bytes'])} removed.")
+        else:
+            progress.say(f"{size(said['bytes'])} in all. To do it: `{command}`.")
         finish({**said, "removed": yes})
 
 
