@@ -10,6 +10,7 @@ from pathlib import Path
 from .atomic import remove, write_json
 from .claims import LOCK_PATIENCE_SECONDS, refuse_claims
 from .errors import Broken
+from .index import spoilt_indices
 from .lock import writer_lock
 from .open_files import OpenFiles
 from .part import Part, read_part, rows_in
@@ -28,6 +29,8 @@ def drop(store: Store, damages: Sequence[Damage]) -> None:
     and its stage makes it anew. Only for who is alone in the store (`claims.alone_in`).
     """
     write_json(store.path / RECIPE_FILE, store.recipe)
+    for path in spoilt_indices(store.path, store=store.fingerprint):
+        remove(path)
     plan = _planned(store, damages)
     for name in plan.gone:
         remove(store.parts_folder / name)

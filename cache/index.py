@@ -69,6 +69,12 @@ def read_index(path: Path, *, store: str) -> Listing | None:
     )
 
 
+def spoilt_indices(folder: Path, *, store: str) -> list[Path]:
+    """Those that are not what was written: they do no harm, but to open the store takes longer."""
+    spoilt = (path for path in indices_in(folder) if read_index(path, store=store) is None)
+    return [path for path in spoilt if path.exists()]  # else another has just taken its place
+
+
 def replace_indices(folder: Path, listing: Listing, *, store: str) -> None:
     """Have one index of `listing` in the place of those that are there."""
     former = indices_in(folder)

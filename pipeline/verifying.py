@@ -17,7 +17,7 @@ from ..cache.dropping import drop
 from ..cache.errors import Broken, Damaged
 from ..cache.failing_disk import bytes_of
 from ..cache.fingerprint import has_digest
-from ..cache.index import indices_in, read_index
+from ..cache.index import spoilt_indices
 from ..cache.lock import writer_lock
 from ..cache.part import read_part
 from ..cache.store import Store
@@ -159,12 +159,9 @@ def _bases(
 
 
 def _indices(store: Store) -> list[Damage]:
-    """Spoilt indices: they do no harm, but to open the store takes longer."""
     return [
-        Damage(store.path, None, f"{path.name} does not match its checksum; delete it")
-        for path in indices_in(store.path)
-        if read_index(path, store=store.fingerprint) is None
-        and path.exists()  # else another has just been put in its place
+        Damage(store.path, None, f"{path.name} does not match its checksum")
+        for path in spoilt_indices(store.path, store=store.fingerprint)
     ]
 
 

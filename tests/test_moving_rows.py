@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from crashing import RECIPE, row_of
 
+import qedit.cache.index as index_module
 import qedit.cache.part as part_module
 import qedit.cache.verifying as verifying
-import qedit.pipeline.verifying as verifying_all
 from qedit.cache.errors import Damaged
-from qedit.cache.index import indices_in, replace_indices
+from qedit.cache.index import indices_in, replace_indices, spoilt_indices
 from qedit.cache.part import Part
 from qedit.cache.reading import KEPT_OPEN
 from qedit.cache.repacking import carry_out, plan_repacking
@@ -178,5 +178,5 @@ def test_an_index_that_is_replaced_while_it_is_verified_is_not_damaged(
     assert listing is not None
     replace_indices(store.path, listing, store=store.fingerprint)
     (index,) = indices_in(store.path)
-    _once_before(monkeypatch, verifying_all, "read_index", index.unlink)
-    assert verifying_all._indices(store) == []
+    _once_before(monkeypatch, index_module, "read_index", index.unlink)
+    assert spoilt_indices(store.path, store=store.fingerprint) == []

@@ -18,6 +18,7 @@ import pytest
 from small_run import draw, make_run, said, with_files
 
 from qedit.cache.claims import CLAIMS
+from qedit.cache.index import write_index
 from qedit.cache.lock import new_holder
 from qedit.stages.noted_uses import uses_of
 from qedit.stages.orphans import stores_in
@@ -77,6 +78,17 @@ def test_a_damaged_latent_is_named_dropped_and_made_anew(copy: Path) -> None:
     assert with_files("verify").exit_code == 0
     assert said(with_files("cache-vae", "--json"))["computed"] == 1
     assert said(with_files("cache-embeds", "--json"))["computed"] == 0
+
+
+def test_a_spoilt_index_is_named_and_given_up(copy: Path) -> None:
+    (store,) = stores_in(copy / "caches" / "vae" / "edited")
+    listing = store.listing()
+    assert listing is not None
+    _flip(write_index(store.path, listing, store=store.fingerprint), 50)
+    assert "index-" in with_files("verify", expect=5).stderr
+    assert "index-" in with_files("verify", "--drop").stdout
+    with_files("verify")
+    assert said(with_files("cache-vae", "--json"))["computed"] == 0
 
 
 def test_a_part_whose_table_is_gone_is_named_too(copy: Path) -> None:
