@@ -20,6 +20,7 @@ from ..config.configuration import Configuration
 from .frozen_base import MODULATION
 from .models.checkpoint import Checkpoint
 from .noted_uses import others_in, others_of, paired_by_others
+from .paired_folders import refuse_others
 from .pairs_table import MANIFEST, manifest_in, table_folder
 from .preview_samples import keys_only_previewed
 from .stores import WEIGHTS, RunStores, open_stores, used_main_datasets
@@ -140,16 +141,18 @@ def refuse_without_pairs(configuration: Configuration, checkpoint: Checkpoint) -
     """Raise if a pairs table of these very settings is not there: its rows would seem unwanted.
 
     Raises:
-        NotComplete: `pair` has not run since the settings changed.
+        NotComplete: `pair` has not run since the settings changed, or has for others' pictures.
         Damaged: there is one, but its manifest cannot be read.
     """
     for main in used_main_datasets(configuration):
-        if manifest_in(table_folder(configuration, main, checkpoint.flavour)) is None:
+        manifest = manifest_in(table_folder(configuration, main, checkpoint.flavour))
+        if manifest is None:
             raise NotComplete(
                 f"There is no pairs table of dataset {main.id} with these settings yet: which rows "
                 "they want, nobody can tell.",
                 "Run `qedit pair` first, then `qedit gc` again.",
             )
+        refuse_others(configuration, main, manifest.get("folders", {}))
 
 
 def previewed_keys(

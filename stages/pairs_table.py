@@ -39,6 +39,7 @@ from .pair_rows import (
     blocks_of,
     samples_in,
 )
+from .paired_folders import refuse_others
 from .pairs_recipe import pairs_recipe as pairs_recipe
 from .sample_rows import SampleRows
 from .samples import Sample
@@ -58,7 +59,7 @@ class PairsTable:
         rejected: reason code -> how many.
         warnings: warning code -> how many samples carry it.
         accepted: whether the user accepted to go on without what was rejected.
-        inputs: a digest of the names, sizes and times of all files that were looked at.
+        inputs: a digest of the folders, names, sizes and times of all files looked at.
         where: the folder of the table.
         facts: the manifest as it stands on disk.
     """
@@ -86,10 +87,12 @@ def write_pairs(
     rejections: Sequence[Rejection],
     inputs: str,
     accept: bool,
+    folders: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Make `folder` hold this table and give its manifest; an equal table is not written again.
 
     Args:
+        folders: by dataset id, those that the pictures lie in.
         rows: each sample and its warning codes; taken one by one, never held together.
         accept: whether to go on without what was rejected. What was accepted before stays
             accepted as long as nothing else is rejected.
@@ -118,6 +121,7 @@ def write_pairs(
         "warnings": dict(sorted(warnings.items())),
         "pairs": pairs,
         "rejected_table": rejected,
+        "folders": dict(folders or {}),
     }
     if manifest != before:
         if not (folder / RECIPE).exists():
@@ -256,8 +260,8 @@ def read_pairs(configuration: Configuration, main: Dataset, flavour: Flavour) ->
     """The samples of `main` under these settings.
 
     Raises:
-        NotComplete: `pair` has not run for these settings, or turned samples away that
-            nobody has accepted to do without.
+        NotComplete: `pair` has not run for these settings, has run since for another run's
+            pictures, or turned samples away that nobody has accepted to do without.
     """
     folder = table_folder(configuration, main, flavour)
     table = read_table_in(folder)
@@ -270,6 +274,7 @@ def read_pairs(configuration: Configuration, main: Dataset, flavour: Flavour) ->
             f"with these settings yet{beside}.",
             "Run `qedit pair`.",
         )
+    refuse_others(configuration, main, table.facts.get("folders", {}))
     if not table.accepted:
         count = table.facts["rejected_samples"]
         raise NotComplete(

@@ -21,6 +21,7 @@ from ..config.configuration import Configuration
 from ..config.datasets import Dataset
 from .models.flavours import Flavour
 from .pair_rows import flat, samples_in
+from .paired_folders import refuse_others
 from .pairs_table import is_whole, manifest_in, read_pairs, table_folder, verified
 from .samples import Sample
 from .tail_keys import keys_of, remember_tails, remembered_tails, tail_digests
@@ -118,6 +119,7 @@ def pairs_keys(configuration: Configuration, main: Dataset, flavour: Flavour) ->
     if manifest is None or not is_whole(folder, manifest) or not manifest["accepted"]:
         read_pairs(configuration, main, flavour)
         raise AssertionError("a table that is not complete is refused")
+    refuse_others(configuration, main, manifest.get("folders", {}))
     return PairsKeys(folder / manifest["pairs"])
 
 

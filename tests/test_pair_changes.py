@@ -23,11 +23,15 @@ from made_pairs import (
 )
 
 from qedit.cache.errors import NotComplete
+from qedit.config.configuration import Configuration
+from qedit.stages.models.checkpoint import PARTS, Checkpoint, flavour_of
+from qedit.stages.orphans import refuse_without_pairs
 from qedit.stages.pair import memory, pictures
 from qedit.stages.pair.scan import Files
 from qedit.stages.pair.stage import run
 from qedit.stages.pairs_table import manifest_in
 from qedit.stages.uses import USES
+from qedit.stages.wanted import PairsKeys, pairs_keys
 
 _ = in_own_folder
 
@@ -160,6 +164,52 @@ def test_paranoid_writes_nothing_when_nothing_changed(opened: list[str]) -> None
     outcome = go(configuration, paranoid=True)
     assert (outcome.computed, opened) == (0, [])
     assert written() == before
+
+
+def test_pairs_of_other_folders_of_one_id_are_not_trained_on() -> None:
+    """Two runs that share a cache folder may both call their targets "main"."""
+    pairs(2)
+    shutil.copytree("targets", "others")
+    draw("others/1.png", seed=77)
+    mine, others = configured(), configured(instance_data_dir="others")
+    go(mine)
+    samples = table(mine).samples
+    go(others)
+    for read in (table, keys_of_table, wants_rows_kept):
+        with pytest.raises(NotComplete, match=r"in others, not of .* targets"):
+            read(mine)
+    go(mine)
+    assert table(mine).samples == samples
+    keys_of_table(mine)
+    shutil.rmtree("targets")  # as on a machine that only trains
+    table(others)
+    keys_of_table(others)
+
+
+def test_a_folder_that_was_renamed_or_is_linked_is_no_other() -> None:
+    pairs(2)
+    go(configured())
+    os.symlink("targets", "linked")
+    table(configured(instance_data_dir="linked"))
+    Path("targets").rename("renamed")
+    table(configured(instance_data_dir="renamed"))
+    assert go(configured(instance_data_dir="renamed")).computed == 0
+    shutil.copytree("renamed", "targets")
+    table(configured(instance_data_dir="renamed"))
+
+
+def wants_rows_kept(configuration: Configuration) -> None:
+    """As `gc` begins."""
+    parts = dict.fromkeys(PARTS, Path("unread"))
+    flavour = flavour_of(configuration.settings)
+    refuse_without_pairs(
+        configuration, Checkpoint(flavour=flavour, zero_cond_t=False, source="", **parts)
+    )
+
+
+def keys_of_table(configuration: Configuration) -> PairsKeys:
+    (main,) = configuration.main_datasets()
+    return pairs_keys(configuration, main, flavour_of(configuration.settings))
 
 
 def test_quick_reads_headers_and_the_next_run_decodes(opened: list[str]) -> None:

@@ -45,10 +45,10 @@ def scan_all(configuration: Configuration) -> dict[str, Scan]:
 
 
 def digest_of(configuration: Configuration, scans: Scans) -> str:
-    """A digest of all names, sizes and times that the tables of this run can depend on."""
+    """A digest of all folders, names, sizes and times that the tables of this run depend on."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(scans):
-        digest.update(f"dataset {name}\n".encode())
+        digest.update(f"dataset {name} {scans[name].folder}\n".encode(errors="surrogateescape"))
         scans[name].digest_into(digest)
     for main in used_datasets(configuration):
         for table in (main.parquet, main.csv, main.jsonl):

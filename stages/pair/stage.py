@@ -13,6 +13,7 @@ from ...cache.lock import writer_lock
 from ...config.configuration import Configuration
 from ..images import quiet_decoding
 from ..models.checkpoint import flavour_of
+from ..paired_folders import folders_of
 from ..pairs_table import (
     accept_rejections,
     is_whole,
@@ -134,7 +135,7 @@ def _brought_up_to_date(
         if unknown:
             _look_at_all(unknown, memories, scans, progress=progress)
         judged = [judge(plan, memories) for plan in plans]
-        written = _write(judged, inputs=inputs, accept=accept)
+        written = _write(configuration, judged, inputs=inputs, accept=accept)
         note_use(pairs_places(configuration), configuration)
         return written
 
@@ -238,7 +239,7 @@ def _memories(configuration: Configuration, scans: Scans, *, effort: _Effort) ->
 
 
 def _write(
-    judged: Sequence[Judged], *, inputs: str, accept: _Acceptance
+    configuration: Configuration, judged: Sequence[Judged], *, inputs: str, accept: _Acceptance
 ) -> tuple[list[dict[str, Any]], Changes]:
     rejected = sum(len({row.sample for row in one.rejections}) for one in judged)
     manifests, changes = [], Changes()
@@ -252,6 +253,7 @@ def _write(
                 rejections=one.rejections,
                 inputs=inputs,
                 accept=accept.accepts(rejected),
+                folders=folders_of(configuration, one.plan.main),
             )
         )
         changes += tally.changes()
