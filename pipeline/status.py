@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from ..cache.errors import AnotherRecipe, NotComplete, QeditError, Unreachable
+from ..cache.errors import AnotherRecipe, NotComplete, QeditError, Unreachable, WrongUse
 from ..cache.recipe_file import RECIPE_FILE, read_recipe
+from ..cache.store import Store
 from ..config.configuration import Configuration
+from ..config.datasets import Dataset
 from ..stages.frozen_base import (
     modulation_table,
     quantized_base,
@@ -28,7 +28,8 @@ from ..stages.preview_samples import only_previewed
 from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datasets
 from ..stages.torn_parts import torn_words
 from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
-from .report import TerminalProgress, size
+from .report import TerminalProgress
+from .status_lines import Line, Status
 
 CACHE_VAE = "Run `qedit cache-vae`."
 CACHE_EMBEDS = "Run `qedit cache-embeds`."
@@ -45,79 +46,17 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """The state of one stage's results: rows wanted and there, bytes, other recipes beside."""
-
-    what: str
-    wanted: int
-    there: int
-    count_bytes: int = 0
-    other_recipes: int = 0
-    orphaned: int = 0
-    say: str = ""
-
-    def text(self) -> str:
-        state = "complete" if self.there >= self.wanted else f"{self.wanted - self.there} missing"
-        parts = [f"{self.what:14} {self.there} of {self.wanted}", state]
-        if self.count_bytes:
-            parts.append(size(self.count_bytes))
-        if self.orphaned:
-            parts.append(f"{self.orphaned} rows that no table names (`qedit gc`)")
-        if self.other_recipes:
-            parts.append(f"{self.other_recipes} other recipe(s) beside")
-        if self.say:
-            parts.append(self.say)
-        return ", ".join(parts)
-
-
-@dataclass
-class Status:
-    """A line for each kind of result, and what to type next."""
-
-    found: list[Line] = field(default_factory=list)
-    next_command: str = ""  # a sentence that says what to type
-
-    def lines(self) -> Iterator[str]:
-        for line in self.found:
-            yield line.text()
-        if self.next_command:
-            yield self.next_command
-
-    def as_object(self) -> dict[str, Any]:
-        """What `--json` says."""
-        return {
-            "stage": "status",
-            "results": [
-                {
-                    "what": line.what,
-                    "wanted": line.wanted,
-                    "kept": line.there,
-                    "missing": max(0, line.wanted - line.there),
-                    "bytes": line.count_bytes,
-                    "other_recipes": line.other_recipes,
-                    "orphaned": line.orphaned,
-                    "say": line.say,
-                }
-                for line in self.found
-            ],
-            "next": self.next_command,
-        }
-
-
 def status_of(configuration: Configuration) -> Status:
     """Look at every result of this configuration; nothing is changed."""
     status = Status()
     tables = list(_pairs(configuration, flavour_of(configuration.settings), status))
     if status.next_command:
         return status
-    if not is_current(configuration):
-        status.found.append(Line("pairs", 1, 0, say="the folders have changed in the meantime"))
-        status.next_command = "Run `qedit pair`."
+    _add_folders(status, configuration)
     try:
         checkpoint = open_checkpoint(configuration.settings)
     except Unreachable as unknown:  # which rows its recipes name, nobody can tell
-        status.found.append(Line("model", 1, 0, say=unknown.what))
+        status.found.append(Line("model", 1, 0, say=unknown.what, countable=False))
         status.next_command = status.next_command or unknown.do
         return status
     _add_rows(status, configuration, checkpoint, tables)
@@ -125,14 +64,25 @@ def status_of(configuration: Configuration) -> Status:
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
             status.next_command = CACHE_BASE
-    training = _training(configuration, countable=not status.next_command)
+    training, do = _training(configuration, countable=not status.next_command)
     status.found.append(training)
-    if not status.next_command and training.there < training.wanted:
-        status.next_command = "Run `qedit train`."
+    status.next_command = status.next_command or do
     counted = configuration.settings.max_train_steps
     if status.next_command == CACHE_BASE and counted and training.there >= counted:
         status.next_command = ""  # no step is left that it would help
     return status
+
+
+def _add_folders(status: Status, configuration: Configuration) -> None:
+    """A line where the tables do not stand for the folders as they are now."""
+    try:
+        if is_current(configuration):
+            return
+        what, do = "the folders have changed in the meantime", "Run `qedit pair`."
+    except WrongUse as gone:  # what was made of them is there all the same
+        what, do = gone.what, gone.do
+    status.found.append(Line("pairs", 1, 0, say=what, countable=False))
+    status.next_command = do
 
 
 def _add_rows(
@@ -154,7 +104,8 @@ def _add_rows(
     ):
         torn = torn_words(sum(store.leave_out_torn() for store in shelf.stores()))
         wanted += [one.keys(KINDS.get(what, ""), beside) for one in shown]
-        there = distinct(_only_held(shelf, keys) for keys in wanted)
+        held = [_only_held(shelf, keys) for keys in wanted]
+        there = distinct(held)
         lost, unaccepted = _rejected(shelf, wanted)
         orphaned, unknown = _orphaned(configuration, checkpoint, shelf)
         said = [torn, f"{lost} rejected" if lost else ""]
@@ -163,16 +114,39 @@ def _add_rows(
             what,
             distinct(wanted) - lost,
             there,
-            shelf_bytes(shelf),
+            _bytes_of(shelf.stores()),
             other_recipes(shelf),
             orphaned,
             ", ".join(filter(None, [*said, unknown])),
+            datasets=tuple(_by_dataset(configuration, shelf, wanted, held)),
         )
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
             status.next_command = command
         if unaccepted and not status.next_command:
             status.next_command = command.replace("`.", " --on-reject skip` to go on without them.")
+
+
+def _by_dataset(
+    configuration: Configuration, shelf: Shelf, wanted: Sequence[Keys], held: Sequence[Keys]
+) -> Iterator[Line]:
+    """What each of several main datasets wants; rows that they share are counted for each."""
+    mains = used_main_datasets(configuration)
+    if len(mains) < 2:
+        return
+    rejected = shelf.rejected()
+    # what previews alone want comes after the last dataset
+    for main, all_keys, there in zip(mains, wanted, held, strict=False):
+        keys = all_keys.keys.unique()
+        lost = sum(key in rejected for key in keys.to_pylist()) if rejected else 0
+        count_bytes = _bytes_of(_stores_of(configuration, shelf, main))
+        yield Line(main.id, len(keys) - lost, distinct([there]), count_bytes)
+
+
+def _stores_of(configuration: Configuration, shelf: Shelf, main: Dataset) -> list[Store]:
+    """The stores on the shelf for the rows of a main dataset, its references and its masks."""
+    datasets = [main, *configuration.references_of(main), configuration.mask_of(main)]
+    return shelf.stores_of(one.id for one in datasets if one)
 
 
 def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line]:
@@ -200,7 +174,8 @@ def _pairs(configuration: Configuration, flavour: Flavour, status: Status) -> It
         try:
             table = pairs_keys(configuration, main, flavour)
         except NotComplete as missing:
-            status.found.append(Line("pairs", 1, 0, say=f"{main.id}: {missing.what}"))
+            say = f"{main.id}: {missing.what}"
+            status.found.append(Line("pairs", 1, 0, say=say, countable=False))
             status.next_command = missing.do
             continue
         manifest = manifest_in(table.path.parent) or {}
@@ -257,9 +232,9 @@ def reasons(shelf: Shelf) -> str:
     return "; ".join(dict.fromkeys(said))
 
 
-def shelf_bytes(shelf: Shelf) -> int:
-    """Bytes on disk of every store on the shelf."""
-    return sum(store.nbytes() for store in shelf.stores())
+def _bytes_of(stores: Iterable[Store]) -> int:
+    """Bytes on disk of some stores."""
+    return sum(store.nbytes() for store in stores)
 
 
 def other_recipes(shelf: Shelf) -> int:
@@ -275,19 +250,24 @@ def other_recipes(shelf: Shelf) -> int:
     return len(beside - {store.path.resolve() for store in shelf.stores()})
 
 
-def _training(configuration: Configuration, *, countable: bool) -> Line:
-    """The steps made; how many there are to be is known once every row is there."""
+def _training(configuration: Configuration, *, countable: bool) -> tuple[Line, str]:
+    """The steps made, and what to type to have the rest.
+
+    How many there are to be is known once every row is there.
+    """
     from ..stages.train.checkpoint import checkpoints, step_of
 
     where = configuration.settings.output_dir
     done = max((step_of(one) for one in checkpoints(where)), default=0)
     if not countable:
         steps = configuration.settings.max_train_steps
-        return Line("steps trained", max(steps or 0, done), done, say=str(where))
+        return Line("steps trained", max(steps or 0, done), done, say=str(where)), ""
     from ..stages.train.loop import run as train
 
     try:
         foreseen = train(configuration, TerminalProgress(verbosity=-1), dry_run=True)
     except AnotherRecipe as other:
-        return Line("steps trained", 1, 0, say=other.what.replace("\n", "; "))
-    return Line("steps trained", foreseen.wanted, foreseen.kept, say=str(where))
+        say = other.what.replace(":\n  ", ": ").replace("\n  ", "; ")
+        return Line("steps trained", 1, 0, say=say, countable=False), other.do
+    do = "Run `qedit train`." if foreseen.kept < foreseen.wanted else ""
+    return Line("steps trained", foreseen.wanted, foreseen.kept, say=str(where)), do

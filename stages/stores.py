@@ -77,6 +77,10 @@ class Shelf:
         """The store that new rows of `dataset` are added to."""
         return self._stores[dataset]
 
+    def stores_of(self, datasets: Iterable[str]) -> list[Store]:
+        """The distinct stores of those of these datasets that have one here."""
+        return list(dict.fromkeys(self._stores[name] for name in datasets if name in self._stores))
+
     def stores(self) -> tuple[Store, ...]:
         """Every distinct store."""
         return self._distinct

@@ -15,7 +15,11 @@ from .running import configuration_of
 @click.command()
 @shared_options
 def status(**shared: Any) -> None:
-    """What is there, what is missing, what was made by other settings."""
+    """What is there, what is missing, what was made by other settings.
+
+    Where there are several datasets, each has a line for every kind of rows, with those of its
+    references; a row that two of them want is counted for both, and once in all.
+    """
     with reporting(**shared) as (progress, finish):
         from ..status import status_of
 
