@@ -482,6 +482,23 @@ def test_weights_of_the_same_size_and_time_are_read_again(folder: Path, remember
     assert model_digest(folder / "vae", remember=remember) != before
 
 
+def test_what_others_remember_meanwhile_is_kept(
+    folder: Path, remember: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(folder)
+    read = digests._Tensor.digest
+
+    def beside_another(tensor: digests._Tensor) -> int:
+        digests._write(remember, {"another": {"model": "0" * 32}})
+        return read(tensor)
+
+    monkeypatch.setattr(digests._Tensor, "digest", beside_another)
+    model_digest(folder / "vae", remember=remember)
+    known = digests._recall(remember)
+    assert known["another"] == {"model": "0" * 32}
+    assert str((folder / "vae" / WEIGHTS["vae"]).resolve()) in known
+
+
 def test_a_spoilt_memory_costs_only_time(folder: Path, remember: Path) -> None:
     settle(folder)
     before = model_digest(folder / "vae", remember=remember)

@@ -176,11 +176,13 @@ def _remembered(files: list[Path], remember: Path | None) -> Iterator[int]:
     unknown = [path for path in files if not _is_known(known.get(str(path.resolve())), looks[path])]
     fresh = _digests(unknown)
     settled_before_ns = time.time_ns() - int(SETTLED_SECONDS * 1e9)
-    for path, digest in fresh.items():
-        if looks[path]["mtime_ns"] < settled_before_ns:
-            known[str(path.resolve())] = {**looks[path], "digest": _hex(digest)}
-    if fresh:
-        _write(remember, known)
+    settled = {
+        str(path.resolve()): {**looks[path], "digest": _hex(digest)}
+        for path, digest in fresh.items()
+        if looks[path]["mtime_ns"] < settled_before_ns
+    }
+    if settled:  # others may have remembered more, in the minutes that this took
+        _write(remember, {**_recall(remember), **settled})
     for path in files:
         yield fresh[path] if path in fresh else int(known[str(path.resolve())]["digest"], 16)
 
