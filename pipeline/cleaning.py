@@ -59,6 +59,7 @@ class Leftovers:
     Attributes:
         held: the folders that were locked meanwhile; None: none was, and nothing may go.
         left_alone: what a process that cannot be asked may be at.
+        others: the `output_dir` of every other run, of which nothing goes.
     """
 
     held: Collection[Path] | None = None
@@ -68,6 +69,7 @@ class Leftovers:
     bases: list[QuantizedBase] = field(default_factory=list)
     unfinished: list[Leftover] = field(default_factory=list)
     left_alone: list[Leftover] = field(default_factory=list)
+    others: Collection[str] = ()
 
     @property
     def count_bytes(self) -> int:
@@ -99,6 +101,8 @@ class Leftovers:
                 f"{one.path}: of process {one.owner.pid} on {one.owner.host}, which may be at work "
                 f"(it changed {when}); left alone until nothing has for {RECENT_SECONDS // 3600} h"
             )
+        if self.others:
+            yield f"Kept: what other runs want, in {', '.join(self.others)}."
 
     def _paths(self) -> list[Path]:
         return [*self.files, *(one.path for one in self.places())]
@@ -116,6 +120,7 @@ class Leftovers:
             "files": [str(path) for path in self._paths()],
             "stores": [str(one.store.path) for one in self.orphans],
             "left_alone": [str(one.path) for one in self.left_alone],
+            "kept_for": list(self.others),
         }
 
 
@@ -157,7 +162,8 @@ def collect(
     orphans = [one for one in orphans if _is_held(one.store.path, held)]
     unnamed = [one for one in unnamed_orphans(configuration, stores) if _is_held(one.path, held)]
     bases = [base for base in bases if _is_held(base.path, held)]
-    files = left_by_pair(configuration, [*uses, *paired_by_others(configuration)])
+    everyone = [*uses, *paired_by_others(configuration)]
+    files = left_by_pair(configuration, everyone)
     files = files if _is_held(_pairs_root(configuration), held) else []
     whole: list[Kept] = [*unnamed, *bases, *(one.store for one in orphans if one.all_of_it)]
     gone = {*files, *(one.path for one in whole)}
@@ -169,7 +175,8 @@ def collect(
     free = _in_no_lock(configuration)
     left_alone = [one for one in free if may_be_at_work(one)]
     unfinished += [one for one in free if one not in left_alone]
-    return Leftovers(held, orphans, unnamed, files, bases, unfinished, left_alone)
+    others = sorted({use.output_dir for use in everyone})
+    return Leftovers(held, orphans, unnamed, files, bases, unfinished, left_alone, others)
 
 
 def _is_held(path: Path, held: Collection[Path] | None) -> bool:

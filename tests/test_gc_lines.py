@@ -51,3 +51,20 @@ def test_gc_says_when_it_has_removed_something(recaptioned: Path) -> None:
     assert last.startswith("Done: ")
     assert last.endswith(" kB removed.")
     assert _last_line("--yes") == "Nothing to remove."
+
+
+def test_gc_says_for_which_other_runs_it_keeps_rows(recaptioned: Path) -> None:
+    """Who deletes a run and its files learns why the caches grow no smaller."""
+    assert "Kept: " not in with_files("gc").stdout
+    gone = ("--set", "output_dir=gone", "--set", "data.edited.resolution=96")
+    for stage in ("pair", "cache-vae"):
+        with_files(stage, *gone)
+    found = said(with_files("gc", "--json"))
+    other = str(recaptioned / "gone")
+    assert found["kept_for"] == [other]
+    assert f"Kept: what other runs want, in {other}.\n" in with_files("gc").stdout
+    for note in recaptioned.glob("caches/**/uses/*.json"):
+        if other in note.read_text():
+            note.unlink()
+    after = said(with_files("gc", "--json"))
+    assert (after["kept_for"], after["rows"]) == ([], found["rows"] + 4)
