@@ -247,9 +247,10 @@ def test_captions_of_one_size_and_time_that_change_places_are_seen(
     assert cost() == Cost(tails=2)
 
 
-def test_workers_and_device_cost_nothing(here: Path) -> None:
-    assert said(with_files("cache-vae", "--json", "--device", "cpu"))["computed"] == 0
-    assert said(with_files("cache-embeds", "--json", "--device", "cpu"))["computed"] == 0
+def test_workers_batch_sizes_and_device_cost_nothing(here: Path) -> None:
+    for stage, size in (("cache-vae", "--vae-batch-size"), ("cache-embeds", "--text-batch-size")):
+        options = ("--workers", "1", size, "1", "--device", "cpu")
+        assert said(with_files(stage, "--json", *options))["computed"] == 0
 
 
 def test_rows_are_shared_by_datasets_that_share_a_folder(here: Path) -> None:
