@@ -50,7 +50,7 @@ def copy(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it in which this run has noted what it uses."""
     folder = Path(shutil.copytree(cached, tmp_path / "copy"))
     monkeypatch.chdir(folder)
-    for stage in ("cache-vae", "cache-embeds"):
+    for stage in ("pair", "cache-vae", "cache-embeds"):  # the pictures are other files
         with_files(stage)
     return folder
 

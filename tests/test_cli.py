@@ -37,6 +37,7 @@ def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     folder = tmp_path / "elsewhere"
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
+    with_files("pair")  # the pictures are other files than those that were paired
     return folder
 
 
