@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from .atomic import readable_json
-from .checksum import crc32c
 from .errors import Broken
 from .failing_disk import bytes_of
-from .fingerprint import canonical_json
 from .grid import Grid, grid_in
+from .sealed import CHECKSUM, checksum_of
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -45,7 +43,7 @@ def manifest_text(manifest: Manifest) -> str:
         "files": manifest.files,
         "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
     }
-    return readable_json({**said, "crc32c": _own_checksum(said)})
+    return readable_json({**said, CHECKSUM: checksum_of(said)})
 
 
 def is_as_written(part: Path) -> bool:
@@ -66,7 +64,7 @@ def read_manifest(part: Path) -> Manifest | None:
         return None
     try:
         said = json.loads(data)
-        if said.pop("crc32c") != _own_checksum(said):
+        if said.pop(CHECKSUM) != checksum_of(said):
             raise Broken("its manifest does not match its checksum")
         if said["format"] != FORMAT:
             raise Broken(f"it has format {said['format']}, this qedit reads {FORMAT}")
@@ -90,7 +88,3 @@ def _with_lengths(grid: Grid, array: str, *, files: dict[str, int]) -> Grid:
         return grid
     shards = (f"{array}/{grid.shard_name(number)}" for number in range(grid.shards))
     return replace(grid, shard_bytes=tuple(files[name] for name in shards))
-
-
-def _own_checksum(said: dict[str, Any]) -> str:
-    return f"{crc32c(canonical_json(said).encode()):08x}"

@@ -20,6 +20,7 @@ from ..cache.fingerprint import has_digest
 from ..cache.index import spoilt_indices
 from ..cache.lock import writer_lock
 from ..cache.part import read_part
+from ..cache.sealed import unsealed
 from ..cache.store import Store
 from ..cache.verifying import Damage
 from ..config.configuration import Configuration
@@ -31,7 +32,7 @@ from ..stages.orphans import stores_beside, wanted_keys
 from ..stages.preview_samples import only_previewed
 from ..stages.stage import Progress
 from ..stages.stores import RunStores, open_stores, used_main_datasets
-from ..stages.uses import use_of
+from ..stages.uses import Kept, pairs_places, use_of
 from ..stages.wanted import pairs_keys
 
 MOST_NAMES = 20
@@ -105,10 +106,10 @@ def verify(
     verified.lines += _pairs_tables(configuration, checkpoint)
     verified.lines += _checkpoints(Path(configuration.settings.output_dir))
     own, beside = _stores(open_stores(configuration, checkpoint))
-    verified.lines += _notes([*own, *beside])
+    tables, bases = base_in_use(checkpoint, configuration.settings)
+    verified.lines += _notes([*own, *beside, *tables, *bases, *pairs_places(configuration)])
     if verified.lines:
         drops = False  # which samples are hurt is known from whole tables alone
-    tables, bases = base_in_use(checkpoint, configuration.settings)
     every = [*own, *beside, *tables]
     verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
     hurt: list[tuple[Store, list[Damage]]] = []
@@ -220,8 +221,8 @@ def _pairs_tables(configuration: Configuration, checkpoint: Checkpoint) -> Itera
             yield error.what
 
 
-def _notes(stores: Sequence[Store]) -> Iterator[str]:
-    """Notes that do not say which run uses a store."""
+def _notes(stores: Sequence[Kept]) -> Iterator[str]:
+    """Notes that do not say which run uses a store, or what else lies in the caches."""
     for store in stores:
         try:
             uses_of(store)
@@ -233,7 +234,7 @@ def _checkpoints(output_dir: Path) -> Iterator[str]:
     """Files of checkpoints that do not hold what their state.json says."""
     for state in sorted(output_dir.glob("checkpoint-*/state.json")):
         try:
-            files = json.loads(bytes_of(state))["files"]
+            files = unsealed(json.loads(bytes_of(state)))["files"]
         except (ValueError, KeyError, TypeError, Broken):
             yield f"{state} cannot be read"
             continue

@@ -25,6 +25,7 @@ import pyarrow as pa
 from ..cache import atomic
 from ..cache.errors import Damaged, NotComplete
 from ..cache.fingerprint import fingerprint, has_digest
+from ..cache.sealed import sealed, unsealed
 from ..cache.tables import table_blocks, table_in, write_blocks
 from ..config.configuration import Configuration
 from ..config.datasets import Dataset
@@ -126,7 +127,7 @@ def write_pairs(
     if manifest != before:
         if not (folder / RECIPE).exists():
             atomic.write_json(folder / RECIPE, recipe)
-        atomic.write_json(folder / MANIFEST, manifest)
+        atomic.write_json(folder / MANIFEST, sealed(manifest))
     return manifest
 
 
@@ -136,7 +137,7 @@ def accept_rejections(folder: Path) -> dict[str, Any]:
     assert manifest is not None, "only a table that is there can be accepted"
     if not manifest["accepted"]:
         manifest["accepted"] = True
-        atomic.write_json(folder / MANIFEST, manifest)
+        atomic.write_json(folder / MANIFEST, sealed(manifest))
     return manifest
 
 
@@ -201,9 +202,9 @@ def manifest_in(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if manifest["format"] == FORMAT:
-            return dict(manifest)
+            return manifest
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..cache.atomic import sweep, write_json
-from ..cache.checksum import crc32c
 from ..cache.claims import LOCK_PATIENCE_SECONDS
 from ..cache.errors import Broken, Damaged
 from ..cache.failing_disk import bytes_of
-from ..cache.fingerprint import canonical_json, key_of
+from ..cache.fingerprint import key_of
 from ..cache.lock import writer_lock
 from ..cache.recipe_file import keep_recipe
+from ..cache.sealed import sealed, unsealed
 from ..cache.store import Store
 from ..config.configuration import Configuration
 from .models.checkpoint import flavour_of
@@ -29,7 +29,6 @@ from .pairs_table import MANIFEST, table_folder
 from .stores import captions_beside, used_main_datasets
 
 USES = "uses"
-CHECKSUM = "crc32c"
 NOTING = "noting who uses it"
 LISTS = ("pairs", "captions_beside", "tables", "also")
 
@@ -199,7 +198,7 @@ def _note(store: Kept, use: Use) -> None:
 def _write(path: Path, use: Use, *, place: Mapping[str, str | int]) -> None:
     said = {**asdict(use), **place}
     sweep(path.parent)
-    write_json(path, {**said, CHECKSUM: _checksum(said)})
+    write_json(path, sealed(said))
 
 
 def _is_noted(store: Kept, use: Use) -> bool:
@@ -217,9 +216,7 @@ def read_note(path: Path, store: Kept) -> Use | None:
     """
     place = _place(store)
     try:
-        said = json.loads(bytes_of(path))
-        if CHECKSUM in said and said.pop(CHECKSUM) != _checksum(said):
-            raise ValueError("it does not match its checksum")
+        said = unsealed(json.loads(bytes_of(path)))
         use = _use_in(said)
         # a moved store keeps its inode, another mount of it its path; a copy has neither, and nor
         # has what was moved to another disk: then nothing is left where it lay
@@ -247,11 +244,6 @@ def _use_in(said: Mapping[str, Any]) -> Use:
     ):
         raise TypeError("its fields are not those of a note")
     return Use(output_dir=said["output_dir"], **{name: tuple(one) for name, one in lists.items()})
-
-
-def _checksum(said: Mapping[str, Any]) -> str:
-    """Of a note without it: that of a path which a flipped bit leads elsewhere."""
-    return f"{crc32c(canonical_json(said).encode()):08x}"
 
 
 def tables_gone(use: Use) -> list[str]:

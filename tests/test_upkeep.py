@@ -110,6 +110,25 @@ def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "written", "spoilt", "said_of_it"),
+    [
+        ("out/checkpoint-*/state.json", '"step": 3', '"step": 2', "state.json cannot be read"),
+        ("caches/pairs/edited/*/manifest.json", '"samples": 4', '"samples": 5', "manifest"),
+        ("caches/pairs/edited/uses/*.json", '"output_dir": "', '"output_dir": "/', "cannot"),
+    ],
+)
+def test_verify_reads_the_checksums_of_small_files_too(
+    copy: Path, name: str, written: str, spoilt: str, said_of_it: str
+) -> None:
+    (path,) = copy.glob(name)
+    assert written in path.read_text()
+    path.write_text(path.read_text().replace(written, spoilt))
+    error = with_files("verify", expect=5).stderr
+    assert str(path.relative_to(copy)) in error
+    assert said_of_it in error
+
+
+@pytest.mark.parametrize(
     "kind",
     [
         *("target", "tail"),

@@ -20,6 +20,7 @@ from typing import Any
 from ...cache.atomic import write_json
 from ...cache.errors import Damaged, NotComplete, QeditError
 from ...cache.fingerprint import canonical_json, digest_bytes, digest_file
+from ...cache.sealed import sealed, unsealed
 from .weight_files import weight_files
 
 DIGEST_BYTES = 16
@@ -202,7 +203,7 @@ def _write(remember: Path | None, known: Mapping[str, Any]) -> None:
         return
     # where nothing may be written, or there is no room, the weights are read again next time
     with contextlib.suppress(QeditError):
-        write_json(remember, known)
+        write_json(remember, sealed(known))
 
 
 def _recall(remember: Path | None) -> dict[str, Any]:
@@ -210,7 +211,6 @@ def _recall(remember: Path | None) -> dict[str, Any]:
     if remember is None:
         return {}
     try:
-        known = json.loads(remember.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return unsealed(json.loads(remember.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         return {}
-    return known if isinstance(known, dict) else {}

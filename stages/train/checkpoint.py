@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.atomic import new_folder, remove, sweep, write_json
-from ...cache.errors import Damaged, WrongUse
+from ...cache.errors import Broken, Damaged, WrongUse
+from ...cache.failing_disk import bytes_of
 from ...cache.fingerprint import has_digest
+from ...cache.sealed import sealed, unsealed
 from ..models.tensor_file import write_tensors
 from .ema import Ema
 from .optimizers import optimizer_tensors, restore_optimizer
@@ -109,7 +111,7 @@ def save_checkpoint(
             "files": digests,
             "run": dict(run),
         }
-        write_json(partial / STATE_FILE, state)
+        write_json(partial / STATE_FILE, sealed(state))
     others = [path for path in checkpoints(output_dir) if path != folder]
     for path in others[: max(0, len(others) + 1 - limit)]:
         remove(path)
@@ -140,9 +142,9 @@ def step_of(checkpoint: Path) -> int:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Its state.json: `step`, the digests of its `files`, and the `run` it belongs to."""
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        state = unsealed(json.loads(bytes_of(checkpoint / STATE_FILE)))
         int(state["step"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, Broken) as error:
         raise Damaged(f"{checkpoint / STATE_FILE} cannot be read.", _go_on(checkpoint)) from error
     return state
 
