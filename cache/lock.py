@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .atomic import create, readable_json, remove, write_bytes
+from .atomic import create, readable_json, remove, sweep, write_bytes
 from .errors import Locked
 from .fingerprint import digest_bytes
 from .owner import Owner, is_dead, this_process
@@ -67,6 +67,7 @@ def writer_lock(folder: Path, *, doing: str, patience_seconds: float = 0.0) -> I
         time.sleep(pause * (0.5 + random.random()))
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     try:
+        sweep(folder)
         _sweep_claims(folder)
         yield
     finally:
