@@ -316,6 +316,7 @@ def test_nan_is_a_rejection_and_the_stage_goes_on(
     assert spoilt["pictures"] == 0
     refused = with_files("train", expect=4).stderr
     assert "rejected sample p1.png" in refused
+    with_files("pair")  # of a copy the pictures are other files
     assert "cache-vae --on-reject skip" in with_files("status").stdout
 
 
