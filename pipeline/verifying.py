@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def verify(
                 hurt.append((store, damages))
         spoilt = list(_bases(bases, verified, share=share, seen=advance))
     for store, damages in hurt:
-        verified.lines += [_in_words(damage) for damage in damages]
+        verified.lines += _in_words(damages)
         if store in own:  # the rows of another recipe are no sample's of this run
             verified.samples += _samples(configuration, checkpoint, store, damages)
     if drops and hurt:
@@ -142,9 +142,18 @@ def _stores(stores: RunStores) -> tuple[list[Store], list[Store]]:
     return own, [one for one in stores_beside(stores) if one.path.resolve() not in here]
 
 
-def _in_words(damage: Damage) -> str:
-    subject = f"row {damage.key} of {damage.part}" if damage.key else str(damage.part)
-    return f"{subject}: {damage.what}"
+def _in_words(damages: Iterable[Damage]) -> Iterator[str]:
+    """What is damaged: a line for all rows of a part that lack the same."""
+    alike: dict[tuple[Path, str], list[str | None]] = {}
+    for damage in damages:
+        alike.setdefault((damage.part, damage.what), []).append(damage.key)
+    for (part, what), keys in alike.items():
+        rows = [key for key in keys if key is not None]
+        if len(rows) < len(keys):
+            yield f"{part}: {what}"
+        if rows:
+            several = f"{len(rows)} rows of {part}, the first {rows[0]}"
+            yield f"{several if len(rows) > 1 else f'row {rows[0]} of {part}'}: {what}"
 
 
 def _bases(

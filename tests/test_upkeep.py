@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -98,6 +99,20 @@ def test_a_part_whose_table_is_gone_is_named_too(copy: Path) -> None:
     assert "p1.png" in error or "p2.png" in error
     with_files("verify", "--drop")
     assert said(with_files("cache-vae", "--json"))["computed"] == 1
+
+
+def test_a_lost_shard_is_told_once_however_many_rows_were_in_it(copy: Path) -> None:
+    (shard,) = (copy / "caches" / "text_embeds" / "edited").rglob("embeds/c.*")
+    shard.unlink()
+    error = with_files("verify", expect=5).stderr
+    file, rows, *_ = error.splitlines()
+    assert file.endswith("the file embeds/c.0.0 is missing")
+    assert re.search(r"^8 rows of \S+, the first [0-9a-f]{32}: the file c.0.0 is missing$", rows)
+    assert error.count("c.0.0 is missing") == 2
+    assert all(f"p{number}.png" in error for number in range(4))
+    with_files("verify", "--drop")
+    with_files("cache-embeds")
+    with_files("verify")
 
 
 def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
