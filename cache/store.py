@@ -152,8 +152,7 @@ class Store:
         """
         make_folder(self.parts_folder)
         keep_recipe(self.path, self.recipe)
-        self.refresh()
-        self._sweep()
+        self.sweep()
         self._adders += 1
         try:
             yield
@@ -237,6 +236,21 @@ class Store:
         """The folders of all parts, unfinished ones too."""
         return [self.parts_folder / name for name in sorted(self._contents.part_names())]
 
+    def sweep(self) -> None:
+        """Remove what processes that have died since left here, unfinished parts included.
+
+        What others have added meanwhile is looked up before.
+        """
+        self.refresh()
+        sweep(self.path)
+        sweep(self.parts_folder)
+        for name in self._contents.part_names() - self._contents.rows().parts.keys():
+            owner = owner_of(name)
+            path = self.parts_folder / name
+            if owner and is_dead(owner) and not (path / MANIFEST_FILE).exists():
+                with contextlib.suppress(FileNotFoundError):  # another sweeper was faster
+                    remove(path)
+
     def _find(self, key: str) -> tuple[Part, Row]:
         rows = self._contents.rows()
         known, places = self._found
@@ -262,14 +276,3 @@ class Store:
             part = Part(self.parts_folder / name, self.layout, rows.parts[name])
             part = self._parts.setdefault(name, part)  # another thread may have been faster
         return part, row
-
-    def _sweep(self) -> None:
-        """Remove what processes that have died since left here, unfinished parts included."""
-        sweep(self.path)
-        sweep(self.parts_folder)
-        for name in self._contents.part_names() - self._contents.rows().parts.keys():
-            owner = owner_of(name)
-            path = self.parts_folder / name
-            if owner and is_dead(owner) and not (path / MANIFEST_FILE).exists():
-                with contextlib.suppress(FileNotFoundError):  # another sweeper was faster
-                    remove(path)

@@ -130,6 +130,8 @@ def verify(
     for base in spoilt if drops else ():
         with writer_lock(base_folder(configuration.settings), doing=DROPPING):
             remove(base.path)
+    for store in every if drops else ():
+        store.sweep()  # a `--drop` that was killed may have left what it was removing
     verified.samples = list(dict.fromkeys(verified.samples))
     verified.dropped = drops and bool(hurt or spoilt)
     return verified

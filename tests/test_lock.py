@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from crashing import changes_of, deaths_in, kill, take_lock
 
+from qedit.cache.atomic import LEFTOVER
 from qedit.cache.errors import Locked
 from qedit.cache.lock import LOCK_FILE, Holder, holder_of, writer_lock
 from qedit.cache.owner import Owner, this_process
@@ -90,6 +91,16 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path: Path, child: subprocess.Pope
         assert holder is not None
         assert holder.owner == this_process()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_begun_by_a_process_that_died_goes_with_the_next_lock(tmp_path: Path) -> None:
+    begun = tmp_path / f".{LOCK_FILE}~{_dead()}~3{LEFTOVER}"
+    living = tmp_path / f".{LOCK_FILE}~{this_process()}~3{LEFTOVER}"
+    for path in (begun, living):
+        path.touch()
+    with writer_lock(tmp_path, doing="x"):
+        assert not begun.exists()
+    assert list(tmp_path.iterdir()) == [living]
 
 
 def test_another_hosts_lock_is_never_taken(tmp_path: Path) -> None:

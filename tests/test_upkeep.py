@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from small_run import draw, make_run, said, with_files
 
+from qedit.cache.atomic import LEFTOVER
 from qedit.cache.claims import CLAIMS
 from qedit.cache.index import write_index
 from qedit.cache.lock import new_holder
+from qedit.cache.owner import this_process
 from qedit.stages.noted_uses import uses_of
 from qedit.stages.orphans import stores_in
 from qedit.stages.pair_rows import samples_in
@@ -113,6 +115,23 @@ def test_a_lost_shard_is_told_once_however_many_rows_were_in_it(copy: Path) -> N
     with_files("verify", "--drop")
     with_files("cache-embeds")
     with_files("verify")
+
+
+def test_what_was_being_dropped_and_noted_by_a_process_that_died_goes_too(copy: Path) -> None:
+    (store,) = stores_in(copy / "caches" / "text_embeds" / "edited")
+    dead = replace(this_process(), started="1")
+    gone = store.parts_folder / f".part~{dead}~19{LEFTOVER}"
+    gone.mkdir()
+    (note,) = (store.path / USES).glob("*.json")
+    begun = note.with_name(f".{note.name}~{dead}~6{LEFTOVER}")
+    note.rename(begun)
+    with_files("verify")
+    assert gone.exists()  # it only looks
+    with_files("verify", "--drop")
+    assert not gone.exists()
+    with_files("cache-embeds")
+    (noted,) = note.parent.iterdir()  # by another name, since the copy is another run
+    assert noted.suffix == ".json"
 
 
 def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
