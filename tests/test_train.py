@@ -23,6 +23,7 @@ from training import SAMPLES, checkpoint_names, lora, made_runs, metrics, train
 
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, QeditError, WrongUse
 from qedit.cache.lock import writer_lock
+from qedit.cache.sealed import unsealed
 from qedit.config.loading import Configuration
 from qedit.config.settings import Settings
 from qedit.stages.models.checkpoint import open_checkpoint
@@ -291,7 +292,7 @@ def test_a_run_goes_on_without_options_that_its_schedule_never_heard(made: Any) 
     """Once they were taken with any schedule."""
     output = Path(train(made(output="on", max_train_steps=1)).where).parent
     for name in ("run.json", "checkpoint-1/state.json"):
-        said = json.loads((output / name).read_text())
+        said = unsealed(json.loads((output / name).read_text()))
         settings = said.get("run", said)["settings"]
         assert settings["lr_scheduler_config"] is None
         settings["lr_scheduler_config"] = {"num_cycles": 2}
