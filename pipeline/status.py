@@ -25,7 +25,8 @@ from ..stages.orphans import count_orphans
 from ..stages.pair.stage import is_current
 from ..stages.pairs_table import manifest_in
 from ..stages.preview_samples import only_previewed
-from ..stages.stores import Shelf, captions_beside, open_stores, used_main_datasets
+from ..stages.shelf import Shelf
+from ..stages.stores import captions_beside, open_stores, used_main_datasets
 from ..stages.torn_parts import torn_words
 from ..stages.wanted import Keys, PairsKeys, distinct, pairs_keys
 from .report import TerminalProgress

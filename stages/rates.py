@@ -12,7 +12,7 @@ from ..cache.errors import QeditError
 from ..config.configuration import Configuration
 from .models.checkpoint import Checkpoint
 from .orphans import count_orphans
-from .stores import Shelf
+from .shelf import Shelf
 
 RATES = "rates.json"
 SHORTEST_SECONDS = 5.0  # what took less is no measure of what takes long

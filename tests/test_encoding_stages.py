@@ -41,7 +41,8 @@ from qedit.stages.models.checkpoint import open_checkpoint
 from qedit.stages.models.prompt import PromptEncoder
 from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.rejected_rows import RejectedRow, RejectedRows
-from qedit.stages.stores import Shelf, open_stores
+from qedit.stages.shelf import Shelf
+from qedit.stages.stores import open_stores
 from qedit.stages.wanted import Keys, PairsKeys
 
 PLAIN = ("--vae-batch-size", "1"), ("--text-batch-size", "1")

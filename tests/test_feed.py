@@ -17,7 +17,8 @@ from training import SAMPLES, made_runs
 
 from qedit.config.loading import Configuration
 from qedit.stages.samples import NULL_CAPTION, Sample
-from qedit.stages.stores import WEIGHTS, Shelf
+from qedit.stages.shelf import Shelf
+from qedit.stages.stores import WEIGHTS
 from qedit.stages.tensors import bits_of, tensor_of
 from qedit.stages.train.batches import Order, Source
 from qedit.stages.train.feed import Feed, forwards, padding_of

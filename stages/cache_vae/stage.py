@@ -24,8 +24,9 @@ from ..preview_samples import keys_only_previewed
 from ..rates import foreseen, remember_rate
 from ..room import refuse_full_disk
 from ..samples import Picture
+from ..shelf import Shelf
 from ..stage import Outcome, Progress
-from ..stores import RunStores, Shelf, open_stores
+from ..stores import RunStores, open_stores
 from ..torn_parts import pass_over_torn
 from ..uses import begin_use, keep_use, note_use
 from .one_file import files_of, latent_bytes, parts_of

@@ -13,7 +13,8 @@ from ..encoding.shard import Shard
 from ..models.flavours import Flavour
 from ..preview_samples import Shown, only_previewed
 from ..samples import Picture, Sample
-from ..stores import RunStores, Shelf, used_main_datasets
+from ..shelf import Shelf
+from ..stores import RunStores, used_main_datasets
 from ..wanted import Keys, PairsKeys, distinct, pairs_keys
 
 Named = Callable[[Iterable[Sample]], Iterator[tuple[str, Picture]]]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ...cache.errors import NotComplete
 from ..rejected_rows import RejectedRow, RejectedRows
-from ..stores import Shelf
+from ..shelf import Shelf
 from ..wanted import Keys, PairsKeys
 from .shard import Shard
 

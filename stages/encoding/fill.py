@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..sharing import saying_what_is_kept
+from ..shelf import Shelf
 from ..stage import Progress
-from ..stores import Shelf
 from .batch_size import BatchSize
 from .encoder import Encoding
 from .filling import Filling

@@ -13,8 +13,9 @@ from ...cache.claims import claimed_work
 from ...cache.store import Store
 from ..rejected_rows import RejectedRow, RejectedRows
 from ..sharing import Waiting
+from ..shelf import Shelf
 from ..stage import Progress
-from ..stores import Shelf, add_missing
+from ..stores import add_missing
 from .encoder import Made
 from .read_ahead import Job
 

@@ -24,7 +24,7 @@ from ...cache.grid import SHARD_LENGTH
 from ...cache.part import Layout
 from ..models.recipes import PICTURES
 from ..samples import Picture
-from ..stores import Shelf
+from ..shelf import Shelf
 
 FOLDER = "spool"
 MOST_BYTES = 8 << 30
