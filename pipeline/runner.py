@@ -65,8 +65,10 @@ def run_stages(
         refuse_source_folder(Path(folder))
     if "train" in names and len(names) > 1:
         from ..stages.train.refusals import refuse_to_train
+        from ..stages.train.run_folder import refuse_folder
 
         # hours before the training would say so itself
+        refuse_folder(configuration.settings)
         device = (options or {}).get("train", {}).get("device", "auto")
         refuse_to_train(configuration.settings, device=str(device))
     outcomes: list[Outcome] = []

@@ -19,6 +19,7 @@ from qedit.stages.models.dimensions import Dimensions
 from qedit.stages.models.lora_file import Lora, LowRank, as_file
 from qedit.stages.models.part_config import part_config
 from qedit.stages.train import refusals
+from qedit.stages.train.record import decisive
 from qedit.stages.train.refusals import refuse_to_train
 
 TO_Q = "transformer_blocks.0.attn.to_q"
@@ -140,6 +141,32 @@ def test_a_run_that_has_all_its_steps_is_let_through(
     assert train(made(**settings)).kept == 1
     with pytest.raises(ZeroDivisionError):
         train(made(**{**settings, "max_train_steps": 2}))
+
+
+@pytest.mark.parametrize("command", ["run", "run --dry-run", "train --prepare"])
+def test_a_folder_of_another_training_is_refused_before_anything_is_cached(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(run_folder)
+    name, *options = command.split()
+    output, caches = tmp_path / "out", tmp_path / "caches"
+    settings = {"output_dir": str(output), "cache_dir": str(caches)}
+    checkpoint = output / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 1}')
+    run = {"settings": decisive(load(Path("config.json"), Path("data.json")).settings)}
+    (output / "run.json").write_text(
+        json.dumps({**run, "model": {}, "recipes": {}, "datasets": {}})
+    )
+    rank = {"lora_rank": 5}
+    told = with_files(name, *options, *typed({**settings, **rank}), expect=3).stderr
+    assert "lora_rank: 16 there, 5 now" in told
+    assert not caches.exists()
+    (output / "run.json").unlink()
+    (output / "checkpoint-2").mkdir()
+    told = with_files(name, *options, *typed(settings), expect=3).stderr
+    assert "what another trainer left: checkpoint-2" in told
+    assert not caches.exists()
 
 
 def test_layers_by_the_config_are_those_of_the_model(run_folder: Path) -> None:

@@ -14,17 +14,15 @@ import torch
 from ...cache.atomic import sweep, write_json
 from ...cache.lock import writer_lock
 from ...config.loading import Configuration
-from ..models.lora_file import LORA_FILE, Lora
+from ..models.lora_file import Lora
 from ..run_page.page import PAGE_FILE, write_page
 from ..stage import Outcome, Progress
 from .best import BEST_FOLDER
 from .checkpoint import (
     checkpoint_to_resume,
-    checkpoints,
     read_state,
     save_checkpoint,
     step_of,
-    strangers,
 )
 from .fitting import fit_of, fit_words
 from .interrupt import patient_interrupt
@@ -36,7 +34,8 @@ from .plan import Plan, make_plan
 from .previews import Previews
 from .publish import EMA_FOLDER, publisher_of, result_of
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
-from .record import RUN_FILE, read_run, refuse_another_run, refuse_strangers
+from .record import RUN_FILE, refuse_another_run
+from .run_folder import run_in
 from .start import start_of
 from .trackers import tracker_of
 from .trainer import Trainer
@@ -131,14 +130,7 @@ def _begin_anew(plan: Plan) -> Path | None:
 def _where_to_begin(plan: Plan) -> Path | None:
     """The checkpoint to go on from, if this run has one; refuses a folder of another run."""
     where = plan.settings.output_dir
-    there = read_run(where)
-    foreign = strangers(where)
-    if there is None and not checkpoints(where) and (where / LORA_FILE).exists():
-        foreign.append(where / LORA_FILE)
-    if foreign:
-        refuse_strangers(foreign, where=where)
-    # a run that came to nothing (out of memory, say) may be begun again with other settings
-    if there is not None and (checkpoints(where) or (where / LORA_FILE).exists()):
+    if (there := run_in(where)) is not None:
         refuse_another_run(there, plan.run, where=where)
     begin = checkpoint_to_resume(where, plan.settings.resume_from_checkpoint)
     if begin is not None:

@@ -99,9 +99,8 @@ def describe_run(
         recipes: fingerprints of the stores that rows are read from.
         start: digest of the LoRA that it begins with, if it does.
     """
-    values = settings.model_dump(mode="json")
     return {
-        "settings": {key: value for key, value in values.items() if decides(key)},
+        "settings": decisive(settings),
         "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
         "recipes": dict(recipes),
         "datasets": {
@@ -109,6 +108,12 @@ def describe_run(
         },
         **({"start": start} if start else {}),
     }
+
+
+def decisive(settings: Settings) -> dict[str, Any]:
+    """Those settings that decide what a run is."""
+    values = settings.model_dump(mode="json")
+    return {key: value for key, value in values.items() if decides(key)}
 
 
 def decides(key: str) -> bool:
