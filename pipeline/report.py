@@ -93,6 +93,8 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
 
     >>> summary(Outcome("cache-vae", 512, 512, 0, 0, 0.1, "cache/vae"))
     'cache-vae     512 wanted, 512 kept, nothing to do'
+    >>> summary(Outcome("cache-vae", 512, 511, 1, 0, 2.0, "cache/vae", unit="latents"))
+    'cache-vae     512 wanted, 511 kept, 1 latent made in 2.0 s'
     """
     name = outcome.stage.ljust(WIDEST_STAGE_NAME)
     counts = [f"{outcome.wanted} wanted", f"{outcome.kept} kept"]
@@ -104,7 +106,8 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
         return f"{name}  {', '.join(counts)}"
     if outcome.computed == 0:
         return f"{name}  {', '.join([*counts, 'nothing to do'])}"
-    done = f"{outcome.computed} {outcome.unit} made in {duration(outcome.seconds)}"
+    unit = outcome.unit.removesuffix("s") if outcome.computed == 1 else outcome.unit
+    done = f"{outcome.computed} {unit} made in {duration(outcome.seconds)}"
     return f"{name}  {', '.join([*counts, done])}"
 
 

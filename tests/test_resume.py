@@ -220,7 +220,7 @@ def test_a_run_killed_at_any_change_of_the_disk_ends_the_same(
 ) -> None:
     for way in WAYS:
         for at in itertools.count(1):
-            configuration = made(output=f"{way}-{at}")
+            configuration = made(output=f"{way}-{at}/output")  # the LoRA's title is its name
             if not dies(configuration, Death(at, way)):
                 break
             loop.run(configuration, Quiet(), device="cpu")
