@@ -49,9 +49,7 @@ def read_index(path: Path, *, store: str) -> Listing | None:
     """What the index at `path` says; None if it is not the one that was written."""
     try:
         data = bytes_of(path)
-    except FileNotFoundError:
-        return None  # another writer has just put a larger one in its place
-    except Broken:
+    except (FileNotFoundError, Broken):  # not there: another writer has put a larger one there
         return None
     named = NAME.fullmatch(path.name)
     if named is None or int(named[1], 16) != crc32c(data):

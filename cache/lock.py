@@ -44,7 +44,7 @@ class Holder:
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, *, doing: str, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Be the only writer in `folder` while the block runs.
+    """Be the only writer in `folder` while the block runs; what dead ones left there goes first.
 
     Args:
         patience_seconds: how long to wait for another writer to finish.

@@ -106,8 +106,8 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
         return f"{name}  {', '.join(counts)}"
     if outcome.computed == 0:
         return f"{name}  {', '.join([*counts, 'nothing to do'])}"
-    unit = outcome.unit.removesuffix("s") if outcome.computed == 1 else outcome.unit
-    done = f"{outcome.computed} {unit} made in {duration(outcome.seconds)}"
+    made = counted(outcome.computed, outcome.unit.removesuffix("s"))
+    done = f"{made} made in {duration(outcome.seconds)}"
     return f"{name}  {', '.join([*counts, done])}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ..cache.errors import NotComplete
 from ..config.configuration import Configuration
@@ -52,10 +53,11 @@ def others_in(stores: Iterable[Kept], own: Use) -> list[Use]:
     for store in stores:
         for path, use in _noted(store, own):
             notes.setdefault(use, []).append(path)
-    without = [use for use in notes if tables_gone(use)]
-    for use in without:
-        same = (notes[one] for one in without if one.output_dir == use.output_dir)
-        _refuse_without_tables(use, notes=[note for some in same for note in some])
+    gone = {use: tables for use in notes if (tables := tables_gone(use))}
+    if gone:
+        use, tables = next(iter(gone.items()))
+        same = (notes[one] for one in gone if one.output_dir == use.output_dir)
+        _refuse_without_tables(use, tables, notes=[note for some in same for note in some])
     return list(notes)
 
 
@@ -88,13 +90,12 @@ def paired_by_others(configuration: Configuration) -> list[Use]:
     return list(dict.fromkeys(found))
 
 
-def _refuse_without_tables(use: Use, *, notes: Sequence[Path]) -> None:
-    """Raise if a pairs table that `use` names is not there to be asked which rows it wants."""
+def _refuse_without_tables(use: Use, gone: Sequence[str], *, notes: Sequence[Path]) -> NoReturn:
+    """Raise because pairs tables that `use` names cannot be asked which rows it wants."""
     where = ", ".join(map(str, notes))
-    if gone := tables_gone(use):
-        raise NotComplete(
-            f"The run in {use.output_dir} uses these caches, as {where} says, but its pairs tables "
-            f"are gone: {', '.join(gone)}. Which rows it wants, nobody can tell.",
-            "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
-            f"run again or, if there is no such run any more, delete {where}.",
-        )
+    raise NotComplete(
+        f"The run in {use.output_dir} uses these caches, as {where} says, but its pairs tables "
+        f"are gone: {', '.join(gone)}. Which rows it wants, nobody can tell.",
+        "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
+        f"run again or, if there is no such run any more, delete {where}.",
+    )

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...cache.atomic import new_folder, sweep, write_bytes, write_json
+from ...cache.atomic import new_folder, write_bytes, write_json
 from ...cache.fingerprint import digest_bytes
 from ...cache.lock import writer_lock
 from ...config.configuration import Configuration
@@ -60,7 +60,6 @@ def write_quantized(
         writer_lock(base.folder.parent, doing="quantising the base"),
         progress.bar(len(wanted), "cache-base", unit="tensor") as advance,
     ):
-        sweep(base.folder.parent)
         if base.is_there():  # another process has made it, just before the lock was free
             note_use([base], configuration)
             return

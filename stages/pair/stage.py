@@ -129,7 +129,6 @@ def _brought_up_to_date(
     if dry_run:
         return Foreseen(plans, len(unknown))
     with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
-        sweep(_root(configuration))
         for folder in (*folders, *(memory.path.parent for memory in memories.values())):
             sweep(folder)
         if unknown:

@@ -35,7 +35,7 @@ from .previews import Previews
 from .publish import EMA_FOLDER, publisher_of, result_of
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .record import RUN_FILE, refuse_another_run
-from .run_folder import run_in
+from .run_folder import begun_run
 from .start import start_of
 from .trackers import tracker_of
 from .trainer import Trainer
@@ -119,7 +119,7 @@ def _begin_anew(plan: Plan) -> Path | None:
     """Take hold of the folder: say whose it is, and bring its files up to its checkpoint."""
     begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
     where = plan.settings.output_dir
-    for folder in (where, where / EMA_FOLDER, where / BEST_FOLDER):
+    for folder in (where / EMA_FOLDER, where / BEST_FOLDER):
         sweep(folder)
     write_json(where / RUN_FILE, plan.run)
     if begin:
@@ -130,7 +130,7 @@ def _begin_anew(plan: Plan) -> Path | None:
 def _where_to_begin(plan: Plan) -> Path | None:
     """The checkpoint to go on from, if this run has one; refuses a folder of another run."""
     where = plan.settings.output_dir
-    if (there := run_in(where)) is not None:
+    if (there := begun_run(where)) is not None:
         refuse_another_run(there, plan.run, where=where)
     begin = checkpoint_to_resume(where, plan.settings.resume_from_checkpoint)
     if begin is not None:

@@ -11,7 +11,7 @@ from .checkpoint import checkpoints, strangers
 from .record import decisive, read_run, refuse_another_run, refuse_strangers
 
 
-def run_in(where: Path) -> dict[str, Any] | None:
+def begun_run(where: Path) -> dict[str, Any] | None:
     """The run that has come to something in this folder; None if there is none.
 
     One that came to nothing (out of memory, say) may be begun again with other settings.
@@ -34,7 +34,7 @@ def refuse_folder(settings: Settings) -> None:
     Raises:
         AnotherRecipe: with every difference in words.
     """
-    there = run_in(settings.output_dir)
+    there = begun_run(settings.output_dir)
     if there is not None:
         now = {**there, "settings": decisive(settings)}
         refuse_another_run(there, now, where=settings.output_dir)
