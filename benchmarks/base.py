@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from qedit.stages.models.quantize import PRECISIONS
-from qedit.stages.models.quantized_linear import quantize_layers, quantized_tensors
-from qedit.stages.models.streaming import empty_transformer, fill, tensors_in
+from qedit.stages.models.quantization.quantize import PRECISIONS
+from qedit.stages.models.quantization.quantized_linear import quantize_layers, quantized_tensors
+from qedit.stages.models.weights.streaming import empty_transformer, fill, tensors_in
 
 WIDTH, BLOCKS = 768, 8
 MOST = 0.30

@@ -20,20 +20,20 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from quiet import Quiet
 from test_side_by_side import CLOSE, MIXES, alone, gradient, shown, together, with_lora
 from torch import Tensor
 
-from qedit.cache.atomic import write_json
+from qedit.cache.files.atomic import write_json
 from qedit.config.loading import load
-from qedit.pipeline.demo import CHAPTERS, VAE_AREA, VL_AREA, Chapter, datasets_of, settings_of
+from qedit.pipeline.demo.pictures import draw_demo_pictures
+from qedit.pipeline.demo.tour import CHAPTERS, VAE_AREA, VL_AREA, Chapter, datasets_of, settings_of
 from qedit.pipeline.runner import run_stages
-from qedit.stages.demo_pictures import draw_demo_pictures
-from qedit.stages.models.tiny import make_tiny
-from qedit.stages.train.feed import padding_of
-from qedit.stages.train.plan import make_plan
+from qedit.stages.models.tiny.tiny import make_tiny
+from qedit.stages.train.data.feed import padding_of
+from qedit.stages.train.plan.training_plan import make_plan
 
 DEMO_BATCHES = (2, 4, 8)
 MOST_PADDING = 0.03

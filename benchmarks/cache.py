@@ -30,8 +30,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from qedit.cache.checksum import PIECE_BYTES, crc32c_of_more
-from qedit.cache.store import COMPRESSION, EMBEDS, LATENTS, ZSTD, Layout, Store
+from qedit.cache.files.checksum import PIECE_BYTES, crc32c_of_more
+from qedit.cache.store.store import COMPRESSION, EMBEDS, LATENTS, ZSTD, Layout, Store
 
 ROUNDS = 9
 WRITTEN = 3  # rounds
@@ -197,7 +197,7 @@ def files(folder: Path, rows: np.ndarray, order: list[int], ours: Callable[[], o
 OPEN = """
 import sys, time
 from pathlib import Path
-from qedit.cache.store import LATENTS, Store
+from qedit.cache.store.store import LATENTS, Store
 start = time.perf_counter()
 store = Store(Path(sys.argv[1]), {"benchmark": "open"}, LATENTS)
 store.read(sys.argv[2])

@@ -38,15 +38,15 @@ from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.cache_vae import stage as vae_stage
+from qedit.stages.encoding.device_options import Ways
 from qedit.stages.encoding.devices import on_each_device
 from qedit.stages.encoding.encoder import Encoder
-from qedit.stages.encoding.fill import Work
-from qedit.stages.encoding.ways import Ways
-from qedit.stages.images import resized
-from qedit.stages.models.checkpoint import open_checkpoint
-from qedit.stages.models.prompt import PromptEncoder
-from qedit.stages.models.tiny import make_tiny
+from qedit.stages.encoding.run_on_device import Work
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.models.text.prompt import PromptEncoder
+from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.models.vae import LatentEncoder
+from qedit.stages.pictures.images import resized
 
 # Rows as large as at full scale, or larger, from models that are small: so that to write them,
 # packed, is a share of the work.

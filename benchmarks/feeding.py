@@ -16,17 +16,17 @@ from PIL import Image
 
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
-from qedit.pipeline.report import TerminalProgress
+from qedit.pipeline.terminal.output import TerminalProgress
 from qedit.stages.cache_embeds.stage import sets_work
 from qedit.stages.cache_vae.stage import pictures_work
 from qedit.stages.cache_vae.wanted_pictures import find_pictures
+from qedit.stages.encoding.device_options import Ways
 from qedit.stages.encoding.encoder import Encoder, Made
-from qedit.stages.encoding.fill import Work, fill
-from qedit.stages.encoding.keeping import Keeping
-from qedit.stages.encoding.ways import Ways
-from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.encoding.run_on_device import Work, fill
+from qedit.stages.encoding.write_rows import Keeping
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.pair.stage import run as pair
-from qedit.stages.stores import open_stores
+from qedit.stages.stores.run_stores import open_stores
 
 COUNT = itertools.count()  # of emptied caches
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from qedit.stages.models.checkpoint import Checkpoint
-from qedit.stages.models.prompt import PromptEncoder
-from qedit.stages.models.prompt_reader import PromptReader
+from qedit.stages.models.checkpoint.checkpoint import Checkpoint
+from qedit.stages.models.text.prompt import PromptEncoder
+from qedit.stages.models.text.prompt_reader import PromptReader
 from qedit.stages.models.vae import LatentEncoder
 
 

@@ -24,16 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
-from qedit.cache.store import Store
+from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
-from qedit.stages.models.checkpoint import open_checkpoint
-from qedit.stages.models.tiny import make_tiny
-from qedit.stages.pairs_recipe import pairs_recipe
-from qedit.stages.pairs_table import table_folder, write_pairs
-from qedit.stages.samples import NULL_CAPTION, Picture, Sample
-from qedit.stages.stores import open_stores
-from qedit.stages.uses import note_use
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.models.tiny.tiny import make_tiny
+from qedit.stages.samples.recipe import pairs_recipe
+from qedit.stages.samples.sample import NULL_CAPTION, Picture, Sample
+from qedit.stages.samples.table import table_folder, write_pairs
+from qedit.stages.stores.pins import note_use
+from qedit.stages.stores.run_stores import open_stores
 
 ROWS_IN_PART = 512
 WANTED_SECONDS, WANTED_MB = 10.0, 1500.0

@@ -30,10 +30,10 @@ from PIL import Image
 from qedit.config.configuration import Configuration
 from qedit.config.datasets import Dataset
 from qedit.config.settings import Settings
-from qedit.pipeline.report import TerminalProgress
-from qedit.stages.images import header
+from qedit.pipeline.terminal.output import TerminalProgress
 from qedit.stages.pair.pictures import available_cores, examine
 from qedit.stages.pair.stage import run
+from qedit.stages.pictures.images import header
 
 MILLION = 1_000_000
 FEWEST_TO_EXTRAPOLATE = 100_000

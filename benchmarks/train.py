@@ -29,18 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from made_run import CHANNELS, fill, made_configuration, made_samples_with_edits, write_table
 from made_samples import made_sample
 
 from qedit.config.configuration import Configuration
-from qedit.stages.models.checkpoint import open_checkpoint
-from qedit.stages.models.tiny import TEXT_WIDTH
-from qedit.stages.samples import Sample
-from qedit.stages.stores import captions_beside, open_stores
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.models.tiny.tiny import TEXT_WIDTH
+from qedit.stages.samples.sample import Sample
+from qedit.stages.samples.table import captions_beside
+from qedit.stages.stores.run_stores import open_stores
 from qedit.stages.train.metrics import Metrics, padding_in, peak_memory_bytes
-from qedit.stages.train.plan import Plan, make_plan
+from qedit.stages.train.plan.training_plan import Plan, make_plan
 from qedit.stages.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -106,7 +107,7 @@ class Bare:
         self.target = noise - clean
         pictures = [(1 - sigma) * clean + sigma * noise, *(one.float() for one in batch.references)]
         self.height, self.width = clean.shape[-2:]
-        from qedit.stages.models.transformer import pack, unpack
+        from qedit.stages.models.transformer.transformer import pack, unpack
 
         self.unpack = unpack
         self.inputs = {

@@ -1,6 +1,6 @@
 """What can go wrong, in words: what is wrong, where, and what to type next.
 
-Only `pipeline/cli.py` turns these into text on the terminal and into an exit code.
+Only `pipeline/terminal/run_command.py` turns these into text on the terminal and into an exit code.
 """
 
 from __future__ import annotations

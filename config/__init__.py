@@ -1,1 +1,1 @@
-"""What a user may set: settings, datasets, and how the two files are read."""
+"""What a user may set, and how both files are read; nothing here does any work."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .kinds import (
+from .value_types import (
     Count,
     CountFromZero,
     File,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .configuration import Configuration
-from .draft import Draft
 from .mistakes import Mistake
+from .overrides import Change, read_sets
+from .parsing import Draft
 from .reading import CONFIG_NAME, DATA_NAME, example_folder, read_json
-from .sets import Change, read_sets
 
 __all__ = ["Configuration", "load"]
 

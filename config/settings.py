@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .kinds import (
+from .spelling import did_you_mean
+from .value_types import (
     AutoOrCount,
     AutoOrWhole,
     Count,
@@ -28,7 +29,6 @@ from .kinds import (
     names_of,
     only,
 )
-from .spelling import did_you_mean
 
 # How many references a sample of each flavour may have.
 MAX_REFERENCES = {"edit-v1": 1, "edit-v2": 3, "edit-v2+": 3, "edit-v3": 3}

@@ -1,1 +1,1 @@
-"""How stages are run: the commands, the order of work, what is said on the way."""
+"""The commands: the order of work and what is said on the way; not what a stage computes."""

@@ -10,7 +10,7 @@ from .commands.files import demo, export, init_files
 from .commands.looking import inspect, plan, preview
 from .commands.stages import cache_base, cache_embeds, cache_vae, pair, run, train
 from .commands.upkeep import gc, status, unlock, verify
-from .report import print_object
+from .terminal.output import print_object
 
 WHOLE = 1000  # letters: more than any first sentence has
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache.workspace import refuse_source_folder
+from ..cache.files.workspace import refuse_source_folder
 from ..config.comments import parse
 from ..stages.pair.proposal import propose
 from ..stages.stage import Progress

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import NotComplete, WrongUse
-from ..cache.workspace import refuse_source_folder
+from ..cache.files.workspace import refuse_source_folder
 from ..config.configuration import Configuration
-from ..stages.frozen_base import has_work
+from ..stages.frozen_base.wanted import has_work
 from ..stages.stage import Outcome, Progress
-from .report import summary
+from .terminal.output import summary
+from .upkeep.unused_rows import count_orphans_of_stage
 
 SHARING = ("cache-vae", "cache-embeds")
 ORDER = ("pair", "cache-vae", "cache-embeds", "cache-base", "train")
@@ -64,8 +65,8 @@ def run_stages(
     for folder in (configuration.settings.cache_dir, configuration.settings.output_dir):
         refuse_source_folder(Path(folder))
     if "train" in names and len(names) > 1:
-        from ..stages.train.refusals import refuse_to_train
-        from ..stages.train.run_folder import refuse_folder
+        from ..stages.train.plan.refusals import refuse_to_train
+        from ..stages.train.state.run_folder import refuse_folder
 
         # hours before the training would say so itself
         refuse_folder(configuration.settings)
@@ -86,6 +87,9 @@ def run_stages(
             # a dry run of several stages: what the earlier ones would make is not there yet
             progress.say(f"{name:12}  cannot be counted before the stages above. {missing.what}")
             break
+        if dry_run and name in SHARING:
+            orphaned = count_orphans_of_stage(configuration, name)
+            outcome = replace(outcome, facts=outcome.facts | {"orphaned": orphaned})
         for line in outcome.lines:
             progress.say(line)
         progress.say(summary(outcome, dry_run=dry_run))
@@ -110,8 +114,8 @@ class Decodes:
         if not self._both or name not in SHARING:
             yield options
             return
+        from ..stages.encoding.device_options import Ways
         from ..stages.encoding.spool import spool_in
-        from ..stages.encoding.ways import Ways
 
         if self._folder is None:
             self._folder = self._stack.enter_context(spool_in(self._cache_dir))

@@ -1,1 +1,1 @@
-"""What each stage computes: one command, one file or folder."""
+"""What each stage computes; stages meet on disk only and never import each other."""

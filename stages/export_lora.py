@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..cache.atomic import write_bytes
 from ..cache.errors import WrongUse
-from .models.lora_file import Lora, Style, as_file, read_lora
+from ..cache.files.atomic import write_bytes
+from .models.lora.lora_file import Lora, Style, as_file, read_lora
 
 SUFFIX = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -48,9 +48,9 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
     """
     import torch
 
-    from .models.merging import merged
-    from .models.streaming import config_in, tensors_in
-    from .models.transformer_folder import write_transformer
+    from .models.lora.merging import merged
+    from .models.weights.streaming import config_in, tensors_in
+    from .models.weights.transformer_folder import write_transformer
 
     if to.exists():
         raise WrongUse(f"{to} is there already.", "Choose another folder, or move it away.")
@@ -81,7 +81,7 @@ def other_base_in_words(source: Path, base: Path) -> str | None:
     Raises:
         WrongUse: `source` is no LoRA, or `base` holds no transformer.
     """
-    from .models.digests import model_digest
+    from .models.checkpoint.digests import model_digest
 
     folder, about = _transformer_in(base), read_lora(source).metadata
     trained_on = about.get("base_digest")

@@ -13,15 +13,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..cache.atomic import write_bytes
 from ..cache.errors import WrongUse
+from ..cache.files.atomic import write_bytes
 from ..config.configuration import Configuration
-from .models.checkpoint import ENCODERS, open_checkpoint
+from .models.checkpoint.checkpoint import ENCODERS, open_checkpoint
 from .models.flavours import Flavour
-from .preview_samples import as_at_inference, preview_samples
-from .samples import NULL_CAPTION, Picture, Sample
-from .stores import open_stores, samples_of, used_main_datasets
-from .tensors import tensor_of
+from .samples.sample import NULL_CAPTION, Picture, Sample
+from .samples.table import samples_of, used_main_datasets
+from .stores.bfloat16 import tensor_of
+from .stores.previewed import as_at_inference, preview_samples
+from .stores.run_stores import open_stores
 
 PATCH = 2
 

@@ -13,9 +13,9 @@ from peft import LoraConfig
 from shapes import ZERO_COND_T
 from torch import nn
 
-from qedit.stages.models.fit import Fit
-from qedit.stages.models.lora import add_lora, target_modules
-from qedit.stages.train.fitting import load_device
+from qedit.stages.models.lora.lora import add_lora, target_modules
+from qedit.stages.models.memory_estimate.memory_plan import Fit
+from qedit.stages.train.apply_memory_plan import load_device
 
 RANK = 16
 

@@ -30,12 +30,12 @@ from made_encoders import made_text_encoder, made_vae
 from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
-from qedit.stages.encoding.fill import Work, fill
-from qedit.stages.encoding.ways import Ways
-from qedit.stages.models.checkpoint import open_checkpoint
+from qedit.stages.encoding.device_options import Ways
+from qedit.stages.encoding.run_on_device import Work, fill
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.device import let_segments_grow
-from qedit.stages.models.prompt import PromptEncoder
-from qedit.stages.models.tiny import make_tiny
+from qedit.stages.models.text.prompt import PromptEncoder
+from qedit.stages.models.tiny.tiny import make_tiny
 
 PAIRS, SMALL_PAIRS = 24, 3
 SMALL_VAE = {"base_dim": 16}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cases import Asked, Session
 from shapes import FULL, Case, sizes_of
 
-from qedit.stages.models.memory import step_flops
+from qedit.stages.models.memory_estimate.memory import step_flops
 
 TERAFLOPS = 350  # of a step on a large GPU of today
 STOCK_TAKES, QUANTO_TAKES = 1.4, 2.0  # times as long

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qedit.stages.models.modulation import tabulate
-from qedit.stages.models.quantize import precision_for
-from qedit.stages.models.quantized_linear import quantize_layers, quantized_tensors
-from qedit.stages.models.streaming import empty_transformer, fill
+from qedit.stages.models.quantization.quantize import precision_for
+from qedit.stages.models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from qedit.stages.models.timesteps import Bits, row_shape
+from qedit.stages.models.transformer.modulation import tabulate
+from qedit.stages.models.weights.streaming import empty_transformer, fill
 
 DTYPE = torch.bfloat16
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qedit.stages.models.fit import GIGABYTE
+from qedit.stages.models.memory_estimate.memory_plan import GIGABYTE
 
 CEILING_EDGE = 8192
 PACKAGES = ("torch", "diffusers", "transformers", "peft")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from qedit.stages.models.dimensions import Dimensions
-from qedit.stages.models.memory import Load
+from qedit.stages.models.memory_estimate.dimensions import Dimensions
+from qedit.stages.models.memory_estimate.memory import Load
 
 FULL = {
     "patch_size": 2,

@@ -24,11 +24,11 @@ from shapes import FULL, SMALL, write_config
 from worker import answer, arguments
 
 from qedit.stages.models.device import let_segments_grow
-from qedit.stages.models.modulation import ModulationWeights
-from qedit.stages.models.quantize import precision_for
-from qedit.stages.models.quantized_linear import quantize_layers, quantized_tensors
-from qedit.stages.models.streaming import empty_transformer, fill, tensors_in
+from qedit.stages.models.quantization.quantize import precision_for
+from qedit.stages.models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from qedit.stages.models.timesteps import every_timestep
+from qedit.stages.models.transformer.modulation import ModulationWeights
+from qedit.stages.models.weights.streaming import empty_transformer, fill, tensors_in
 
 BLOCKS = 3  # 2 GB at full width
 TIMESTEPS = 64

@@ -28,10 +28,16 @@ from shapes import FULL, SMALL, Case, random_latents, sizes_of, write_config
 from torch._dynamo.utils import counters
 from worker import answer, arguments
 
-from qedit.stages.models.compiled import compile_blocks, is_compiled
 from qedit.stages.models.device import let_segments_grow
-from qedit.stages.models.dimensions import Dimensions
-from qedit.stages.models.fit import (
+from qedit.stages.models.memory_estimate.dimensions import Dimensions
+from qedit.stages.models.memory_estimate.memory import (
+    CONTEXT_BYTES,
+    Load,
+    Way,
+    memory_of,
+    step_flops,
+)
+from qedit.stages.models.memory_estimate.memory_plan import (
     GIGABYTE,
     Fit,
     Recomputation,
@@ -39,11 +45,11 @@ from qedit.stages.models.fit import (
     fit_into,
     needed_bytes,
 )
-from qedit.stages.models.memory import CONTEXT_BYTES, Load, Way, memory_of, step_flops
-from qedit.stages.models.transformer import predict_velocity
-from qedit.stages.train.fitting import apply_fit
-from qedit.stages.train.flow import noised, sample_losses
-from qedit.stages.train.optimizers import make_optimizer
+from qedit.stages.models.transformer.compiled import compile_blocks, is_compiled
+from qedit.stages.models.transformer.transformer import predict_velocity
+from qedit.stages.train.apply_memory_plan import apply_fit
+from qedit.stages.train.objective.loss import noised, sample_losses
+from qedit.stages.train.state.optimizers import make_optimizer
 
 Step = Callable[[], tuple[float, float]]
 

@@ -1,1 +1,1 @@
-"""One command after the other; a file for each kind."""
+"""One function for each command; what several commands share is in terminal/."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...cache.errors import WrongUse
-from ..options import dry_run_option, workplace_options
-from ..reporting import reporting
+from ..terminal.options import dry_run_option, workplace_options
+from ..terminal.run_command import reporting
 
 if TYPE_CHECKING:
-    from ...stages.models.lora_file import Style
+    from ...stages.models.lora.lora_file import Style
 
 
 @click.command()
@@ -101,6 +101,6 @@ def demo(folder: Path, as_json: bool, quiet: bool, debug: bool) -> None:
         progress,
         finish,
     ):
-        from ..demo import run_demo
+        from ..demo.tour import run_demo
 
         finish(run_demo(folder, progress))

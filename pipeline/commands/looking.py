@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ..options import device_option, dry_run_option, shared_options
-from ..reporting import reporting
+from ..terminal.options import device_option, dry_run_option, shared_options
+from ..terminal.run_command import reporting
 from .running import configuration_of, run_named
 
 LISTED = 20
@@ -105,8 +105,8 @@ def plan(vram_gb: float | None, **shared: Any) -> None:
     model its config.json. Opens no weights.
     """
     with reporting(**shared) as (progress, finish):
-        from ..plan_words import plan_lines, plan_object
-        from ..planning import make_plan
+        from ..plan.plan_words import plan_lines, plan_object
+        from ..plan.planning import make_plan
 
         made = make_plan(configuration_of(progress, **shared), vram_gb=vram_gb)
         for line in plan_lines(made):

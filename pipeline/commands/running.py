@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import WrongUse
-from ..report import TerminalProgress, as_object, details
-from ..reporting import reporting
+from ..terminal.output import TerminalProgress, as_object, details
+from ..terminal.run_command import reporting
 
 
 def run_named(
@@ -47,7 +47,7 @@ def configuration_of(
 ) -> Any:
     """The configuration that the shared options name; its notes are said as warnings."""
     from ...config.loading import load
-    from ..examples import example_named, tiny_sets
+    from ..demo.examples import example_named, tiny_sets
 
     example = example_named(assignments)
     if tiny and example is None:

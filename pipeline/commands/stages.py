@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..options import (
+from ..terminal.options import (
     PAIR_OPTIONS,
     device_option,
     dry_run_option,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ..options import shared_options
-from ..reporting import reporting, with_options
+from ..terminal.options import shared_options
+from ..terminal.run_command import reporting, with_options
 from .running import configuration_of
 
 
@@ -21,7 +21,7 @@ def status(**shared: Any) -> None:
     references; a row that two of them want is counted for both, and once in all.
     """
     with reporting(**shared) as (progress, finish):
-        from ..status import status_of
+        from ..upkeep.status import status_of
 
         configuration = configuration_of(progress, **shared)
         found = status_of(configuration)
@@ -44,7 +44,7 @@ def status(**shared: Any) -> None:
 def verify(sample: float, drop: bool, **shared: Any) -> None:
     """Hold everything that was made against its checksums; name the samples that are hurt."""
     with reporting(**shared) as (progress, finish):
-        from ..verifying import verify as verify_all
+        from ..upkeep.verify import verify as verify_all
 
         configuration = configuration_of(progress, **shared)
         found = verify_all(configuration, progress, share=sample / 100, drops=drop)
@@ -63,8 +63,8 @@ def verify(sample: float, drop: bool, **shared: Any) -> None:
 def gc(compact: bool, yes: bool, **shared: Any) -> None:
     """Remove cached rows that no pairs table and no run names any more."""
     with reporting(**shared) as (progress, finish):
-        from ..cleaning import alone, clear, collect
-        from ..report import size
+        from ..terminal.output import size
+        from ..upkeep.collect import alone, clear, collect
 
         configuration = configuration_of(progress, **shared)
         with alone(configuration) if yes else nullcontext() as held:
@@ -95,8 +95,8 @@ def unlock(yes: bool, **shared: Any) -> None:
     know: end its processes first.
     """
     with reporting(**shared) as (progress, finish):
-        from ...cache.atomic import remove
-        from ..unlocking import find_locks
+        from ...cache.files.atomic import remove
+        from ..upkeep.unlock import find_locks
 
         locks = find_locks(configuration_of(progress, **shared))
         for path, holder in locks.here():

@@ -1,1 +1,1 @@
-"""cache-base: the frozen transformer as training needs it, computed once."""
+"""cache-base: the frozen transformer as training needs it; frozen_base/ knows where it lies."""

@@ -9,20 +9,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...cache.atomic import new_folder, write_bytes, write_json
-from ...cache.fingerprint import digest_bytes
-from ...cache.lock import writer_lock
+from ...cache.files.atomic import new_folder, write_bytes, write_json
+from ...cache.files.fingerprint import digest_bytes
+from ...cache.files.free_space import refuse_full_disk
+from ...cache.files.lock import writer_lock
 from ...config.configuration import Configuration
-from ..frozen_base import QUANTIZED_FILE, QuantizedBase, wants_table
-from ..models.checkpoint import Checkpoint
+from ..frozen_base.modulation_table import wants_table
+from ..frozen_base.quantized import QUANTIZED_FILE, QuantizedBase
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.device import best_device
 from ..models.layers import sees_only_time
-from ..models.quantize import PRECISIONS
-from ..models.quantized_linear import quantize_layers, quantized_tensors
-from ..models.streaming import empty_transformer, tensors_in
-from ..room import refuse_full_disk
+from ..models.quantization.quantize import PRECISIONS
+from ..models.quantization.quantized_linear import quantize_layers, quantized_tensors
+from ..models.weights.streaming import empty_transformer, tensors_in
 from ..stage import Progress
-from ..uses import note_in, note_use
+from ..stores.pins import note_in, note_use
 
 # So much is held in memory at a time beside the tensor in work.
 FILE_BYTES = 1 << 28

@@ -8,20 +8,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ...cache.claims import LOCK_PATIENCE_SECONDS
+from ...cache.files.claims import LOCK_PATIENCE_SECONDS
 from ...config.configuration import Configuration
 from ...config.settings import Settings
-from ..frozen_base import (
-    QuantizedBase,
-    base_folder,
-    modulation_table,
-    quantized_base,
-    wants_quantized,
-    wants_table,
-)
-from ..models.checkpoint import Checkpoint, open_checkpoint
+from ..frozen_base.folder import base_folder
+from ..frozen_base.modulation_table import modulation_table, wants_table
+from ..frozen_base.quantized import QuantizedBase, quantized_base, wants_quantized
+from ..models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ..stage import Outcome, Progress
-from ..uses import begin_use, keep_places
+from ..stores.pins import begin_use, keep_places
 from .table import TableWork
 
 STAGE = "cache-base"
@@ -97,7 +92,7 @@ def _keep(checkpoint: Checkpoint, base: QuantizedBase | None, configuration: Con
 
 def _refuse_device(settings: Settings, *, device: str) -> None:
     from ..models.device import best_device
-    from ..models.quantize import precision_for
+    from ..models.quantization.quantize import precision_for
 
     precision_for(
         settings.base_model_precision,

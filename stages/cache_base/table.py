@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ...cache.store import Store
+from ...cache.files.free_space import refuse_full_disk
+from ...cache.store.dropping import pass_over_torn
+from ...cache.store.store import Store
 from ...config.configuration import Configuration
 from ...config.settings import Settings
-from ..frozen_base import lowest_sigma, modulation_table, sizes_of
-from ..models.checkpoint import Checkpoint
+from ..frozen_base.modulation_table import lowest_sigma, modulation_table, sizes_of
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.timesteps import every_timestep, row_key, row_shape
-from ..room import refuse_full_disk
 from ..stage import Progress
-from ..torn_parts import pass_over_torn
-from ..uses import begin_use
+from ..stores.pins import begin_use
 
 # Of these many bytes a pass over the weights computes rows; fewer, larger passes read the
 # weights less often.
@@ -61,7 +61,7 @@ class TableWork:
             Locked: another process is making it, or removes rows there.
         """
         from ..models.device import best_device
-        from ..models.modulation import ModulationWeights
+        from ..models.transformer.modulation import ModulationWeights
 
         refuse_full_disk({self.table.path: self.missing_bytes}, what="the modulation table")
         begin_use([self.table], configuration)
@@ -77,7 +77,7 @@ class TableWork:
                 self._store(dict(zip(timesteps, rows, strict=True)))
 
     def _store(self, rows: dict[int, Any]) -> None:
-        from ..tensors import bits_of
+        from ..stores.bfloat16 import bits_of
 
         for timesteps in _cut(list(rows), PART_BYTES // self.row_bytes):
             keys = [row_key(bits) for bits in timesteps]

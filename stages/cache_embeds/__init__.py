@@ -1,1 +1,1 @@
-"""cache-embeds: each distinct reference set becomes an image prefix, each caption a text tail."""
+"""cache-embeds: references and captions become rows; encoding/ feeds the encoder."""

@@ -10,21 +10,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
 from ..encoding.encoder import Encoder, Made, Unfit
-from ..encoding.opening import open_to_encode
-from ..encoding.recent import RecentPictures
+from ..encoding.open_pictures import open_to_encode
+from ..encoding.recent_pictures import RecentPictures
 from ..encoding.reference_sets import TOKENS_AROUND, ReferenceSet
 from ..encoding.spool import Spool, spool_key
-from ..images import resized
-from ..models.checkpoint import Checkpoint
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named
-from ..models.prompt import PromptEncoder
-from ..models.prompt_reader import Prompt, PromptReader
-from ..rejected_rows import RejectedRow
-from ..samples import Picture
-from ..stores import picture_folders
-from ..tensors import bits_of
+from ..models.text.prompt import PromptEncoder
+from ..models.text.prompt_reader import Prompt, PromptReader
+from ..pictures.images import resized
+from ..samples.sample import Picture
+from ..samples.table import picture_folders
+from ..stores.bfloat16 import bits_of
 
 STAGE = "cache-embeds"
 PREFIXES, TAILS = "prefixes", "tails"

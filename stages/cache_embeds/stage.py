@@ -10,11 +10,12 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from ...cache.files.free_space import refuse_full_disk
+from ...cache.store.dropping import pass_over_torn
 from ...config.configuration import Configuration
 from ..encoding.acceptance import OnReject, Rejections
+from ..encoding.device_options import Ways
 from ..encoding.devices import on_each_device
-from ..encoding.fill import Filled, Work, fill
-from ..encoding.pace import facts_of
 from ..encoding.reference_sets import (
     Count,
     ReferenceSet,
@@ -26,16 +27,15 @@ from ..encoding.reference_sets import (
     pass_on_rejections,
     still_missing,
 )
-from ..encoding.shard import Shard, shard_named
-from ..encoding.ways import Ways
-from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..preview_samples import keys_only_previewed
-from ..rates import foreseen, remember_rate
-from ..room import refuse_full_disk
+from ..encoding.run_on_device import Filled, Work, fill
+from ..encoding.speed_log import facts_of
+from ..encoding.work_split import Shard, shard_named
+from ..estimates.speed import foreseen, remember_rate
+from ..models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ..stage import Outcome, Progress
-from ..stores import RunStores, open_stores
-from ..torn_parts import pass_over_torn
-from ..uses import begin_use, keep_use, note_use
+from ..stores.pins import begin_use, keep_use, note_use
+from ..stores.previewed import keys_only_previewed
+from ..stores.run_stores import RunStores, open_stores
 
 STAGE = "cache-embeds"
 
@@ -135,8 +135,7 @@ def run(
         | (
             foreseen(
                 configuration,
-                checkpoint,
-                (stores.prefixes, stores.tails),
+                stores.prefixes,
                 devices=ways.where,
                 missing=mine.rows + again,
                 count_bytes=sum(sizes.values()),

@@ -1,1 +1,1 @@
-"""cache-vae: each distinct (picture, geometry) of targets and references becomes one latent row."""
+"""cache-vae: pictures and masks become rows; how an encoder is fed is in encoding/."""

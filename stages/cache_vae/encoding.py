@@ -12,19 +12,19 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
 from ..encoding.encoder import Encoder, Made, Unfit
-from ..encoding.fill import FOR_THE_NEXT
-from ..encoding.opening import open_to_encode
+from ..encoding.open_pictures import open_to_encode
+from ..encoding.run_on_device import FOR_THE_NEXT
 from ..encoding.spool import Spool, spool_key
-from ..images import pixels, resized
-from ..models.checkpoint import Checkpoint
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named
 from ..models.vae import LatentEncoder
-from ..rejected_rows import RejectedRow
-from ..samples import Picture
-from ..stores import picture_folders
-from ..tensors import bits_of
+from ..pictures.images import pixels, resized
+from ..samples.sample import Picture
+from ..samples.table import picture_folders
+from ..stores.bfloat16 import bits_of
 from .one_file import OneFile
 
 STAGE = "cache-vae"

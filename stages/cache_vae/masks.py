@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
 from ..encoding.encoder import Encoder, Made, Unfit
-from ..encoding.opening import PASSING, bytes_as_paired
-from ..images import Unreadable
-from ..mask_values import mask_values, open_mask
-from ..rejected_rows import RejectedRow
-from ..samples import Picture
-from ..stores import picture_folders
-from ..tensors import bits_of
+from ..encoding.open_pictures import PASSING, bytes_as_paired
+from ..pictures.images import Unreadable
+from ..pictures.mask_weights import mask_values, open_mask
+from ..samples.sample import Picture
+from ..samples.table import picture_folders
+from ..stores.bfloat16 import bits_of
 
 STAGE = "cache-vae"
 WEIGHTS = "weights"

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ..encoding.cutting import cut
-from ..samples import Picture
+from ..encoding.work_split import cut
+from ..samples.sample import Picture
 
 PIXELS_A_LATENT = 8 * 8
 BYTES_A_LATENT = 16 * 2  # channels of bfloat16

@@ -11,24 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from ...cache.files.free_space import refuse_full_disk
+from ...cache.store.dropping import pass_over_torn
+from ...cache.store.store_set import Shelf
 from ...config.configuration import Configuration
 from ..encoding.acceptance import OnReject
+from ..encoding.device_options import Ways
 from ..encoding.devices import on_each_device
-from ..encoding.fill import Filled, Work, fill
-from ..encoding.pace import facts_of
 from ..encoding.reference_sets import BYTES_A_TOKEN, ReferenceSet, find_wanted
-from ..encoding.shard import Shard, shard_named
-from ..encoding.ways import Ways
-from ..models.checkpoint import Checkpoint, open_checkpoint
-from ..preview_samples import keys_only_previewed
-from ..rates import foreseen, remember_rate
-from ..room import refuse_full_disk
-from ..samples import Picture
-from ..shelf import Shelf
+from ..encoding.run_on_device import Filled, Work, fill
+from ..encoding.speed_log import facts_of
+from ..encoding.work_split import Shard, shard_named
+from ..estimates.speed import foreseen, remember_rate
+from ..models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ..samples.sample import Picture
 from ..stage import Outcome, Progress
-from ..stores import RunStores, open_stores
-from ..torn_parts import pass_over_torn
-from ..uses import begin_use, keep_use, note_use
+from ..stores.pins import begin_use, keep_use, note_use
+from ..stores.previewed import keys_only_previewed
+from ..stores.run_stores import RunStores, open_stores
 from .one_file import files_of, latent_bytes, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
 
@@ -114,8 +114,7 @@ def run(
         | (
             foreseen(
                 configuration,
-                checkpoint,
-                (stores.latents, stores.weights),
+                stores.latents,
                 devices=ways.where,
                 missing=mine.missing + again,
                 count_bytes=sum(sizes.values()),

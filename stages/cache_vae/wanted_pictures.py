@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from ...cache.store.store_set import Shelf
 from ...config.configuration import Configuration
 from ..encoding.acceptance import Rejections
-from ..encoding.shard import Shard
+from ..encoding.work_split import Shard
 from ..models.flavours import Flavour
-from ..preview_samples import Shown, only_previewed
-from ..samples import Picture, Sample
-from ..shelf import Shelf
-from ..stores import RunStores, used_main_datasets
-from ..wanted import Keys, PairsKeys, distinct, pairs_keys
+from ..samples.sample import Picture, Sample
+from ..samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
+from ..samples.table import used_main_datasets
+from ..stores.previewed import Shown, only_previewed
+from ..stores.run_stores import RunStores
 
 Named = Callable[[Iterable[Sample]], Iterator[tuple[str, Picture]]]
 

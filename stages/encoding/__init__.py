@@ -1,1 +1,1 @@
-"""What the two caching stages have in common: how an encoder is fed, and what becomes of rows."""
+"""What both caching stages share: how an encoder is fed; the encoders are in cache_*/."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...cache.errors import NotComplete
-from ..rejected_rows import RejectedRow, RejectedRows
-from ..shelf import Shelf
-from ..wanted import Keys, PairsKeys
-from .shard import Shard
+from ...cache.store.rejected_rows import RejectedRow, RejectedRows
+from ...cache.store.store_set import Shelf
+from ..samples.store_keys import Keys, PairsKeys
+from .work_split import Shard
 
 SHOWN = 5
 

@@ -17,8 +17,8 @@ from typing import Any
 from ...cache.errors import QeditError
 from ...config.configuration import Configuration
 from ..stage import Progress
-from .fill import Filled
-from .ways import Ways, available_cores
+from .device_options import Ways, available_cores
+from .run_on_device import Filled
 
 Fill = Callable[[Configuration, Progress, Ways], Filled]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..rejected_rows import RejectedRow
+from ...cache.store.rejected_rows import RejectedRow
 
 
 @dataclass(frozen=True)

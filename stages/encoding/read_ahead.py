@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from ...cache.claims import Task
+from ...cache.files.claims import Task
 from .encoder import Encoding
 
 

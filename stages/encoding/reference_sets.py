@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ...cache.store.rejected_rows import RejectedRows
 from ...config.configuration import Configuration
 from ..models.flavours import Flavour
-from ..preview_samples import only_previewed
-from ..rejected_rows import RejectedRows
-from ..samples import Picture, Sample
-from ..stores import RunStores, captions_beside, used_main_datasets
-from ..wanted import Keys, PairsKeys, distinct, pairs_keys
-from .cutting import cut
+from ..samples.sample import Picture, Sample
+from ..samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
+from ..samples.table import captions_beside, used_main_datasets
+from ..stores.previewed import only_previewed
+from ..stores.run_stores import RunStores
+from .work_split import cut
 
 PIXELS_A_TOKEN = 28 * 28
 # Only for estimates:

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...cache.atomic import LEFTOVER, make_folder, remove, sweep, unique_name
 from ...cache.errors import Damaged, NotComplete
-from ...cache.fingerprint import key_of
-from ...cache.grid import SHARD_LENGTH
-from ...cache.part import Layout
-from ..models.recipes import PICTURES
-from ..samples import Picture
-from ..shelf import Shelf
+from ...cache.files.atomic import LEFTOVER, make_folder, remove, sweep, unique_name
+from ...cache.files.fingerprint import key_of
+from ...cache.format.grid import SHARD_LENGTH
+from ...cache.format.part import Layout
+from ...cache.store.store_set import Shelf
+from ..samples.sample import Picture
+from ..stores.recipes import PICTURES
 
 FOLDER = "spool"
 MOST_BYTES = 8 << 30

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from .pace import Pace
+from .speed_log import Pace
 
 MOST_WAITING = 2  # one is being written, one waits
 

@@ -1,1 +1,1 @@
-"""The only code that imports diffusers, transformers and peft."""
+"""The only code that imports diffusers, transformers or peft; nothing here reads caches."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...cache.fingerprint import key_of
+from ...cache.files.fingerprint import key_of
 
 Bits = int
 """A timestep as the model sees it: the bits of a bfloat16 in [0, 1]."""

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .checkpoint import Checkpoint
-from .loading import load_part
+from .checkpoint.checkpoint import Checkpoint
+from .weights.loading import load_part
 
 
 class LatentEncoder:

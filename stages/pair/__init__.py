@@ -1,1 +1,1 @@
-"""pair: picture folders become a table of samples with geometry; what is wrong is named."""
+"""pair: picture folders become a table of samples; it opens pictures and no model."""

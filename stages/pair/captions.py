@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ...cache.errors import WrongUse
 from ...config.datasets import CaptionShuffle, Dataset
-from ..models.caption_length import CaptionLength
 from ..models.templates import CAPTION_LIMIT_TOKENS, PICTURE_TOKENS
-from ..pairs_recipe import filter_entries
+from ..models.text.caption_length import CaptionLength
+from ..samples.recipe import filter_entries
 from .caption_tables import TableCaptions
 from .match import stem_of
 from .scan import TEXT_EXTENSION, Scan, printable

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..samples import Sample
+from ..samples.sample import Sample
 
 Row = tuple[Sample, Sequence[str]]
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...config.datasets import Dataset
-from ..pair_rows import Rejection
-from ..samples import Picture, Sample
+from ..samples.sample import Picture, Sample
+from ..samples.schema import Rejection
 from .geometry import (
     Framing,
     is_smaller,
@@ -20,7 +20,7 @@ from .geometry import (
     target_size,
     whole,
 )
-from .memory import BLACK, Facts
+from .picture_records import BLACK, Facts
 
 # Reason code -> what it means; `detail` of a rejection says it for the one file.
 REASONS = {

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import log, sqrt
 from typing import Literal
 
-from ..rule_of_size import Amount as Amount
-from ..rule_of_size import Size as Size
-from ..rule_of_size import area_of as area_of
-from ..rule_of_size import size_of_area as size_of_area
-from ..rule_of_size import size_of_edge as size_of_edge
+from ..samples.sizes import Amount as Amount
+from ..samples.sizes import Size as Size
+from ..samples.sizes import area_of as area_of
+from ..samples.sizes import size_of_area as size_of_area
+from ..samples.sizes import size_of_edge as size_of_edge
 
 Box = tuple[float, float, float, float]
 

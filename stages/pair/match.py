@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from ...cache.errors import WrongUse
-from ..pair_rows import Rejection
+from ..samples.schema import Rejection
 from .scan import Files, printable
 
 SHOWN_EXAMPLES = 2

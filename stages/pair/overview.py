@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...cache.errors import Damaged
-from ...cache.tables import read_table, table_blocks, table_in
-from ..pair_rows import flat, samples_in
-from ..pairs_table import verified
-from ..samples import Sample
-from .look import Looks, alike_groups
-from .memory import MEMORY_FILE
+from ...cache.format.tables import read_table, table_blocks, table_in
+from ..samples.sample import Sample
+from ..samples.schema import flat, samples_in
+from ..samples.table import verified
+from .perceptual_hash import Looks, alike_groups
+from .picture_records import MEMORY_FILE
 
 Flags = npt.NDArray[np.bool_]
 

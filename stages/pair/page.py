@@ -10,14 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ...cache.atomic import sweep, write_text
-from ...cache.fingerprint import key_of
+from ...cache.files.atomic import sweep, write_text
+from ...cache.files.fingerprint import key_of
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
-from ..images import quiet_decoding
-from ..pair_rows import Rejection
-from ..pairs_table import manifest_in, read_rejections
-from ..samples import Picture, Sample
+from ..pictures.images import quiet_decoding
+from ..samples.sample import Picture, Sample
+from ..samples.schema import Rejection
+from ..samples.table import manifest_in, read_rejections
 from .checks import MEANINGS
 from .overview import Overview, overview_of
 from .pictures import available_cores

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...cache.fingerprint import digest_bytes, digest_file
-from ..images import (
+from ...cache.files.fingerprint import digest_bytes, digest_file
+from ..pictures.images import (
     BinaryFile,
     Unreadable,
     decode,
@@ -28,8 +28,8 @@ from ..images import (
     swaps_sides,
     upright,
 )
-from .look import is_black, look_of
-from .memory import BLACK, NOT_DECODED, Facts, Memory
+from .perceptual_hash import is_black, look_of
+from .picture_records import BLACK, NOT_DECODED, Facts, Memory
 
 BATCH_FILES = 32
 BATCHES_AHEAD = 4  # of each thread

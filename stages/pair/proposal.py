@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from ...cache.atomic import create
 from ...cache.errors import WrongUse
-from ..images import Unreadable, header, quiet_decoding, swaps_sides
+from ...cache.files.atomic import create
+from ..pictures.images import Unreadable, header, quiet_decoding, swaps_sides
 from .geometry import Size, ratios_differ
 from .match import Candidates, refuse_strangers
 from .scan import Scan, printable, scan

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..images import EXTENSIONS
+from ..pictures.images import EXTENSIONS
 
 TEXT_EXTENSION = "txt"
 # Pictures by their names, of formats that are not read: named, not passed over.

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...cache.atomic import sweep
-from ...cache.lock import writer_lock
+from ...cache.files.atomic import sweep
+from ...cache.files.lock import writer_lock
 from ...config.configuration import Configuration
-from ..images import quiet_decoding
-from ..models.checkpoint import flavour_of
-from ..paired_folders import folders_of
-from ..pairs_table import (
+from ..models.checkpoint.checkpoint import flavour_of
+from ..pictures.images import quiet_decoding
+from ..samples.source_folders import folders_of
+from ..samples.table import (
     accept_rejections,
     is_whole,
     manifest_in,
@@ -24,16 +24,16 @@ from ..pairs_table import (
     write_pairs,
 )
 from ..stage import Outcome, Progress
-from ..uses import keep_pairs, note_use, pairs_places
-from .account import STAGE, Foreseen, outcome_of, refuse_unaccepted
+from ..stores.pins import keep_pairs, note_use, pairs_places
+from .acceptance import Judged, Unknown, judge, unknown_in
 from .changes import Changes, Tally
 from .folders import Scans, digest_of, scan_all, used_datasets
-from .judgement import Judged, Unknown, judge, unknown_in
-from .memory import NOT_DECODED, PASSING_REASONS, Memory
 from .page import PAGE_FILE, bring_up_to_date, source_of
+from .picture_records import NOT_DECODED, PASSING_REASONS, Memory
 from .pictures import look_at
-from .plan import Plan, make_plans
 from .scan import printable
+from .summary import STAGE, Foreseen, outcome_of, refuse_unaccepted
+from .wanted_samples import Plan, make_plans
 
 
 def run(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images import Unreadable, open_small
+from ..pictures.images import Unreadable, open_small
 from .geometry import ratios_differ
 
 EDGE_PIXELS = 320

@@ -1,1 +1,1 @@
-"""preview: stored latents become pictures, sheets and strips; the VAE of a run lives here."""
+"""preview: stored latents become pictures; the VAE of a run is loaded here, not in train/."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...cache.atomic import write_json
-from ..alignment import LEAST_UNCHANGED, Drift, drift_of, edited_region
-from ..preview_files import Stored, step_folder
+from ...cache.files.atomic import write_json
+from ..run_output.previews import Stored, step_folder
+from .alignment import LEAST_UNCHANGED, Drift, drift_of, edited_region
 from .pictures import Sources, opened, picture_path
 
 DRIFT_FILE = "alignment.json"

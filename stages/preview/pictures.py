@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from ...cache.atomic import new_file
-from ...cache.fingerprint import fingerprint
-from ..images import Unreadable, open_upright
-from ..mask_values import mask_values, open_mask
-from ..preview_files import LATENTS, PREVIEWS, Stored
+from ...cache.files.atomic import new_file
+from ...cache.files.fingerprint import fingerprint
+from ..pictures.images import Unreadable, open_upright
+from ..pictures.mask_weights import mask_values, open_mask
+from ..run_output.previews import LATENTS, PREVIEWS, Stored
 
 SMALL_PIXELS = 640  # the longer edge of what the page and the sheets show of a picture
 SOURCES = "sources"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..preview_files import PREVIEWS, Part, Stored, stem_of, step_folder
-from ..sheet import Row, sheet
+from ..pictures.contact_sheet import Row, sheet
+from ..run_output.previews import PREVIEWS, Part, Stored, stem_of, step_folder
 from .pictures import Sources, key_of_pictures, made_from, opened, picture_path, save
 
 VERSION = "3"  # raised whenever the same pictures give another sheet

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ...cache.errors import QeditError, WrongUse
 from ...config.configuration import Configuration
-from ..models.checkpoint import open_checkpoint
-from ..preview_files import Stored, stored_previews
-from ..run_page.page import PAGE_FILE, write_page
+from ..models.checkpoint.checkpoint import open_checkpoint
+from ..run_output.page import PAGE_FILE, write_page
+from ..run_output.previews import Stored, stored_previews
+from ..samples.table import picture_folders
 from ..stage import Outcome, Progress
-from ..stores import picture_folders
 
 STAGE = "preview"
 
@@ -96,9 +96,9 @@ def _decode(
 ) -> None:
     import torch
 
-    from ..images import picture_of
     from ..models.device import best_device
     from ..models.vae import LatentEncoder
+    from ..pictures.images import picture_of
     from .pictures import is_current, save_preview
 
     vae = LatentEncoder.load(open_checkpoint(configuration.settings), device=best_device(device))

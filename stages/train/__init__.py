@@ -1,1 +1,1 @@
-"""train: cached tensors become a LoRA. No picture, no VAE and no text encoder in here."""
+"""train: cached tensors become a LoRA; no picture, no VAE and no text encoder in here."""

@@ -11,32 +11,27 @@ from pathlib import Path
 
 import torch
 
-from ...cache.atomic import sweep, write_json
-from ...cache.lock import writer_lock
+from ...cache.files.atomic import sweep, write_json
+from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
-from ..models.lora_file import Lora
-from ..run_page.page import PAGE_FILE, write_page
+from ..models.lora.lora_file import Lora
+from ..run_output.page import PAGE_FILE, write_page
 from ..stage import Outcome, Progress
-from .best import BEST_FOLDER
-from .checkpoint import (
-    checkpoint_to_resume,
-    read_state,
-    save_checkpoint,
-    step_of,
-)
-from .fitting import fit_of, fit_words
+from .apply_memory_plan import fit_of, fit_words
+from .evaluation.between_steps import Looks, is_owed
+from .evaluation.previews import Previews
 from .interrupt import patient_interrupt
-from .keeping import keep_rows
-from .looks import Looks, is_owed
 from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes
 from .model import remarks
-from .plan import Plan, make_plan
-from .previews import Previews
-from .publish import EMA_FOLDER, publisher_of, result_of
+from .pin_rows import keep_rows
+from .plan.initial_lora import start_of
+from .plan.training_plan import Plan, make_plan
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
-from .record import RUN_FILE, refuse_another_run
-from .run_folder import begun_run
-from .start import start_of
+from .results.best import BEST_FOLDER
+from .results.publish import EMA_FOLDER, publisher_of, result_of
+from .state.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of
+from .state.run_folder import begun_run
+from .state.run_record import RUN_FILE, refuse_another_run
 from .trackers import tracker_of
 from .trainer import Trainer
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ...cache.atomic import append_line, write_text
-from .feed import Batch, padding_of
+from ...cache.files.atomic import append_line, write_text
+from .data.feed import Batch, padding_of
 from .trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"

@@ -8,41 +8,34 @@ import torch
 from torch import nn
 
 from ...config.settings import Settings
-from ..frozen_base import (
+from ..frozen_base.modulation_rows import ModulationRows
+from ..frozen_base.modulation_table import (
     has_table,
     modulation_table,
-    quantized_base,
     sizes_of,
     subset_of,
     trains_time,
-    wants_quantized,
     wants_table,
 )
-from ..models.full import bytes_a_weight, train_weights
-from ..models.lora import (
-    CHANGES_BASE,
-    add_lora,
-    start_from,
-    take_out_of_base,
-    target_modules,
-)
-from ..models.lora_file import Lora
-from ..models.modulation import tabulate
-from ..models.quantize import Precision, precision_for
-from ..models.quantized_linear import quantize_layers, quantized_tensors
-from ..models.streaming import (
+from ..frozen_base.quantized import quantized_base, wants_quantized
+from ..models.lora.lora import CHANGES_BASE, add_lora, start_from, take_out_of_base, target_modules
+from ..models.lora.lora_file import Lora
+from ..models.quantization.quantize import Precision, precision_for
+from ..models.quantization.quantized_linear import quantize_layers, quantized_tensors
+from ..models.timesteps import spared_bytes
+from ..models.transformer.full_training import bytes_a_weight, train_weights
+from ..models.transformer.modulation import tabulate
+from ..models.weights.streaming import (
     count_numbers,
     empty_transformer,
     fill,
     layer_shapes,
     tensors_in,
 )
-from ..models.timesteps import spared_bytes
-from ..modulation_rows import ModulationRows
-from .draws import seed_of
-from .lora_start import keep_start, kept_start
-from .plan import Plan
-from .transformer_result import refuse_strange_transformer
+from .data.seeds import seed_of
+from .plan.training_plan import Plan
+from .results.initial_lora_file import keep_start, kept_start
+from .results.transformer_result import refuse_strange_transformer
 
 # With less, Prodigy learns next to nothing.
 LEAST_FOR_PRODIGY = 0.1

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ...cache.atomic import write_json
 from ...cache.errors import WrongUse
+from ...cache.files.atomic import write_json
 from ...config.settings import Settings
 
 TENSORBOARD_FOLDER = "tensorboard"

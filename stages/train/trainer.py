@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.compiled import compile_blocks
-from ..models.fit import Fit
 from ..models.learning_rate import learning_rate_schedule
-from ..models.lora_file import Lora
-from ..models.sample_dropout import drop_by_sample
-from .checkpoint import Trained
-from .ema import Ema
-from .feed import Batch
-from .fitting import apply_fit, fit_of, load_device
+from ..models.lora.lora_file import Lora
+from ..models.lora.sample_dropout import drop_by_sample
+from ..models.memory_estimate.memory_plan import Fit
+from ..models.transformer.compiled import compile_blocks
+from .apply_memory_plan import apply_fit, fit_of, load_device
+from .data.feed import Batch
 from .model import open_model, training_dtype
-from .optimizers import make_optimizer
-from .plan import Plan
+from .objective.step import Objective, StepLosses
+from .plan.training_plan import Plan
 from .ranks import ALONE, Ranks
-from .skips import what_is_not_finite
-from .step import Objective, StepLosses
+from .state.checkpoint import Trained
+from .state.ema import Ema
+from .state.optimizers import make_optimizer
+from .state.skips import what_is_not_finite
 
 
 @dataclass

@@ -149,7 +149,7 @@ def expect(folder: Path, target: Path) -> None:
 if __name__ == "__main__":
     if ARCHIVE.exists():
         sys.exit(f"{ARCHIVE} is there: it is never made anew")
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parent / "support"))
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(scratch).resolve() / FOLDER
         make(project)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qedit.cache.index import replace_indices
-from qedit.cache.part import Layout
-from qedit.cache.store import EMBEDS, LATENTS, Store
-from qedit.stages.stores import WEIGHTS
+from qedit.cache.format.index import replace_indices
+from qedit.cache.format.part import Layout
+from qedit.cache.store.store import EMBEDS, LATENTS, Store
+from qedit.stages.stores.run_stores import WEIGHTS
 
 HERE = Path(__file__).resolve().parent
 KEYS = [f"{number:032x}" for number in range(5)]

@@ -1,0 +1,283 @@
+"""The only code that creates, renames, syncs or removes: a file is there whole or not at all.
+
+Everything else in qedit that writes asks here for a handle. What a killed process leaves is
+named after it, so that the next one can tell leftovers from work in progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import QeditError
+from .owner import Owner, is_dead, owner_in, this_process
+
+LEFTOVER = ".partial"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# a place where there is none, a file in its way, a link that leads nowhere
+NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENOTCONN)
+
+_count = itertools.count()
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Make `path` hold exactly `data`: a reader sees the old file or the new one."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Make `path` hold exactly `text`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Make `path` hold `value` as JSON that people can read."""
+    write_text(path, readable_json(value))
+
+
+def readable_json(value: Any) -> str:
+    """`value` as qedit writes JSON files: indented, in the order given, no NaN."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add `line` and its end to a log, which readers take line by line.
+
+    The one write that is not whole or not at all: a line without its end was cut off by a
+    crash, and readers leave it out.
+    """
+    with _in_words(path), open(path, "ab") as file:
+        file.write(f"{line}\n".encode())
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, named: Callable[[], str] | None = None) -> Iterator[BinaryIO]:
+    """Hand out a file that becomes `path`, whole and on the disk, when the block ends well.
+
+    When the block raises, `path` is what it was before.
+
+    Args:
+        named: says what the file is called in its folder, once it is written: a file that is
+            named by its content.
+    """
+    with _in_words(path):
+        make_folder(path.parent)
+        partial = _leftover_of(path)
+        try:
+            with file_in_place(partial) as file:
+                yield file
+            partial.replace(path.with_name(named()) if named else path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Hand out an empty folder that becomes `path`, whole, when the block ends well.
+
+    Raises:
+        FileExistsError: there is a `path` already; `remove` it first if it may go.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "a finished folder is never changed", str(path))
+    with _in_words(path):
+        make_folder(path.parent)
+        partial = _leftover_of(path)
+        partial.mkdir()
+        try:
+            yield partial
+            _sync_tree(partial)
+            partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def file_in_place(path: Path) -> Iterator[BinaryIO]:
+    """Hand out a file at `path` itself, which must not exist; on the disk when the block ends.
+
+    For files that nobody trusts before something else, written later, says so. The folder is
+    not synced: `sync_folder` does that once for all of its files.
+    """
+    with _in_words(path), _open_new(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Make `path` hold `data` if there is no such file; whether it was made.
+
+    Of any number of processes that try, one succeeds. Nobody ever sees the file half written,
+    except on a file system without hard links.
+    """
+    with _in_words(path):
+        make_folder(path.parent)
+        partial = _leftover_of(path)
+        try:
+            with file_in_place(partial) as file:
+                file.write(data)
+            return _linked(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Have a folder at `path`."""
+    with _in_words(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in NO_FOLDER:
+                raise
+            do = "Choose another folder."
+            if error.errno in (errno.EEXIST, errno.ENOTDIR):
+                do = "A file stands where a folder is wanted: move it, or choose another folder."
+            raise QeditError(f"There can be no folder {path} ({error.strerror}).", do) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of the files in `folder` to the disk."""
+    with _in_words(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove the file or the tree at `path`, if it is there.
+
+    A tree loses its name first: it is there whole, or it is not there. One that has lost it
+    already goes as it is: names have an end.
+    """
+    with _in_words(path):
+        if path.is_dir() and not path.is_symlink():
+            gone = path if path.name.endswith(LEFTOVER) else _leftover_of(path)
+            if gone != path:
+                path.rename(gone)
+            shutil.rmtree(gone)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def rename(path: Path, name: str) -> None:
+    """Give the file or the tree at `path` another name in its folder, which nothing there has."""
+    with _in_words(path):
+        path.rename(path.with_name(name))
+        sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> int:
+    """Remove what dead processes left in `folder`; how many files and trees that were."""
+    if not folder.is_dir():
+        return 0
+    with _in_words(folder):
+        return sum(_swept(path) for path in sorted(folder.iterdir()))
+
+
+def unique_name() -> str:
+    """A name that no other file ever has, and that tells whose it is."""
+    return f"{this_process()}~{next(_count)}"
+
+
+def owner_of(name: str) -> Owner | None:
+    """The process that a `unique_name` or a leftover was named after; None for other names."""
+    named = re.fullmatch(rf"(?:\..*~)?([^~]+)~\d+(?:{re.escape(LEFTOVER)})?", name)
+    return owner_in(named[1]) if named else None
+
+
+def _swept(path: Path) -> bool:
+    """Remove `path` if it is a leftover of a process that has ended."""
+    owner = owner_of(path.name) if path.name.endswith(LEFTOVER) else None
+    if owner is None or not is_dead(owner):
+        return False
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # another sweeper may be at it as well
+    else:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _leftover_of(path: Path) -> Path:
+    """A name beside `path` that nobody else uses and that tells whose it is."""
+    return path.with_name(f".{path.name}~{unique_name()}{LEFTOVER}")
+
+
+def _meant(path: Path) -> Path:
+    """The file that a leftover would have become; any other path as it is."""
+    named = re.fullmatch(rf"\.(.+)~[^~]+~\d+{re.escape(LEFTOVER)}", path.name)
+    return path.with_name(named[1]) if named else path
+
+
+def _open_new(path: Path) -> BinaryIO:
+    return open(path, "xb")
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Give the finished file `partial` the name `path` too, if that is free."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        # a network file system that repeats a request says so of the link it has just made
+        return partial.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _copied(partial, path)
+    return True
+
+
+def _copied(partial: Path, path: Path) -> bool:
+    """The same on a file system without hard links (exFAT): for an instant it is empty."""
+    try:
+        with file_in_place(path) as file:
+            file.write(partial.read_bytes())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(where, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(where))
+
+
+@contextlib.contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Say in words what a user can mend: a full disk, a folder one may not write to."""
+    try:
+        yield
+    except OSError as error:
+        path = _meant(Path(error.filename) if isinstance(error.filename, str) else path)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = f"There is no space left to write {path}."
+            do = "Make room and run the same command again: what is finished is kept."
+        elif error.errno in BROKEN_DISK:
+            what = f"{path} cannot be written: the disk fails ({error.strerror})."
+            do = "Look after the disk, or choose a folder on another one."
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = f"{path} may not be written ({error.strerror})."
+            do = "Allow it, or choose another folder."
+        else:
+            raise
+        raise QeditError(what, do) from error

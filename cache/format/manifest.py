@@ -1,0 +1,90 @@
+"""The small JSON that makes a part complete: what is in it, and that it is all there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import Broken
+from ..files.atomic import readable_json
+from ..files.failing_disk import bytes_of
+from ..files.sealed import CHECKSUM, checksum_of
+from .grid import Grid, grid_in
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a part holds.
+
+    `store` is the fingerprint of the store it was written for, `arrays` how each array is
+    cut. `files` gives every file's length in bytes, by its path in the part, where a grid that
+    is read has the lengths of packed shards from; `checksums` the crc32c of those files that
+    carry none inside.
+    """
+
+    store: str
+    rows: int
+    arrays: dict[str, Grid]
+    files: dict[str, int]
+    checksums: dict[str, int]
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What the file says that completes a part."""
+    said = {
+        "format": FORMAT,
+        "store": manifest.store,
+        "rows": manifest.rows,
+        "arrays": {name: grid.as_json() for name, grid in manifest.arrays.items()},
+        "files": manifest.files,
+        "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
+    }
+    return readable_json({**said, CHECKSUM: checksum_of(said)})
+
+
+def is_as_written(part: Path) -> bool:
+    """Whether the manifest of `part`, which can be read, is what was written to the byte."""
+    data = bytes_of(part / MANIFEST_FILE)
+    return data == readable_json(json.loads(data)).encode()
+
+
+def read_manifest(part: Path) -> Manifest | None:
+    """The manifest of `part`; None if there is none, so that the part does not exist.
+
+    Raises:
+        Broken: it is not the one that was written, or of a format this version cannot read.
+    """
+    try:
+        data = bytes_of(part / MANIFEST_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        said = json.loads(data)
+        if said.pop(CHECKSUM) != checksum_of(said):
+            raise Broken("its manifest does not match its checksum")
+        if said["format"] != FORMAT:
+            raise Broken(f"it has format {said['format']}, this qedit reads {FORMAT}")
+        return Manifest(
+            store=said["store"],
+            rows=said["rows"],
+            arrays={
+                name: _with_lengths(grid_in(grid), name, files=said["files"])
+                for name, grid in said["arrays"].items()
+            },
+            files=said["files"],
+            checksums={name: int(crc, 16) for name, crc in said["checksums"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Broken("its manifest cannot be read") from error
+
+
+def _with_lengths(grid: Grid, array: str, *, files: dict[str, int]) -> Grid:
+    """The same grid, which knows how long its shards are if that does not follow from it."""
+    if not grid.compressed:
+        return grid
+    shards = (f"{array}/{grid.shard_name(number)}" for number in range(grid.shards))
+    return replace(grid, shard_bytes=tuple(files[name] for name in shards))

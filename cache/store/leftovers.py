@@ -1,0 +1,76 @@
+"""What writers left unfinished: of the dead, and of those who cannot be asked from here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files.atomic import LEFTOVER, owner_of
+from ..files.owner import Owner, can_be_asked, is_dead
+from ..format.manifest import MANIFEST_FILE
+
+RECENT_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or a tree at `path` that is nobody's result, and who began it."""
+
+    path: Path
+    owner: Owner
+
+    def __str__(self) -> str:
+        of = f"process {self.owner.pid} on {self.owner.host}"
+        if is_dead(self.owner):
+            return f"left by {of}, which has ended"
+        return f"left by {of}, which cannot be asked from here: make sure that it runs no more"
+
+
+def leftovers_in(folder: Path) -> Iterator[Leftover]:
+    """What lies in `folder` under another than its final name, unless its writer lives here."""
+    for path in _entries(folder):
+        owner = owner_of(path.name) if path.name.endswith(LEFTOVER) else None
+        if owner is not None and not _lives_here(owner):
+            yield Leftover(path, owner)
+
+
+def unfinished_parts(parts: Path) -> Iterator[Leftover]:
+    """Parts without a manifest, unless their writer lives here."""
+    for path in _entries(parts):
+        owner = None if path.name.endswith(LEFTOVER) else owner_of(path.name)
+        if owner is None or _lives_here(owner) or (path / MANIFEST_FILE).exists():
+            continue
+        yield Leftover(path, owner)
+
+
+def may_be_at_work(leftover: Leftover) -> bool:
+    """Whether its writer may still run: it cannot be asked, and wrote something within a day.
+
+    For what no lock tells of. A change at a time to come, by a clock that jumps or by another
+    host's, counts as recent.
+    """
+    return not can_be_asked(leftover.owner) and seconds_unchanged(leftover.path) < RECENT_SECONDS
+
+
+def seconds_unchanged(path: Path) -> float:
+    """How long ago the file or anything in the tree at `path` changed last; below 0: to come."""
+    newest = 0.0
+    for where, _, names in os.walk(path):
+        for one in (Path(where), *(Path(where, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):  # its writer is at work this moment
+                newest = max(newest, one.lstat().st_mtime)
+    with contextlib.suppress(FileNotFoundError):
+        newest = max(newest, path.lstat().st_mtime)
+    return time.time() - newest
+
+
+def _lives_here(owner: Owner) -> bool:
+    return can_be_asked(owner) and not is_dead(owner)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

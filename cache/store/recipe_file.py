@@ -1,0 +1,59 @@
+"""recipe.json in a store's folder: for people, and to know what the folder is named after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import AnotherRecipe, Broken
+from ..files.atomic import write_json
+from ..files.failing_disk import bytes_of
+from ..files.fingerprint import fingerprint
+
+RECIPE_FILE = "recipe.json"
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """What recipe.json in `folder` says; None if it is missing or cannot be read."""
+    try:
+        said = json.loads((folder / RECIPE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write recipe.json, or make sure that it says the same.
+
+    Raises:
+        AnotherRecipe: it says something else.
+    """
+    path = folder / RECIPE_FILE
+    if not path.exists():
+        write_json(path, dict(recipe))
+    for what in wrong_recipe(folder, recipe, has_parts=True):
+        raise AnotherRecipe(
+            f"{path}: {what}.",
+            f"Put it back, or delete the folder {folder} to make its rows anew.",
+        )
+
+
+def wrong_recipe(folder: Path, recipe: Mapping[str, Any], *, has_parts: bool) -> Iterator[str]:
+    """What is wrong with the recipe.json in `folder`, in words.
+
+    Args:
+        has_parts: a store without any needs none.
+    """
+    path, name = folder / RECIPE_FILE, fingerprint(recipe)
+    if not path.exists():
+        if has_parts:
+            yield f"{RECIPE_FILE} is missing"
+        return
+    try:
+        said = fingerprint(json.loads(bytes_of(path)))
+    except (ValueError, Broken):
+        said = "nothing readable"
+    if said != name:
+        yield f"it is not the recipe that the folder is named after, {name}"

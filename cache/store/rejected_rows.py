@@ -1,0 +1,98 @@
+"""Rows that could not be made, remembered beside the store that they would lie in.
+
+    <store>/rejected/<key>.json   why there is no such row, and whether that is accepted
+
+A rejection is a result: it is not tried again until it is forgotten. A file for each, named
+by its key and written whole, so writers need no coordination; a row that is there after all
+counts more than its rejection. No picture library and no torch in here: `train` reads it too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..errors import Damaged
+from ..files.atomic import LEFTOVER, remove, sweep, write_json
+
+FOLDER = "rejected"
+SUFFIX = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """Why there is no row of this key.
+
+    Attributes:
+        stage: the command that could not make it.
+        dataset, path: the picture or the sample it was to be made of.
+        reason: a short code; `detail` says it in words.
+        accepted: whether later stages go on without it.
+    """
+
+    key: str
+    stage: str
+    dataset: str
+    path: str
+    reason: str
+    detail: str
+    accepted: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.dataset}: {self.path}: {self.reason}: {self.detail}"
+
+
+class RejectedRows:
+    """The rejections of one store, as they are now: nothing is held in memory."""
+
+    def __init__(self, store: Path) -> None:
+        self._folder = store / FOLDER
+        self._swept = False
+
+    def all_keys(self) -> set[str]:
+        """The keys of all of them; no file is read."""
+        if not self._folder.is_dir():
+            return set()
+        names = (path.name for path in self._folder.iterdir())
+        return {name.removesuffix(SUFFIX) for name in names if not name.endswith(LEFTOVER)}
+
+    def read(self, key: str) -> RejectedRow | None:
+        """The rejection of `key`; None if it has been forgotten since it was seen.
+
+        Raises:
+            Damaged: its file is not one of ours.
+        """
+        path = self._path(key)
+        try:
+            return RejectedRow(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise Damaged(
+                f"{path} does not say why a row was rejected: {error}.",
+                "Delete that file: its row is then tried again.",
+            ) from error
+
+    def add(self, row: RejectedRow) -> None:
+        """Remember that there is no such row."""
+        if not self._swept:  # once: to look through thousands of files for each is slow
+            sweep(self._folder)
+            self._swept = True
+        write_json(self._path(row.key), asdict(row))
+
+    def accept(self, keys: Iterable[str]) -> None:
+        """Let later stages go on without the rows of `keys`."""
+        for key in keys:
+            row = self.read(key)
+            if row is not None and not row.accepted:
+                self.add(replace(row, accepted=True))
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Have the rows of `keys` tried again."""
+        for key in self.all_keys().intersection(keys):
+            remove(self._path(key))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}{SUFFIX}"

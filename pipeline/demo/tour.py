@@ -1,0 +1,269 @@
+"""The whole chain on a tiny model: pictures in, a LoRA out, and pictures of what it learned."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...cache.errors import WrongUse
+from ...cache.files.atomic import new_file, write_json, write_text
+from ...cache.files.fingerprint import digest_file
+from ...config.configuration import Configuration
+from ...config.loading import load
+from ...stages.models.tiny.tiny import make_tiny
+from ...stages.stage import Outcome, Progress
+from ..runner import ORDER, run_stages
+from ..terminal.output import duration
+from .pictures import draw_demo_pictures
+
+VAE_AREA = 128 * 128
+VL_AREA = 112 * 112
+LORA = "pytorch_lora_weights.safetensors"
+PAGE = "index.html"
+DRAWN = "drawn.json"
+SEED = 7
+SHOWN_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One of the demo's runs: a flavour and its main datasets with their reference folders."""
+
+    flavour: str
+    datasets: tuple[tuple[str, str, tuple[str, ...]], ...]
+    steps: int
+
+
+CHAPTERS = (
+    Chapter("edit-v1", (("one", "one-reference/edited", ("one-reference/reference",)),), 200),
+    Chapter(
+        "edit-v2",
+        (
+            (
+                "two",
+                "two-references/edited",
+                ("two-references/reference-a", "two-references/reference-b"),
+            ),
+            (
+                "three",
+                "three-references/edited",
+                (
+                    "three-references/reference-a",
+                    "three-references/reference-b",
+                    "three-references/reference-c",
+                ),
+            ),
+        ),
+        200,
+    ),
+)
+
+
+def run_demo(folder: Path, progress: Progress) -> dict[str, Any]:
+    """Run every chapter in `folder`; what was made, for `--json`.
+
+    Raises:
+        WrongUse: `folder` is a file, or holds something that is not the demo's.
+    """
+    started = time.monotonic()
+    _work_on_one_core()
+    _enter(folder)
+    progress.say(f"Working in {folder}. The same command again goes on, or finds all done.")
+    draw_demo_pictures(Path("pictures"))
+    chapters = [_run_chapter(chapter, progress) for chapter in CHAPTERS]
+    progress.say("")
+    for chapter in chapters:
+        first, last = chapter["loss_before"], chapter["loss_after"]
+        progress.say(
+            f"{chapter['flavour']}: loss {first:.3f} -> {last:.3f}, LoRA {folder / chapter['lora']}"
+        )
+        progress.say(f"         loss curve {folder / chapter['loss_curve']}")
+        progress.say(f"         reference | target | before | after {folder / chapter['sheet']}")
+        progress.say(f"         the run, with its previews, as a page {folder / chapter['page']}")
+    seconds = time.monotonic() - started
+    progress.say(f"Done in {duration(seconds)}.")
+    progress.say(
+        "Next, your own pictures: copy "
+        f"{folder / CHAPTERS[0].flavour}/config.json and multidatabackend.json beside them."
+    )
+    return {
+        "stage": "demo",
+        "seconds": round(seconds, 3),
+        "where": str(folder),
+        "chapters": chapters,
+    }
+
+
+def _work_on_one_core() -> None:
+    """On matrices this small, threads wait for each other longer than they work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _enter(folder: Path) -> None:
+    mark = folder / "made-by-qedit-demo"
+    if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WrongUse(
+            f"{folder} is there already and was not made by the demo.",
+            "Choose another folder: qedit demo --dir another-folder",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    if not Path(mark.name).is_file():
+        write_text(Path(mark.name), "This folder was made by `qedit demo`; delete it at will.\n")
+
+
+def _run_chapter(chapter: Chapter, progress: Progress) -> dict[str, Any]:
+    progress.say(f"\n{chapter.flavour}")
+    make_tiny(
+        Path("models") / chapter.flavour,
+        chapter.flavour,
+        vae_area=VAE_AREA,
+        vl_area=VL_AREA,
+        sighted=True,
+    )
+    home = Path(chapter.flavour)
+    home.mkdir(exist_ok=True)
+    _write_if_new(home / "config.json", settings_of(chapter))
+    _write_if_new(home / "multidatabackend.json", datasets_of(chapter))
+    configuration = load(home / "config.json", home / "multidatabackend.json")
+    # pictures of previews are made at the end and not beside the training: two cores are few
+    outcomes = run_stages(
+        (*ORDER, "preview"), configuration, progress, options={"train": {"decodes": False}}
+    )
+    return {"flavour": chapter.flavour} | _show(configuration, home, outcomes, progress)
+
+
+def _write_if_new(path: Path, value: object) -> None:
+    """A configuration that the user has changed in the meantime is theirs."""
+    if not path.exists():
+        write_json(path, value)
+
+
+def settings_of(chapter: Chapter) -> dict[str, Any]:
+    """The chapter's config.json."""
+    return {
+        "model_type": "lora",
+        "model_family": "qwen_image",
+        "model_flavour": chapter.flavour,
+        "pretrained_model_name_or_path": f"models/{chapter.flavour}",
+        "output_dir": f"output/{chapter.flavour}",
+        "cache_dir": "cache",
+        "data_backend_config": f"{chapter.flavour}/multidatabackend.json",
+        "mixed_precision": "no",
+        "text_encoder_dtype": "fp32",
+        "train_batch_size": 4,
+        "max_train_steps": chapter.steps,
+        "learning_rate": 2e-3,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 20,
+        "lora_rank": 32,
+        "lora_target_modules": "all-linear",
+        "gradient_checkpointing": False,
+        "checkpoint_step_interval": 100,
+        "validation_step_interval": 100,
+        "validation_resolution": round(VAE_AREA**0.5),
+        "validation_num_inference_steps": 12,
+        "validation_guidance": 1.0,
+        "num_eval_images": 3,
+        "seed": 42,
+    }
+
+
+def datasets_of(chapter: Chapter) -> list[dict[str, Any]]:
+    """The chapter's multidatabackend.json."""
+    pixels = round(VAE_AREA**0.5)
+    entries: list[dict[str, Any]] = []
+    for name, target, references in chapter.datasets:
+        ids = [f"{name}-{Path(folder).name}" for folder in references]
+        entries.append(
+            {
+                "id": name,
+                "type": "local",
+                "instance_data_dir": f"pictures/{target}",
+                "caption_strategy": "textfile",
+                "resolution": pixels,
+                "conditioning_data": ids,
+            }
+        )
+        for reference_id, folder in zip(ids, references, strict=True):
+            entries.append(
+                {
+                    "id": reference_id,
+                    "type": "local",
+                    "dataset_type": "conditioning",
+                    "instance_data_dir": f"pictures/{folder}",
+                    "conditioning_type": "reference_loose",
+                    "resolution": pixels,
+                }
+            )
+    return entries
+
+
+def _show(
+    configuration: Configuration, home: Path, outcomes: Sequence[Outcome], progress: Progress
+) -> dict[str, Any]:
+    """The loss curve and the sheet of edits; drawn again only when the LoRA has changed."""
+    output = Path(configuration.settings.output_dir)
+    lora = output / LORA
+    curve, pictures, drawn = home / "loss.png", home / "edits.png", home / DRAWN
+    losses = _losses(output / "metrics.jsonl")
+    of = {"lora": digest_file(lora)}
+    known = json.loads(drawn.read_text()) if drawn.is_file() else None
+    if known != of or not curve.is_file() or not pictures.is_file():
+        from .curves import draw_loss_curve
+
+        with new_file(curve) as file:
+            draw_loss_curve(losses, file, title=f"{configuration.settings.model_flavour}, tiny")
+        _draw_edits(configuration, lora, pictures, progress)
+        write_json(drawn, of)
+    tenth = max(1, len(losses) // 10)
+    return {
+        "lora": str(lora),
+        "loss_curve": str(curve),
+        "sheet": str(pictures),
+        "page": str(output / PAGE),
+        "loss_before": sum(losses[:tenth]) / tenth,
+        "loss_after": sum(losses[-tenth:]) / tenth,
+        "stages": [outcome.stage for outcome in outcomes],
+    }
+
+
+def _losses(path: Path) -> list[float]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [float(line["loss"]) for line in lines if line.get("loss") is not None]
+
+
+def _draw_edits(configuration: Configuration, lora: Path, path: Path, progress: Progress) -> None:
+    from ...stages.models.checkpoint.checkpoint import open_checkpoint
+    from ...stages.pictures.contact_sheet import Row, sheet
+    from ...stages.samples.table import samples_of
+    from .edit_sample import Editor
+
+    samples = list(samples_of(configuration, open_checkpoint(configuration.settings)))
+    # from every dataset and every size in turn, the same ones each time
+    every = max(1, len(samples) // SHOWN_SAMPLES)
+    shown = samples[::every][:SHOWN_SAMPLES]
+    editor = Editor(configuration)
+    edits = []
+    with progress.bar(2 * len(shown), "edits", unit="picture") as advance:
+        for part in ("before", "after"):
+            if part == "after":
+                editor.use_lora(lora)
+            for sample in shown:
+                edits.append(editor.edit(sample, steps=16, guidance=1.0, seed=SEED))
+                advance(1)
+    rows = []
+    for sample, before, after in zip(shown, edits[: len(shown)], edits[len(shown) :], strict=True):
+        references, target = editor.pictures(sample)
+        rows.append(Row((tuple(references), (target,), (before,), (after,)), sample.captions[0]))
+    with new_file(path) as file:
+        sheet(["reference", "target", "before training", "after training"], rows).save(
+            file, format="PNG"
+        )

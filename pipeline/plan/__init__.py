@@ -1,0 +1,1 @@
+"""`qedit plan`: disk, memory and time put together; the estimates are in stages/."""

@@ -1,0 +1,1 @@
+"""What every command says and how it ends: options, output, errors; not what it computes."""

@@ -1,0 +1,185 @@
+"""One command from its first word to its exit code: the only code that ends the process."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...cache.errors import OfOneProcess, QeditError, WrongUse
+from ...cache.files.atomic import BROKEN_DISK
+from ...cache.files.failing_disk import LOST
+from .output import SILENT, TerminalProgress, print_object
+
+INTERRUPTED = 130
+_ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
+_RIGHTS = "Choose a folder that may be written to; what was finished is kept."
+_DISK = "The disk fails, or has gone: look after it. What was finished is kept."
+_PLACE = "A file stands where a folder is wanted, or the other way round: choose another place."
+# what a user can mend, by the number the operating system gives it
+USERS_ERRORS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    **dict.fromkeys((*LOST, *BROKEN_DISK), _DISK),
+    errno.EEXIST: _PLACE,
+    errno.ENOTDIR: _PLACE,
+    errno.EISDIR: _PLACE,
+}
+# commands that take the two files, as messages name them
+COMMAND = re.compile(
+    r"`qedit (pair|cache-vae|cache-embeds|cache-base|train|run|status|verify|gc|unlock|inspect|plan"
+    r"|preview)\b([^`]*)`"
+)
+
+# Where bitsandbytes, which diffusers and peft import, advises on a faster 4-bit product for CPUs.
+_ADVISER = "bitsandbytes.backends.cpu.ops"
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "kernels-community" not in str(record.msg)
+
+
+@contextmanager
+def reporting(
+    *,
+    folder: Path | None,
+    as_json: bool,
+    verbose: int,
+    quiet: bool,
+    debug: bool,
+    **given: Any,
+) -> Iterator[tuple[TerminalProgress, Callable[[dict[str, Any]], None]]]:
+    """Go to the folder, and turn whatever goes wrong into words and an exit code."""
+    logging.getLogger(_ADVISER).addFilter(_is_no_advice)
+    # of several processes that train one run, the first one speaks
+    silent = rank_of_this_process() > 0
+    verbosity = SILENT if silent else -1 if quiet else verbose
+    spelled = spelling(folder=folder, **given)
+    progress = TerminalProgress(as_json=as_json, verbosity=verbosity, spelled=spelled)
+
+    def finish(value: dict[str, Any]) -> None:
+        if as_json and not silent:
+            print_object(value)
+
+    try:
+        if folder is not None:
+            _go_to(folder)
+        yield progress, finish
+    except QeditError as error:
+        _leave(error.exit_code, when=silent and not isinstance(error, OfOneProcess))
+        if debug:
+            traceback.print_exc()
+        do = spelled(error.do)
+        finish({"error": error.what, "do": do, "exit_code": error.exit_code})
+        _fail(f"{error.what}\n{do}" if do else error.what, error.exit_code)
+    except KeyboardInterrupt:
+        _leave(INTERRUPTED, when=silent)
+        finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
+        _fail(
+            "Interrupted. What was finished is kept: the same command goes on from there.",
+            INTERRUPTED,
+            label="",
+        )
+    except OSError as error:
+        _of_the_system(error, debug=debug, finish=finish)
+    except Exception as error:
+        _unexpected(error, debug=debug, finish=finish)
+
+
+def _leave(exit_code: int, *, when: bool) -> None:
+    """End without a word, where another process says it."""
+    if when:
+        sys.exit(exit_code)
+
+
+def rank_of_this_process() -> int:
+    """Its number among those that a launcher (torchrun, accelerate) has started; else 0."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return int(os.environ.get("RANK", "0")) if several else 0
+
+
+def spelling(**options: Any) -> Callable[[str], str]:
+    """What makes a line that says to type something one that can be typed as it stands."""
+    return lambda line: with_options(line, **options)
+
+
+def with_options(
+    text: str,
+    *,
+    folder: Path | None = None,
+    config: Path | None = None,
+    data: Path | None = None,
+    sets: tuple[str, ...] = (),
+    assignments: tuple[str, ...] = (),
+    tiny: bool = False,
+    **_: Any,
+) -> str:
+    """`text` with the options of this command added to every command that it names.
+
+    One that has them already is left as it is.
+
+    >>> with_options("Run `qedit pair`.", config=Path("a b.json"), sets=("seed=3",))
+    "Run `qedit pair --config 'a b.json' --set seed=3`."
+    """
+    # without its example, --tiny itself is the mistake that `text` tells of
+    words = [*assignments, *(["--tiny"] if tiny and assignments else [])]
+    for option, path in (("-C", folder), ("--config", config), ("--data", data)):
+        words += [option, str(path)] if path is not None else []
+    for setting in sets:
+        words += ["--set", setting]
+    tail = "".join(f" {shlex.quote(word)}" for word in words)
+
+    def completed(found: re.Match[str]) -> str:
+        has_them = tail and tail in found[2]
+        return found[0] if has_them else f"`qedit {found[1]}{found[2]}{tail}`"
+
+    return COMMAND.sub(completed, text)
+
+
+def _of_the_system(
+    error: OSError, *, debug: bool, finish: Callable[[dict[str, Any]], None]
+) -> None:
+    if isinstance(error, BrokenPipeError):
+        raise error  # `| head` has seen enough: click ends the command without a word
+    mend = USERS_ERRORS.get(error.errno or 0)
+    if debug or mend is None:
+        _unexpected(error, debug=debug, finish=finish)
+    what = f"{error.strerror}: {error.filename or 'while reading or writing'}."
+    finish({"error": what, "do": mend, "exit_code": 1})
+    _fail(f"{what}\n{mend}", 1)
+
+
+def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, Any]], None]) -> None:
+    if debug:
+        traceback.print_exc()
+    what = f"{type(error).__name__}: {error}"
+    do = "This is a defect in qedit: run again with --debug and report what it prints."
+    finish({"error": what, "do": do, "exit_code": 1})
+    _fail(f"{what}\n{do}", 1)
+
+
+def _fail(text: str, exit_code: int, *, label: str = "Error: ") -> None:
+    click.echo(f"{label}{text}", err=True)
+    sys.exit(exit_code)
+
+
+def _go_to(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise WrongUse(f"{folder} (-C) is a file, not a folder.", "Name the folder to work in.")
+    if not folder.is_dir():
+        make_it = f"Make it: `mkdir -p {shlex.quote(str(folder))}`."
+        raise WrongUse(f"There is no folder {folder} (-C).", make_it)
+    os.chdir(folder)

@@ -1,0 +1,1 @@
+"""`qedit status`, `verify`, `gc` and `unlock`: what is there, what is damaged, what may go."""

@@ -1,0 +1,257 @@
+"""`qedit verify`: every checksum of every result, and which samples are hurt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...cache.errors import Broken, Damaged
+from ...cache.files.atomic import remove
+from ...cache.files.claims import alone_in
+from ...cache.files.failing_disk import bytes_of
+from ...cache.files.fingerprint import has_digest
+from ...cache.files.lock import writer_lock
+from ...cache.files.sealed import unsealed
+from ...cache.format.index import spoilt_indices
+from ...cache.format.part import read_part
+from ...cache.store.dropping import drop
+from ...cache.store.store import Store
+from ...cache.store.verifying import Damage
+from ...config.configuration import Configuration
+from ...stages.frozen_base.folder import base_folder
+from ...stages.frozen_base.quantized import QuantizedBase
+from ...stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ...stages.samples.store_keys import pairs_keys
+from ...stages.samples.table import used_main_datasets
+from ...stages.stage import Progress
+from ...stages.stores.pins import Kept, pairs_places, use_of
+from ...stages.stores.previewed import only_previewed
+from ...stages.stores.run_stores import RunStores, open_stores
+from .other_runs import uses_of
+from .unused_bases import base_in_use
+from .unused_rows import stores_beside, wanted_keys
+
+MOST_NAMES = 20
+DROPPING = "qedit verify --drop"
+
+
+@dataclass
+class Verified:
+    """What was looked at and what is damaged, in words."""
+
+    parts: int = 0
+    lines: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    dropped: bool = False
+
+    def as_object(self) -> dict[str, Any]:
+        """What `--json` says."""
+        return {
+            "stage": "verify",
+            "parts": self.parts,
+            "damaged": self.lines,
+            "samples": self.samples,
+            "dropped": self.dropped,
+        }
+
+    def needed_by(self) -> str:
+        """Which samples need what is damaged."""
+        names = ", ".join(self.samples[:MOST_NAMES]) or "none of the present tables"
+        more = len(self.samples) - MOST_NAMES
+        also = f" and {more} more" if more > 0 else ""
+        return f"Samples that need what is damaged: {names}{also}"
+
+    def dropped_lines(self) -> Iterator[str]:
+        """What was given up, and what that means for the runs that there are."""
+        for line in self.lines:
+            yield f"Dropped: {line}"
+        if self.dropped:
+            yield self.needed_by()
+            yield (
+                "No run was trained on it: training holds every row against its checksum as it "
+                "reads it. Run `qedit run`: it makes what was dropped anew."
+            )
+
+    def refuse(self) -> None:
+        """Raise Damaged if anything is."""
+        if not self.lines:
+            return
+        raise Damaged(
+            "\n".join([*self.lines, self.needed_by()]),
+            "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
+            "anew. A damaged pairs table, note or checkpoint is to be deleted by hand.",
+        )
+
+
+def verify(
+    configuration: Configuration, progress: Progress, *, share: float = 1.0, drops: bool = False
+) -> Verified:
+    """Read again what this configuration made: stores, frozen base, pairs tables, checkpoints.
+
+    Stores of other recipes beside are read as well: who asks for their rows wants whole ones.
+
+    Args:
+        share: of the rows that are read.
+        drops: whether to give up what is damaged in stores.
+
+    Raises:
+        Locked: rows are to be dropped while somebody writes.
+    """
+    checkpoint = open_checkpoint(configuration.settings)
+    verified = Verified()
+    verified.lines += _pairs_tables(configuration, checkpoint)
+    verified.lines += _checkpoints(Path(configuration.settings.output_dir))
+    own, beside = _stores(open_stores(configuration, checkpoint))
+    tables, bases = base_in_use(checkpoint, configuration.settings)
+    verified.lines += _notes([*own, *beside, *tables, *bases, *pairs_places(configuration)])
+    if verified.lines:
+        drops = False  # which samples are hurt is known from whole tables alone
+    every = [*own, *beside, *tables]
+    verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
+    hurt: list[tuple[Store, list[Damage]]] = []
+    with progress.bar(verified.parts, "verify", unit="part") as advance:
+        for store in every:
+            damages = store.verify(share=share, seen=advance) + _indices(store)
+            if damages:
+                hurt.append((store, damages))
+        spoilt = list(_bases(bases, verified, share=share, seen=advance))
+    for store, damages in hurt:
+        verified.lines += _in_words(damages)
+        if store in own:  # the rows of another recipe are no sample's of this run
+            verified.samples += _samples(configuration, checkpoint, store, damages)
+    if drops and hurt:
+        with alone_in((one.path for one in every if one.path.is_dir()), doing=DROPPING):
+            for store, damages in hurt:
+                drop(store, damages)
+    for base in spoilt if drops else ():
+        with writer_lock(base_folder(configuration.settings), doing=DROPPING):
+            remove(base.path)
+    for store in every if drops else ():
+        store.sweep()  # a `--drop` that was killed may have left what it was removing
+    verified.samples = list(dict.fromkeys(verified.samples))
+    verified.dropped = drops and bool(hurt or spoilt)
+    return verified
+
+
+def _stores(stores: RunStores) -> tuple[list[Store], list[Store]]:
+    """Those of these settings, and those of other recipes that lie beside them."""
+    own = [store for shelf in stores.shelves() for store in shelf.stores()]
+    here = {store.path.resolve() for store in own}
+    return own, [one for one in stores_beside(stores) if one.path.resolve() not in here]
+
+
+def _in_words(damages: Iterable[Damage]) -> Iterator[str]:
+    """What is damaged: a line for all rows of a part that lack the same."""
+    alike: dict[tuple[Path, str], list[str | None]] = {}
+    for damage in damages:
+        alike.setdefault((damage.part, damage.what), []).append(damage.key)
+    for (part, what), keys in alike.items():
+        rows = [key for key in keys if key is not None]
+        if len(rows) < len(keys):
+            yield f"{part}: {what}"
+        if rows:
+            several = f"{len(rows)} rows of {part}, the first {rows[0]}"
+            yield f"{several if len(rows) > 1 else f'row {rows[0]} of {part}'}: {what}"
+
+
+def _bases(
+    bases: list[QuantizedBase], verified: Verified, *, share: float, seen: Callable[[int], None]
+) -> Iterator[QuantizedBase]:
+    """Those that are damaged: their damages are added to `verified`."""
+    for base in bases:
+        damages = list(base.damages(share=share))
+        verified.lines += damages
+        if damages:
+            yield base
+        seen(1)
+
+
+def _indices(store: Store) -> list[Damage]:
+    return [
+        Damage(store.path, None, f"{path.name} does not match its checksum")
+        for path in spoilt_indices(store.path, store=store.fingerprint)
+    ]
+
+
+def _samples(
+    configuration: Configuration, checkpoint: Checkpoint, store: Store, damages: list[Damage]
+) -> list[str]:
+    """The samples of which a row is damaged; of a part without a table, those that lack one."""
+    bad = {damage.key for damage in damages if damage.key}
+    kind, use = store.recipe["rows"], use_of(configuration)
+    stores = open_stores(configuration, checkpoint)
+    previewed = {
+        one.sample.name: one.keys(kind, use.captions_beside).keys.to_pylist()
+        for one in only_previewed(configuration, checkpoint.flavour, stores)
+    }
+    if any(damage.key is None and damage.part != store.path for damage in damages):
+        wanted = set(wanted_keys(store, [use]).to_pylist())
+        beside = [one for shelf in stores.shelves() for one in shelf.stores()]
+        listed = (_listed(one) for one in beside if one.fingerprint == store.fingerprint)
+        bad |= wanted.union(*previewed.values()).difference(*listed)
+    names = [name for name, keys in previewed.items() if not bad.isdisjoint(keys)]
+    for main in used_main_datasets(configuration):
+        table = pairs_keys(configuration, main, checkpoint.flavour)
+        keys = (
+            table.latents()
+            if kind == "latents"
+            else table.weights()
+            if kind == "weights"
+            else table.prefixes
+            if kind == "image prefix"
+            else table.tails(use.captions_beside)
+        )
+        hit = pc.is_in(keys.keys, value_set=pa.array(sorted(bad), pa.string()))
+        rows = keys.rows[hit.to_numpy(zero_copy_only=False).astype(bool)]
+        names += [sample.name for sample in table.samples(rows)]
+    return names
+
+
+def _listed(store: Store) -> set[str]:
+    """The keys in parts whose tables can be read."""
+    keys: set[str] = set()
+    for path in store.part_paths():
+        try:
+            listing = read_part(path, store.layout, store=store.fingerprint)
+        except Broken:
+            continue
+        if listing is not None:
+            keys.update(listing.rows["key"].to_pylist())
+    return keys
+
+
+def _pairs_tables(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[str]:
+    for main in used_main_datasets(configuration):
+        try:
+            pairs_keys(configuration, main, checkpoint.flavour).latents()
+        except Damaged as error:
+            yield error.what
+
+
+def _notes(stores: Sequence[Kept]) -> Iterator[str]:
+    """Notes that do not say which run uses a store, or what else lies in the caches."""
+    for store in stores:
+        try:
+            uses_of(store)
+        except Damaged as error:
+            yield error.what
+
+
+def _checkpoints(output_dir: Path) -> Iterator[str]:
+    """Files of checkpoints that do not hold what their state.json says."""
+    for state in sorted(output_dir.glob("checkpoint-*/state.json")):
+        try:
+            files = unsealed(json.loads(bytes_of(state)))["files"]
+        except (ValueError, KeyError, TypeError, Broken):
+            yield f"{state} cannot be read"
+            continue
+        for name, digest in files.items():
+            path = state.parent / name
+            if not has_digest(path, digest):
+                yield f"{path} is not as it was written"

@@ -1,0 +1,209 @@
+"""One story for both encoders: read ahead, encode in batches, write behind.
+
+One thread drives the encoder. Others read the items of the batch after the one it is at, and
+one writes what was made. What is in memory is bounded by the batch size, the number of readers
+and the size of a job (`work_split.py`), never by the data set. The encoder is opened for the first
+item that was really claimed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
+
+from ...cache.errors import NotComplete, QeditError
+from .batch_size import BatchSize
+from .encoder import Encoder, Encoding, Made, Unfit
+from .read_ahead import Job, ReadAhead, Reading
+from .speed_log import Pace
+from .write_behind import WriteBehind
+
+NAMED = 3  # of what did not fit
+
+
+class Filling:
+    """Jobs become rows.
+
+    Args:
+        keep: adds what was made of items of a dataset to its stores; called in one thread, in
+            order. Gives the numbers of rows it added, by kind.
+        workers: threads that read.
+        advance: told how many items are done.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        keep: Callable[[str, Sequence[Made]], Counter[str]],
+        *,
+        workers: int,
+        batch_size: BatchSize,
+        pace: Pace,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.added: Counter[str] = Counter()
+        self._encoding, self._keep = encoding, keep
+        self._workers, self._batch_size = workers, batch_size
+        self._pace, self._advance = pace, advance
+        self._encoder: Encoder | None = None
+        self._made: list[Made] = []
+        self._has_encoded = False
+        self._too_large: list[str] = []
+
+    def run(self, jobs: Iterator[Job | None]) -> None:
+        """Do all jobs; each is released once its rows are written.
+
+        Raises:
+            NotComplete: items do not fit into the device's memory even alone. All others are
+                done then, unless it was the first of all.
+        """
+        try:
+            with (
+                ReadAhead(jobs, self._encoding, workers=self._workers) as ahead,
+                WriteBehind(self._pace) as writer,
+            ):
+                self._run(ahead, writer)
+        finally:
+            device = self._encoder and self._encoder.device
+            self._encoder = None
+            from ..models.device import release_memory
+
+            release_memory()
+        if self._too_large:
+            _refuse_too_large(self._too_large, device=device)
+
+    def _run(self, ahead: ReadAhead, writer: WriteBehind) -> None:
+        while True:
+            ahead.top_up(2 * self._workers)
+            if not ahead.waiting:
+                writer.finish()  # our own work is released before others' is waited for
+                if ahead.ended:
+                    return
+                ahead.paused = False
+                continue
+            cost = self._encoding.cost(ahead.waiting[0].item)
+            self._measure_first(ahead.waiting[0], cost=cost)
+            most = self._batch_size.of(cost)
+            ahead.top_up(most)
+            batch = ahead.take(most)
+            ahead.top_up(most + self._workers)  # is read while this batch is encoded
+            self._made += self._made_of(batch)
+            self._advance(len(batch))
+            self._hand_over(ahead, writer, batch[-1])
+
+    def _hand_over(self, ahead: ReadAhead, writer: WriteBehind, latest: Reading) -> None:
+        """Have the writer add what was made, once the job is done.
+
+        All of a job is written at once: were it written bit by bit, what a crash leaves of it
+        would be cut into other batches by the rerun.
+        """
+        if not latest.last:
+            return
+        made, self._made = self._made, []
+        writer.put(partial(self._write, latest.job, made))
+        writer.put(partial(ahead.release, latest.job))
+
+    def _write(self, job: Job, made: Sequence[Made]) -> None:
+        self.added.update(self._keep(job.dataset, made))
+
+    def _made_of(self, batch: Sequence[Reading]) -> list[Made]:
+        """What comes of a batch, the items that could not be read included, in its order."""
+        results: dict[int, Made] = {}
+        fit: list[tuple[int, Any, Any]] = []
+        for place, reading in enumerate(batch):
+            try:
+                with self._pace.spent("decode"):
+                    fit.append((place, reading.item, reading.future.result()))
+            except Unfit as unfit:
+                results[place] = self._encoding.rejected(reading.item, unfit)
+        if fit:
+            places, items, read = zip(*fit, strict=True)
+            with self._pace.spent("encode"):
+                results |= zip(places, self._encoded(items, read), strict=True)
+        return [results[place] for place in range(len(batch))]
+
+    def _encoded(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+        """Encode these together, or in halves where memory does not suffice.
+
+        An item that fails among others is tried again alone before it is given up.
+        """
+        made = self._tried(items, read)
+        if made is None:
+            from ..models.device import release_memory
+
+            release_memory()
+            if len(items) == 1:
+                return [self._left_out(items[0])]
+            self._batch_size.was_too_much(len(items), cost=self._encoding.cost(items[0]))
+            half = len(items) // 2
+            return [
+                *self._encoded(items[:half], read[:half]),
+                *self._encoded(items[half:], read[half:]),
+            ]
+        self._has_encoded = True
+        for place, one in enumerate(made):
+            if any(one.rejected.values()) and len(items) > 1:
+                made[place : place + 1] = self._encoded([items[place]], [read[place]])
+        return made
+
+    def _tried(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made] | None:
+        """None where it does not fit. Nothing may refer to the error while memory is released."""
+        encoder = self._opened()
+        try:
+            return encoder.encode(items, read)
+        except Exception as error:
+            from ..models.device import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _left_out(self, item: Any) -> Made:
+        """Go on without an item that does not fit, if any has fitted so far; it stays missing."""
+        name = self._encoding.name(item)
+        if not self._has_encoded:
+            _refuse_too_large([name], device=self._opened().device)
+        self._too_large.append(name)
+        return Made()
+
+    def _measure_first(self, first: Reading, *, cost: int) -> None:
+        def once() -> None:
+            self._opened().encode([first.item], [first.future.result()])
+
+        # what cannot be read is rejected in its turn; batches are then as without a measurement
+        with suppress(Unfit):
+            self._batch_size.measure(once, cost=cost, device=self._opened().device)
+
+    def _opened(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = _fitting(self._encoding.open)
+        return self._encoder
+
+
+def _fitting(load: Callable[[], Encoder]) -> Encoder:
+    """What `load` gives, or in words that there is no room for it."""
+    try:
+        return load()
+    except Exception as error:
+        from ..models.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise QeditError(
+            f"The encoder itself does not fit into memory: {str(error).splitlines()[0]}",
+            "End what else uses the device, or use `--device cpu`. The text encoder takes about "
+            "half with `--set text_encoder_precision=int8-quanto`.",
+        ) from error
+
+
+def _refuse_too_large(names: Sequence[str], *, device: Any) -> NoReturn:
+    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    count = "This does" if len(names) == 1 else f"These {len(names)} do"
+    raise NotComplete(
+        f"{count} not fit into the memory of {device}, even alone: {shown}.",
+        "Type the same command with `--device cpu`, or with a larger device: what was finished "
+        "is kept.",
+    )

@@ -1,0 +1,1 @@
+"""How much disk, memory and time a run takes, worked out beforehand."""

@@ -1,0 +1,12 @@
+"""Where tables and quantised bases of all models lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...config.settings import Settings
+
+
+def base_folder(settings: Settings) -> Path:
+    """Where tables and quantised bases of all models lie."""
+    return settings.cache_dir / "base"

@@ -1,0 +1,107 @@
+"""The quantised base: a folder of safetensors files with every tensor that training loads.
+
+No torch: `status` and a run with nothing to do read this.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...cache.errors import Broken
+from ...cache.files.atomic import readable_json
+from ...cache.files.failing_disk import lost_is_broken
+from ...cache.files.fingerprint import fingerprint, has_digest
+from ...config.settings import Settings
+from ..models.checkpoint.checkpoint import Checkpoint, model_digest
+from ..models.checkpoint.digests import digests_file
+from .folder import base_folder
+from .modulation_table import wants_table
+
+QUANTIZED_VERSION = 1
+QUANTIZED_FILE = "quantized.json"
+
+
+def wants_quantized(settings: Settings) -> bool:
+    """Whether the frozen base is held in few bits."""
+    return settings.base_model_precision != "no_change" and settings.model_type != "full"
+
+
+def quantized_base(checkpoint: Checkpoint, settings: Settings) -> QuantizedBase:
+    """The base of `checkpoint` in `base_model_precision`; whether it is there, it says itself.
+
+    Without the layers that training reads from the modulation table.
+    """
+    model = model_digest(checkpoint.transformer, remember=digests_file(settings))
+    recipe = quantized_recipe(model, settings)
+    return QuantizedBase(base_folder(settings) / fingerprint(recipe), recipe)
+
+
+def quantized_recipe(model: str, settings: Settings) -> dict[str, Any]:
+    """What decides the quantised base of the transformer with this digest."""
+    return {
+        "rows": "quantised base",
+        "version": QUANTIZED_VERSION,
+        "model": model,
+        "precision": settings.base_model_precision,
+        "dtype": settings.mixed_precision,
+        "modulation": not wants_table(settings),
+    }
+
+
+@dataclass(frozen=True)
+class QuantizedBase:
+    """A folder of safetensors files with every tensor that training loads.
+
+    It is there whole or not at all. `quantized.json`, which names it, holds the recipe and the
+    digest of every file.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The folder, as a store calls it."""
+        return self.folder
+
+    def is_there(self) -> bool:
+        return (self.folder / QUANTIZED_FILE).is_file()
+
+    def files(self) -> dict[str, str]:
+        """The names of its files with their digests."""
+        said = json.loads((self.folder / QUANTIZED_FILE).read_text(encoding="utf-8"))
+        files: dict[str, str] = said["files"]
+        return files
+
+    def count_bytes(self) -> int:
+        """What it takes on the disk."""
+        return sum((self.folder / name).stat().st_size for name in self.files())
+
+    def damages(self, *, share: float = 1.0) -> Iterator[str]:
+        """What is not as it was written, in words.
+
+        Args:
+            share: of the files that are read, drawn anew every time.
+        """
+        said = self.folder / QUANTIZED_FILE
+        try:
+            with lost_is_broken():
+                files = self.files()
+                whole = {**self.recipe, "files": files}
+                is_ours = said.read_text(encoding="utf-8") == readable_json(whole)
+        except (ValueError, KeyError, TypeError, Broken):
+            is_ours = False
+        if not is_ours:
+            yield f"{said} is not as it was written"
+            return
+        for name, digest in files.items():
+            path = self.folder / name
+            if not path.is_file():
+                yield f"{path} is missing"
+            elif (share >= 1.0 or random.random() < share) and not has_digest(path, digest):
+                yield f"{path} is not as it was written"

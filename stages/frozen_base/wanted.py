@@ -1,0 +1,32 @@
+"""Whether training uses anything that `cache-base` makes, and whether it is there."""
+
+from __future__ import annotations
+
+from ...cache.errors import NotComplete
+from ...config.settings import Settings
+from ..models.checkpoint.checkpoint import Checkpoint
+from .modulation_table import has_table, wants_table
+from .quantized import wants_quantized
+
+
+def has_work(settings: Settings) -> bool:
+    """Whether training with these settings uses anything that `cache-base` makes."""
+    return wants_table(settings) or wants_quantized(settings)
+
+
+def refuse_incomplete_base(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Raise if training needs something of the base that is not there.
+
+    Without a table the modulation would be quantised as well, and a run that goes on with a
+    table would go on with another model.
+
+    Raises:
+        NotComplete: it is `cache-base` that makes it.
+    """
+    needed = wants_quantized(settings) and wants_table(settings)
+    if needed and not has_table(checkpoint, settings):
+        raise NotComplete(
+            f"`base_model_precision` {settings.base_model_precision} needs the modulation table, "
+            "which is not there.",
+            "Run `qedit cache-base`, then `qedit train` again.",
+        )

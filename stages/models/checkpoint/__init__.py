@@ -1,0 +1,1 @@
+"""A checkpoint's parts, their configurations and digests; no weights are loaded."""

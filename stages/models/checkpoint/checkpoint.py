@@ -1,0 +1,234 @@
+"""Where a checkpoint's parts lie, and whether it is the checkpoint its flavour speaks of.
+
+Reads names and small JSON files only: no weights, no torch. A model is loaded elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from ....cache.errors import NotComplete, WrongUse
+from ..flavours import FLAVOURS, Flavour
+from .digests import files_digest, model_digest
+from .hub import fetched, local_folder
+from .json_file import json_object
+from .weight_files import files_named
+
+__all__ = [
+    "ENCODERS",
+    "Checkpoint",
+    "files_digest",
+    "flavour_of",
+    "model_digest",
+    "open_checkpoint",
+]
+
+# Parts that only make rows: whoever reads the rows does without them.
+ENCODERS = ("vae", "text_encoder")
+AREAS_FILE = "qedit.json"
+INDEX_FILE = "model_index.json"
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler")
+# What must lie in a part's folder, beside the weights of the three that have some.
+_FILES: dict[str, tuple[str, ...]] = {
+    "transformer": ("config.json",),
+    "vae": ("config.json",),
+    "text_encoder": ("config.json",),
+    "tokenizer": ("tokenizer_config.json",),
+    "processor": ("preprocessor_config.json",),
+    "scheduler": ("scheduler_config.json",),
+}
+_WEIGHTS: dict[str, str] = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+
+
+@runtime_checkable
+class ModelSettings(Protocol):
+    """The settings that say which model it is; None takes the flavour's own."""
+
+    @property
+    def model_flavour(self) -> str | None: ...
+    @property
+    def pretrained_model_name_or_path(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def pretrained_transformer_model_name_or_path(self) -> str | None: ...
+    @property
+    def pretrained_vae_model_name_or_path(self) -> str | None: ...
+    @property
+    def pretrained_text_encoder_model_name_or_path(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose parts are all there and agree with its flavour.
+
+    Attributes:
+        flavour: with the areas that the checkpoint's own qedit.json names, if it has one.
+        transformer, vae, text_encoder, tokenizer, processor, scheduler: folders.
+        zero_cond_t: as the transformer must be built, edit-v2+'s override included.
+        source: what the user wrote (or the flavour's repository).
+    """
+
+    flavour: Flavour
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path
+    processor: Path
+    scheduler: Path
+    zero_cond_t: bool
+    source: str
+
+
+def flavour_of(settings: ModelSettings) -> Flavour:
+    """The flavour that `settings` name, with the areas of a local checkpoint's qedit.json.
+
+    Reads a few small files at most and never the network.
+
+    Raises:
+        WrongUse: no such flavour, a local folder that is not there, or one that holds
+            another flavour's model.
+    """
+    name = settings.model_flavour
+    if name not in FLAVOURS:
+        raise WrongUse(
+            f'model_flavour "{name}" is not known.' if name else "model_flavour is not set.",
+            f"Set model_flavour to one of {', '.join(FLAVOURS)}.",
+        )
+    flavour = FLAVOURS[name]
+    folder = local_folder(settings.pretrained_model_name_or_path, "pretrained_model_name_or_path")
+    if folder is None:
+        return flavour
+    if settings.pretrained_transformer_model_name_or_path is None:
+        _refuse_contradiction(flavour, folder, transformer=folder / "transformer")
+    if not (folder / AREAS_FILE).is_file():
+        return flavour
+    areas = json_object(folder / AREAS_FILE)
+    unknown = areas.keys() - {"vae_area", "vl_area"}
+    if unknown or not all(type(area) is int and area > 0 for area in areas.values()):
+        raise WrongUse(
+            f"{folder / AREAS_FILE} may hold vae_area and vl_area, in square pixels, only.",
+            "Correct the file, or remove it to use the flavour's own areas.",
+        )
+    return replace(flavour, **areas)
+
+
+def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) -> Checkpoint:
+    """Find every part of the checkpoint that `settings` name; fetch it from the hub if need be.
+
+    Args:
+        spared: parts that may be gone: what was made with them lies in the caches.
+
+    Raises:
+        WrongUse: a folder or repository that cannot be had, or a checkpoint that contradicts
+            `model_flavour`.
+        NotComplete: a file of a part is missing.
+    """
+    flavour = flavour_of(settings)
+    source = settings.pretrained_model_name_or_path or flavour.repository
+    overrides = {
+        part: name
+        for part in _WEIGHTS
+        if (name := getattr(settings, f"pretrained_{part}_model_name_or_path"))
+    }
+    root = local_folder(source, "pretrained_model_name_or_path")
+    if root is None:
+        wanted = [part for part in PARTS if part not in overrides and part not in spared]
+        root = fetched(source, revision=settings.revision, patterns=_patterns(wanted))
+    parts = {part: root / part for part in PARTS}
+    for part, name in overrides.items():
+        parts[part] = _override(part, name)
+    there = {part: path for part, path in parts.items() if part not in spared or path.is_dir()}
+    _refuse_gaps(root, there)
+    _refuse_contradiction(flavour, root, transformer=parts["transformer"], source=source)
+    return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
+
+
+def processor_of(settings: ModelSettings) -> Path:
+    """The folder of a checkpoint's tokenizer and processor alone, fetched if need be.
+
+    Raises:
+        WrongUse: a folder or repository that cannot be had.
+    """
+    source = settings.pretrained_model_name_or_path or flavour_of(settings).repository
+    root = local_folder(source, "pretrained_model_name_or_path")
+    if root is None:
+        root = fetched(source, revision=settings.revision, patterns=_patterns(["processor"]))
+    return root / "processor"
+
+
+# -- where it lies ---------------------------------------------------------------------
+
+
+def _patterns(parts: list[str]) -> list[str]:
+    """What to fetch: configurations, vocabularies and safetensors, never pickles."""
+    endings = ("json", "txt", "jinja", "safetensors")
+    return [INDEX_FILE, *(f"{part}/*.{ending}" for part in parts for ending in endings)]
+
+
+def _override(part: str, name: str) -> Path:
+    """The folder of `part` in `name`: the part itself, or a checkpoint that has it."""
+    folder = local_folder(name, f"pretrained_{part}_model_name_or_path")
+    if folder is None:
+        stem = _WEIGHTS[part]
+        patterns = ["config.json", f"{stem}*", *_patterns([part])]
+        folder = fetched(name, revision=None, patterns=patterns)
+    return folder / part if (folder / part).is_dir() else folder
+
+
+# -- whether it is whole and the right one ---------------------------------------------
+
+
+def _refuse_gaps(root: Path, parts: Mapping[str, Path]) -> None:
+    needed = [root / INDEX_FILE]
+    for part, folder in parts.items():
+        needed += [folder / name for name in _FILES[part]]
+        if part in _WEIGHTS:
+            needed += files_named(folder, _WEIGHTS[part])
+    if not (parts["tokenizer"] / "vocab.json").is_file():
+        needed.append(parts["tokenizer"] / "tokenizer.json")
+    missing = [path for path in needed if not path.is_file()]
+    if missing:
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise NotComplete(
+            f"The checkpoint is not complete: {missing[0]} is missing{others}.",
+            "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
+        )
+
+
+def _refuse_contradiction(
+    flavour: Flavour, root: Path, *, transformer: Path, source: str = ""
+) -> None:
+    """Raise WrongUse where the config files that are there say another flavour."""
+    index, config = root / INDEX_FILE, transformer / "config.json"
+    if not (index.is_file() and config.is_file()):
+        return  # a half checkpoint: `open_checkpoint` says what is missing
+    pipeline = json_object(index).get("_class_name")
+    zero_cond_t = bool(json_object(config).get("zero_cond_t"))
+    expected = flavour.zero_cond_t and not flavour.overrides_zero_cond_t
+    if (pipeline, zero_cond_t) == (flavour.pipeline, expected):
+        return
+    source = source or str(root)
+    if pipeline != flavour.pipeline:
+        says = f"its model_index.json says {pipeline}, not {flavour.pipeline}"
+    else:
+        says = f"its transformer's config says zero_cond_t {str(zero_cond_t).lower()}"
+    fitting = [
+        other.name
+        for other in FLAVOURS.values()
+        if other.pipeline == pipeline
+        and zero_cond_t == (other.zero_cond_t and not other.overrides_zero_cond_t)
+    ]
+    raise WrongUse(
+        f"model_flavour is {flavour.name}, but {source} is another model: {says}.",
+        f"Set model_flavour to {' or '.join(fitting)}, or name a checkpoint of {flavour.name}."
+        if fitting
+        else f"Name a checkpoint of {flavour.name}, such as {flavour.repository}.",
+    )

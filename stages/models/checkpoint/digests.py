@@ -1,0 +1,224 @@
+"""What a model is, in 32 hex digits: its configuration and the bytes of its tensors.
+
+Neither the folder's name nor how tensors are spread over files counts, so a moved or
+re-sharded model keeps its digest and every cache made with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....cache.errors import Damaged, NotComplete, QeditError
+from ....cache.files.atomic import write_json
+from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_file
+from ....cache.files.sealed import sealed, unsealed
+from ....config.settings import Settings
+from .weight_files import weight_files
+
+REMEMBERED_DIGESTS = "model-digests.json"
+
+DIGEST_BYTES = 16
+BLOCK_BYTES = 8 << 20
+THREADS = min(8, os.cpu_count() or 1)
+# A file changed this shortly ago may change again without its time stamp moving on.
+SETTLED_SECONDS = 2.0
+# Who wrote a configuration and in which dtype it is loaded by default: decides no result,
+# because qedit always says the dtype itself.
+_BOOKKEEPING = frozenset({"transformers_version", "torch_dtype", "dtype", "name_or_path"})
+
+
+def model_digest(folder: Path, *, remember: Path | None) -> str:
+    """Digest config.json and every tensor of the model in `folder`.
+
+    Reading the weights is remembered in the JSON file `remember` by path, size and times of
+    change, so the second call costs nothing; None: nothing is. Of a folder that is gone the digest
+    it had last is remembered: rows that were made with it can be used without it.
+
+    Raises:
+        NotComplete: there is no config.json or no safetensors file, or no folder and no memory.
+        Damaged: a safetensors file whose header cannot be read or promises more bytes than
+            there are.
+    """
+    if not folder.is_dir():
+        return _digest_before(folder, remember)
+    config = folder / "config.json"
+    files = weight_files(folder)
+    needed = [config, *(files or [folder / "*.safetensors"])]
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
+        raise NotComplete(
+            f"{folder} holds no model: {missing[0]} is missing.",
+            "Finish the download of the model.",
+        )
+    meaning = _without_bookkeeping(json.loads(config.read_text(encoding="utf-8")))
+    tensors = _hex(sum(_remembered(files, remember)))
+    digest = digest_bytes(canonical_json({"config": meaning, "tensors": tensors}).encode())
+    known, name = _recall(remember), str(folder.resolve())
+    if known.get(name) != {"model": digest}:
+        _write(remember, {**known, name: {"model": digest}})
+    return digest
+
+
+def remembered(name: str, find: Callable[[], str], *, remember: Path) -> str:
+    """What `find` gives for `name`, found once and from then on read in the file `remember`.
+
+    Args:
+        name: says all that decides it.
+    """
+    entry = _recall(remember).get(name)
+    if isinstance(entry, dict) and isinstance(entry.get("found"), str):
+        return str(entry["found"])
+    found = find()
+    _write(remember, {**_recall(remember), name: {"found": found}})
+    return found
+
+
+def _digest_before(folder: Path, remember: Path | None) -> str:
+    """What the model in `folder` was when it was there."""
+    entry = _recall(remember).get(str(folder.resolve()))
+    if not isinstance(entry, dict) or "model" not in entry:
+        raise NotComplete(
+            f"There is no folder {folder}, and {remember} does not know what was in it.",
+            "Put the model back, or have `qedit cache-vae` and `qedit cache-embeds` fetch it.",
+        )
+    return str(entry["model"])
+
+
+def files_digest(folder: Path, names: Iterable[str]) -> str:
+    """Digest the contents of the small files `names` in `folder`; one may be absent."""
+    contents = {
+        name: digest_file(folder / name) if (folder / name).is_file() else None for name in names
+    }
+    return digest_bytes(canonical_json(contents).encode())
+
+
+def _without_bookkeeping(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_bookkeeping(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_bookkeeping(item)
+        for key, item in value.items()
+        if not key.startswith("_") and key not in _BOOKKEEPING
+    }
+
+
+# -- tensors ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One tensor as a safetensors header describes it; `start` counts from the file's begin."""
+
+    file: Path
+    label: str
+    start: int
+    nbytes: int
+
+    def digest(self) -> int:
+        digest = hashlib.blake2b(self.label.encode(), digest_size=DIGEST_BYTES)
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            left = self.nbytes
+            while left:
+                block = file.read(min(BLOCK_BYTES, left))
+                if not block:
+                    raise Damaged(f"{self.file} is cut short.", "Download the file again.")
+                digest.update(block)
+                left -= len(block)
+        return int.from_bytes(digest.digest(), "big")
+
+
+def _tensors(path: Path) -> Iterator[_Tensor]:
+    """What lies in a safetensors file: 8 bytes of length, a JSON header, the tensors' bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if length <= path.stat().st_size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise Damaged(f"{path} is not a safetensors file.", "Download the file again.")
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            label = canonical_json([name, entry["dtype"], entry["shape"]])
+            yield _Tensor(path, label, 8 + length + start, end - start)
+
+
+def _digests(files: Iterable[Path]) -> dict[Path, int]:
+    """The sum of the tensors' digests of each file: no order, and the files' sums add up."""
+    tensors = [tensor for path in files for tensor in _tensors(path)]
+    sums = dict.fromkeys(files, 0)
+    with ThreadPoolExecutor(THREADS) as pool:  # hashing a large block releases the GIL
+        for tensor, digest in zip(tensors, pool.map(_Tensor.digest, tensors), strict=True):
+            sums[tensor.file] += digest
+    return sums
+
+
+def _hex(total: int) -> str:
+    return f"{total % (1 << 8 * DIGEST_BYTES):0{2 * DIGEST_BYTES}x}"
+
+
+# -- what is remembered ----------------------------------------------------------------
+
+
+def _remembered(files: list[Path], remember: Path | None) -> Iterator[int]:
+    """The digest of each file: remembered if the file still looks the same, else computed."""
+    known = _recall(remember)
+    looks = {path: _look(path) for path in files}
+    unknown = [path for path in files if not _is_known(known.get(str(path.resolve())), looks[path])]
+    fresh = _digests(unknown)
+    settled_before_ns = time.time_ns() - int(SETTLED_SECONDS * 1e9)
+    settled = {
+        str(path.resolve()): {**looks[path], "digest": _hex(digest)}
+        for path, digest in fresh.items()
+        if looks[path]["mtime_ns"] < settled_before_ns
+    }
+    if settled:  # others may have remembered more, in the minutes that this took
+        _write(remember, {**_recall(remember), **settled})
+    for path in files:
+        yield fresh[path] if path in fresh else int(known[str(path.resolve())]["digest"], 16)
+
+
+def _look(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    # the second time is the system's own: archives and copies keep the first
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+
+
+def _is_known(entry: Any, look: Mapping[str, int]) -> bool:
+    return isinstance(entry, dict) and all(entry.get(key) == value for key, value in look.items())
+
+
+def _write(remember: Path | None, known: Mapping[str, Any]) -> None:
+    if remember is None:
+        return
+    # where nothing may be written, or there is no room, the weights are read again next time
+    with contextlib.suppress(QeditError):
+        write_json(remember, sealed(known))
+
+
+def _recall(remember: Path | None) -> dict[str, Any]:
+    """What is remembered; a spoilt file means only that weights are read once more."""
+    if remember is None:
+        return {}
+    try:
+        return unsealed(json.loads(remember.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def digests_file(settings: Settings) -> Path:
+    """Where digests of large model files are remembered between runs."""
+    return Path(settings.cache_dir) / REMEMBERED_DIGESTS

@@ -1,0 +1,62 @@
+"""Files of DoRA and LoKr: the names their loaders read, and which loaders these are.
+
+A DoRA is a LoRA with a norm for each output; a LoKr adds the Kronecker product of two matrices,
+the second of them of low rank where that is smaller. Every scale is folded into the weights, so
+that a reader who takes it for 1 is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..weights.tensor_file import as_text
+from .lora_file import PREFIXES, Style, in_order
+
+# Who reads a file of each kind, as its metadata and the model card say it.
+LOADS_IN = {
+    "dora": "diffusers: pipeline.load_lora_weights(file)",
+    "lokr": (
+        "diffusers: pipeline.transformer.load_lora_adapter(file, prefix='transformer'); "
+        "ComfyUI: Load LoRA"
+    ),
+}
+_SCALED = {"dora": (".lora_B.weight",), "lokr": (".lokr_w1", ".lokr_w1_a")}
+
+
+def adapter_file(
+    kind: str,
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int,
+    alpha: float,
+    about: Mapping[str, Any],
+    style: Style = "diffusers",
+) -> bytes:
+    """A DoRA or LoKr as it is trained, as a safetensors file; equal weights give equal bytes.
+
+    Args:
+        style: whose prefix the names have; what follows it is one for all of them.
+    """
+    prefix = PREFIXES["comfyui" if style == "comfyui" else "diffusers"]
+    tensors = {}
+    for name, weight in weights.items():
+        scale = alpha / rank if name.endswith(_SCALED[kind]) else 1.0
+        exact = weight.detach().to("cpu", torch.float32)
+        tensors[prefix + name] = (exact * scale if scale != 1 else exact).contiguous()
+    facts = {
+        **about,
+        "format": "pt",
+        "lora_format": style,
+        "adapter": kind,
+        "loads_in": LOADS_IN[kind],
+        "rank": rank,
+        "alpha": rank,
+        "trained_alpha": alpha,
+        "trained_scale": alpha / rank,
+    }
+    return in_order(safetensors.torch.save(tensors, as_text(facts)))

@@ -1,0 +1,249 @@
+"""LoRA files: the ways other tools name their tensors, read and written.
+
+A LoRA adds `up @ down * alpha / rank` to a layer. Where that alpha stands differs: diffusers
+and ComfyUI take the scale of a file without alphas for 1, and diffusers refuses an alpha beside
+its own names; kohya's files hold an alpha for every layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ....cache.errors import WrongUse
+from ....cache.files.fingerprint import canonical_json
+from ..layers import BLOCK_LINEARS, MODULATION
+from ..weights.tensor_file import as_text
+
+Style = Literal["diffusers", "comfyui", "kohya"]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+# What a layer's name begins with; files without any of these are read too.
+PREFIXES = {"diffusers": "transformer.", "comfyui": "diffusion_model.", "kohya": "lora_unet_"}
+# Where diffusers writes an alpha that its tensors do not show.
+_HIDDEN_ALPHA = "lora_adapter_metadata"
+
+_TENSOR = re.compile(
+    r"(?P<layer>.+)\.(?:(?P<what>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)"
+    r"(?:\.default)?\.weight|(?P<alpha>alpha))"
+)
+_DOWN = ("lora_A", "lora_down", "lora.down")
+_OUTSIDE_BLOCKS = (
+    *("img_in", "txt_in", "proj_out", "norm_out.linear"),
+    *(f"time_text_embed.timestep_embedder.linear_{number}" for number in (1, 2)),
+)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one layer: up [out, rank] @ down [rank, in] * alpha / rank."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def folded_up(self) -> Tensor:
+        """`up` for readers who take the scale for 1; as it is where the scale is 1."""
+        return self.up if self.scale == 1 else self.up.float() * self.scale
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA by layer, named as diffusers' transformer names its layers."""
+
+    layers: Mapping[str, LowRank]
+    metadata: Mapping[str, str]
+
+    @property
+    def ranks(self) -> set[int]:
+        return {layer.rank for layer in self.layers.values()}
+
+
+def lora_of(weights: Mapping[str, Tensor], *, alpha: float) -> dict[str, LowRank]:
+    """The layers of weights named `<layer>.lora_A.weight`, `<layer>.lora_B.weight`."""
+    ready = {
+        name: weight.detach().to("cpu", torch.float32).contiguous()
+        for name, weight in weights.items()
+    }
+    end = ".lora_A.weight"
+    names = [name.removesuffix(end) for name in ready if name.endswith(end)]
+    return {
+        name: LowRank(ready[name + end], ready[f"{name}.lora_B.weight"], alpha) for name in names
+    }
+
+
+# -- writing -----------------------------------------------------------------------------
+
+
+def lora_file(
+    weights: Mapping[str, Tensor],
+    *,
+    rank: int,
+    alpha: float,
+    about: Mapping[str, Any],
+    style: Style = "diffusers",
+) -> bytes:
+    """A LoRA as it is trained, as a file of `style`.
+
+    The metadata give `rank` and `alpha` as whoever loads the file is to take them, and
+    beside them the alpha and the scale it was trained with.
+    """
+    facts = {**about, "trained_alpha": alpha, "trained_scale": alpha / rank}
+    return as_file(Lora(lora_of(weights, alpha=alpha), as_text(facts)), style)
+
+
+def as_file(lora: Lora, style: Style) -> bytes:
+    """`lora` as a safetensors file of `style`: equal LoRAs give equal bytes.
+
+    diffusers and comfyui: the scale is folded into the weights, no alpha is written. kohya:
+    the weights as they are, with their alphas.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer, pair in lora.layers.items():
+        tensors |= _named(layer, pair, style)
+    metadata = {key: value for key, value in lora.metadata.items() if key != _HIDDEN_ALPHA}
+    metadata |= {"format": "pt", "lora_format": style} | _rank_and_alpha(lora, style)
+    return in_order(safetensors.torch.save(tensors, metadata))
+
+
+def _named(layer: str, pair: LowRank, style: Style) -> dict[str, Tensor]:
+    prefix = PREFIXES[style]
+    if style == "kohya":
+        name = prefix + layer.replace(".", "_")
+        ends = {"lora_down.weight": pair.down, "lora_up.weight": pair.up}
+        ends |= {"alpha": torch.tensor(pair.alpha)}
+    else:
+        name = prefix + layer
+        ends = {"lora_A.weight": pair.down, "lora_B.weight": pair.folded_up}
+    return {f"{name}.{end}": tensor.contiguous() for end, tensor in ends.items()}
+
+
+def _rank_and_alpha(lora: Lora, style: Style) -> dict[str, str]:
+    found = {(pair.rank, pair.alpha) for pair in lora.layers.values()}
+    if len(found) != 1:
+        return {}
+    rank, alpha = found.pop()
+    return {"rank": json.dumps(rank), "alpha": json.dumps(alpha if style == "kohya" else rank)}
+
+
+def in_order(data: bytes) -> bytes:
+    """The same safetensors file with its header sorted: equal weights give equal bytes.
+
+    The library writes metadata in an order that differs from process to process. The header
+    is JSON after 8 bytes that give its length, padded with blanks so that tensors are aligned.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = canonical_json(json.loads(data[8 : 8 + length])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+# -- reading -----------------------------------------------------------------------------
+
+
+def read_lora(path: Path) -> Lora:
+    """Read a LoRA in any style: diffusers, ComfyUI, kohya, or names without a prefix.
+
+    Args:
+        path: the file, or a folder that holds a `pytorch_lora_weights.safetensors`.
+
+    Raises:
+        WrongUse: no such file, or one with tensors that are not those of a plain LoRA on
+            this model's transformer; names the first of them.
+    """
+    path = path / LORA_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise WrongUse(f"There is no LoRA file {path}.", "Give a .safetensors file.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WrongUse(
+            f"{path} is no safetensors file: {error}.", "Convert it to .safetensors first."
+        ) from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        layer, what = _place_of(key, path)
+        parts.setdefault(layer, {})[what] = tensor
+    hidden = json.loads(metadata.get(_HIDDEN_ALPHA, "{}"))
+    layers = {layer: _pair(layer, parts[layer], hidden, path) for layer in parts}
+    if not layers:
+        raise WrongUse(f"{path} holds no tensors.", "Give a LoRA that has some.")
+    return Lora(layers, metadata)
+
+
+def _place_of(key: str, path: Path) -> tuple[str, str]:
+    """The layer a tensor belongs to, and whether it is `down`, `up` or `alpha`."""
+    found = _TENSOR.fullmatch(key)
+    layer = _layer_of(found["layer"]) if found else None
+    if found is None or layer is None:
+        raise WrongUse(
+            f"{path}: {key} is not part of a plain LoRA on the Qwen-Image-Edit transformer.",
+            "Files of diffusers, ComfyUI and kohya are read; DoRA, LoKr and text encoders are not.",
+        )
+    if found["alpha"]:
+        return layer, "alpha"
+    return layer, "down" if found["what"] in _DOWN else "up"
+
+
+def _layer_of(name: str) -> str | None:
+    if name.startswith(PREFIXES["kohya"]):
+        return _unflattened(name.removeprefix(PREFIXES["kohya"]))
+    for prefix in (PREFIXES["diffusers"], PREFIXES["comfyui"]):
+        name = name.removeprefix(prefix)
+    return name if name.startswith("transformer_blocks.") or name in _OUTSIDE_BLOCKS else None
+
+
+def _unflattened(flat: str) -> str | None:
+    """`transformer_blocks_0_attn_to_q` as `transformer_blocks.0.attn.to_q`."""
+    in_block = re.fullmatch(r"transformer_blocks_(\d+)_(.+)", flat)
+    names = (*BLOCK_LINEARS, *MODULATION) if in_block else _OUTSIDE_BLOCKS
+    wanted = in_block[2] if in_block else flat
+    for name in names:
+        if name.replace(".", "_") == wanted:
+            return f"transformer_blocks.{in_block[1]}.{name}" if in_block else name
+    return None
+
+
+def _pair(
+    layer: str, parts: Mapping[str, Tensor], hidden: Mapping[str, Any], path: Path
+) -> LowRank:
+    for what in ("down", "up"):
+        if what not in parts:
+            raise WrongUse(f"{path}: {layer} has no {what} weight.", "Save that file again.")
+    down, up = parts["down"], parts["up"]
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+        shapes = f"{list(down.shape)} and {list(up.shape)}"
+        raise WrongUse(f"{path}: the weights of {layer} are {shapes}.", "Save that file again.")
+    if "alpha" in parts:
+        return LowRank(down, up, float(parts["alpha"]))
+    return LowRank(down, up, _hidden_alpha(hidden, layer, rank=down.shape[0]))
+
+
+def _hidden_alpha(options: Mapping[str, Any], layer: str, *, rank: int) -> float:
+    """The alpha that diffusers' own metadata give `layer`; the rank where there are none."""
+    alpha = float(options.get("transformer.lora_alpha", rank))
+    for name, value in (options.get("transformer.alpha_pattern") or {}).items():
+        if layer == name or layer.endswith("." + name):
+            alpha = float(value)
+    return alpha * math.sqrt(rank) if options.get("transformer.use_rslora") else alpha

@@ -1,0 +1,148 @@
+"""How large a model is, worked out from its config.json: no weights are read and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS, fits, sees_only_time
+
+_TIMESTEP_CHANNELS = 256  # of the sinusoidal embedding, a constant of the class
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes of a QwenImageTransformer2DModel.
+
+    Attributes:
+        width: of a token inside the blocks, heads x head width (3072 at full scale).
+        text_width: of the encoder's states (3584).
+        channels_in, channels_out: of an image token, in and out (64).
+    """
+
+    blocks: int
+    heads: int
+    head_width: int
+    text_width: int
+    channels_in: int
+    channels_out: int
+    zero_cond_t: bool = False
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], *, zero_cond_t: bool) -> Dimensions:
+        """The sizes that transformer/config.json says; the class's defaults where it is silent."""
+        latents_in = config.get("in_channels", 64)
+        patch = config.get("patch_size", 2)
+        return cls(
+            blocks=config.get("num_layers", 60),
+            heads=config.get("num_attention_heads", 24),
+            head_width=config.get("attention_head_dim", 128),
+            text_width=config.get("joint_attention_dim", 3584),
+            channels_in=latents_in,
+            channels_out=patch * patch * (config.get("out_channels", 16) or latents_in),
+            zero_cond_t=zero_cond_t,
+        )
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_width
+
+    def linear(self, name: str) -> tuple[int, int]:
+        """Width in and out of the linear layer that a block calls `name`."""
+        if name in MODULATION:
+            return self.width, 6 * self.width
+        if name.endswith("net.0.proj"):
+            return self.width, 4 * self.width
+        return (4 * self.width if name.endswith("net.2") else self.width), self.width
+
+    def outer_linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers outside the blocks, by name: width in and out."""
+        width = self.width
+        return {
+            "img_in": (self.channels_in, width),
+            "txt_in": (self.text_width, width),
+            "time_text_embed.timestep_embedder.linear_1": (_TIMESTEP_CHANNELS, width),
+            "time_text_embed.timestep_embedder.linear_2": (width, width),
+            "norm_out.linear": (width, 2 * width),
+            "proj_out": (width, self.channels_out),
+        }
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Every linear layer of the transformer by its full name: width in and out."""
+        blocks = {
+            f"transformer_blocks.{block}.{layer}": self.linear(layer)
+            for block in range(self.blocks)
+            for layer in (*BLOCK_LINEARS, *MODULATION)
+        }
+        return blocks | self.outer_linears()
+
+    def matrices_of_blocks(self, *, modulation: bool = True) -> int:
+        """Numbers in the weight matrices of all blocks: what a quantised base makes small."""
+        names = (*BLOCK_LINEARS, *(MODULATION if modulation else ()))
+        sizes = (self.linear(name) for name in names)
+        return self.blocks * sum(ins * outs for ins, outs in sizes)
+
+    def others(self, *, modulation: bool = True) -> int:
+        """All other parameters: biases and norms of the blocks, and everything outside them.
+
+        Without `modulation` nothing that sees the timestep alone is counted.
+        """
+        names = (*BLOCK_LINEARS, *(MODULATION if modulation else ()))
+        biases = sum(self.linear(name)[1] for name in names)
+        norms = 4 * self.head_width
+        outer = sum(
+            ins * outs + outs
+            for name, (ins, outs) in self.outer_linears().items()
+            if modulation or not sees_only_time(name)
+        )
+        return self.blocks * (biases + norms) + outer + self.text_width
+
+    def parameters(self) -> int:
+        """All parameters of the model (20 430 401 088 at full scale)."""
+        return self.matrices_of_blocks() + self.others()
+
+
+def lora_parameters(sizes: Dimensions, targets: str | Sequence[str], *, rank: int) -> int:
+    """Numbers in a LoRA of `rank` on `targets` (a preset's name, or ends of layers' names)."""
+    named = targets if isinstance(targets, str) else tuple(targets)
+    return rank * _widths(sizes, named)
+
+
+def full_parameters(sizes: Dimensions, targets: str | Sequence[str] | None) -> int:
+    """Numbers that `model_type` full trains: `targets` with their biases, or all that learns."""
+    if targets is not None:
+        return sum(ins * outs + outs for ins, outs in _targeted(sizes, targets))
+    idle = sum(ins * outs + outs for ins, outs in map(sizes.linear, IDLE_IN_LAST_BLOCK))
+    return sizes.parameters() - idle - sizes.head_width  # and the norm of idle queries
+
+
+@cache
+def _widths(sizes: Dimensions, targets: str | tuple[str, ...]) -> int:
+    return sum(ins + outs for ins, outs in _targeted(sizes, targets))
+
+
+def in_every_block(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Those of a block's linear layers that `targets` puts a LoRA on, in most blocks."""
+    return _in_every_block(targets if isinstance(targets, str) else tuple(targets))
+
+
+@cache
+def _in_every_block(targets: str | tuple[str, ...]) -> tuple[str, ...]:
+    names = PRESETS[targets] if isinstance(targets, str) else targets
+    every = (*BLOCK_LINEARS, *MODULATION)
+    return tuple(layer for layer in every if any(fits(layer, name) for name in names))
+
+
+def _targeted(sizes: Dimensions, targets: str | Sequence[str]) -> Iterator[tuple[int, int]]:
+    names = PRESETS[targets] if isinstance(targets, str) else tuple(targets)
+    for block in range(sizes.blocks):
+        idle = IDLE_IN_LAST_BLOCK if block == sizes.blocks - 1 else ()
+        for layer in (*BLOCK_LINEARS, *MODULATION):
+            full = f"transformer_blocks.{block}.{layer}"
+            if layer not in idle and any(fits(full, name) for name in names):
+                yield sizes.linear(layer)
+    for layer, ins_outs in sizes.outer_linears().items():
+        if any(fits(layer, name) for name in names):
+            yield ins_outs

@@ -1,0 +1,164 @@
+"""Which way a training step is fitted into the memory there is: the least costly that fits.
+
+Every way gives the same losses and gradients; they differ in speed alone, so none of it is
+part of what decides a run. Arithmetic alone: `qedit plan` says with it what `train` will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ....cache.errors import WrongUse
+from .dimensions import Dimensions
+from .memory import Load, Way, memory_of, saved_bytes
+
+GIGABYTE = 1_000_000_000
+# What the allocator cannot use between the tensors, as a share of the memory.
+FRAGMENTS = 0.04
+_LOG_SUM_BYTES = 4  # of each head and token, kept with attention's output
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What a forward keeps for its backward.
+
+    Attributes:
+        kept: how many blocks keep all their activations: the last ones, whose live shortest.
+        attention: how many of the blocks before those keep what attention gave: 52 MB a block at
+            full scale and one reference of 1 MP, and two fifths less to compute again.
+        inputs_to_host: keep the inputs of the recomputed blocks in host memory.
+    """
+
+    kept: int = 0
+    attention: int = 0
+    inputs_to_host: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a forward keeps for its backward, and which weights wait on the host.
+
+    Attributes:
+        recomputation: None where every block keeps its activations, as without checkpointing.
+        streamed: how many blocks keep their frozen weights in host memory.
+        needs_bytes: what a step is estimated to take of the device; 0 where nobody asked.
+        of_bytes: what there was.
+        instead_bytes: what the next less costly way would have taken; 0: there is none.
+    """
+
+    recomputation: Recomputation | None
+    streamed: int = 0
+    needs_bytes: int = 0
+    of_bytes: int = 0
+    instead_bytes: int = 0
+
+    def reason(self) -> str:
+        """How much it takes of how much, and why it is no less costly way; for people."""
+        takes = f"about {self.needs_bytes / GIGABYTE:.1f} of {self.of_bytes / GIGABYTE:.1f} GB"
+        if not self.instead_bytes:
+            return takes
+        return f"{takes} (a faster way would take {self.instead_bytes / GIGABYTE:.1f})"
+
+    def words(self, *, blocks: int) -> str:
+        """What is done, for people."""
+        how, said = self.recomputation, []
+        if how is None:
+            said.append("no block is computed again in the backward")
+        else:
+            again = blocks - how.kept
+            aside = f"the attention of {how.attention} of them"
+            if how.attention >= again:
+                aside = "their attention"
+            said.append(
+                f"{again} of {blocks} blocks are computed again in the backward"
+                + (f", {aside} aside" if how.attention else "")
+            )
+            if how.inputs_to_host:
+                said.append("their inputs wait in the computer's memory")
+        if self.streamed:
+            streamed = min(self.streamed, blocks)  # more may be asked for than there are
+            blocks_wait = "1 block wait" if streamed == 1 else f"{streamed} blocks wait"
+            said.append(f"the weights of {blocks_wait} in the computer's memory")
+        return "; ".join(said)
+
+
+def budget_of(device_bytes: int | float) -> int:
+    """How much of so much device memory a step may be estimated to take, its context included."""
+    return round((1 - FRAGMENTS) * device_bytes)
+
+
+def fit_into(
+    budget_bytes: int,
+    sizes: Dimensions,
+    load: Load,
+    way: Way,
+    *,
+    streamed: int | None = None,
+) -> Fit:
+    """The least costly fit into `budget_bytes` of device memory, context included.
+
+    In this order: nothing is computed again; the attention's output is kept and as many blocks
+    as fit; no block is kept, and attention's output in as many as fit; the blocks' inputs go to
+    the host, which makes room for that of others; as few blocks as needed are streamed.
+
+    Args:
+        streamed: so many blocks are streamed in any case, and no more.
+
+    Raises:
+        WrongUse: even the smallest way does not fit.
+    """
+    smallest = 0
+    for fit in _fits(sizes, streamed=streamed):
+        needs = needed_bytes(fit, sizes, load, way)
+        if needs <= budget_bytes:
+            return replace(fit, needs_bytes=needs, of_bytes=budget_bytes, instead_bytes=smallest)
+        smallest = needs
+    raise WrongUse(
+        f"A step takes about {smallest / GIGABYTE:.1f} GB of device memory in the smallest way, "
+        f"and there are {budget_bytes / GIGABYTE:.1f} GB.",
+        "Make the base smaller with `base_model_precision`, or lower `train_batch_size` or "
+        "`resolution`: `qedit plan --vram N` shows what fits into N GB.",
+    )
+
+
+def needed_bytes(fit: Fit, sizes: Dimensions, load: Load, way: Way) -> int:
+    """What a step takes of the device when it is fitted so."""
+    how = fit.recomputation
+    way = replace(
+        way,
+        streamed=fit.streamed,
+        checkpointing=how is not None,
+        offload=how is not None and how.inputs_to_host,
+    )
+    needs = memory_of(sizes, load, way).total
+    if how is None:
+        return needs
+    # the backward begins with a kept block, which is the one at work and counted by now; where
+    # there is none, the first that is computed again has what its attention gave among the rest
+    needs += max(0, how.kept - 1) * saved_bytes(sizes, load, way)
+    seen = min(how.attention, sizes.blocks - how.kept) - (how.kept == 0)
+    return needs + max(0, seen) * attention_bytes(sizes, load, way)
+
+
+def attention_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
+    """What attention gives in one block: its output, and a number for each head and token."""
+    tokens = load.batch_size * (load.image_tokens + load.text_tokens)
+    return tokens * (way.number_bytes * sizes.width + _LOG_SUM_BYTES * sizes.heads)
+
+
+def _fits(sizes: Dimensions, *, streamed: int | None) -> Iterator[Fit]:
+    """Every fit, the least costly first."""
+    always = streamed or 0
+    if not always:
+        yield Fit(None)
+    # a block that is not computed again holds its weights until its backward
+    for kept in range(0 if always else sizes.blocks - 1, -1, -1):
+        yield Fit(Recomputation(kept=kept, attention=sizes.blocks - kept), streamed=always)
+    for attention in range(sizes.blocks - 1, -1, -1):
+        yield Fit(Recomputation(attention=attention), streamed=always)
+    for attention in range(sizes.blocks, -1, -1):
+        yield Fit(Recomputation(attention=attention, inputs_to_host=True), streamed=always)
+    most = sizes.blocks if streamed is None else streamed
+    for number in range(always + 1, most + 1):
+        yield Fit(Recomputation(inputs_to_host=True), streamed=number)

@@ -1,0 +1,1 @@
+"""Ways to take less device memory in a step: recomputing, offloading, streaming."""

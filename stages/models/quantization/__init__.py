@@ -1,0 +1,1 @@
+"""Weights in few bits, and the layer that computes with them."""

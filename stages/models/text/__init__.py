@@ -1,0 +1,1 @@
+"""Captions and references to the embeds that the transformer is shown."""

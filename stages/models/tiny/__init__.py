@@ -1,0 +1,1 @@
+"""The tiny checkpoint of the real classes, for tests and the demo."""

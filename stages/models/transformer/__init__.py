@@ -1,0 +1,1 @@
+"""The transformer: its forward, batches of mixed shapes, modulation, compilation."""

@@ -1,0 +1,176 @@
+"""Models built tensor by tensor, so that memory never holds them twice.
+
+Their modules are made without weights; whoever wants other modules in their places (quantised,
+tabulated) puts them there; then the tensors are read one after the other, straight to where
+they stay. What the model has no place for is not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ....cache.errors import Damaged, WrongUse
+from ..checkpoint.weight_files import weight_files
+from ..layers import PRESETS, fits
+
+Prepare = Callable[[str, Tensor], Mapping[str, Tensor]]
+"""A tensor of a checkpoint, by name: as the model holds it, by names."""
+
+
+def empty_transformer(folder: Path, *, zero_cond_t: bool) -> nn.Module:
+    """The transformer that `folder` configures, without weights, frozen, in eval mode.
+
+    Its parameters are on the meta device; its tables of positions are real.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import QwenImageTransformer2DModel
+
+    kind: Any = QwenImageTransformer2DModel
+    config = kind.load_config(str(folder), local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        transformer: nn.Module = kind.from_config(config, zero_cond_t=zero_cond_t)
+    return transformer.eval().requires_grad_(False)
+
+
+def fill(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    source: Path,
+) -> nn.Module:
+    """Give every parameter and buffer of `model` its tensor, on `device`, for good.
+
+    Parameters come to be of `dtype`; bits and scales of quantised weights stay as they are.
+
+    Raises:
+        WrongUse: `source` lacks a tensor, or has one of another shape.
+    """
+    wanted = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors:
+        if name in wanted and wanted[name].shape == tensor.shape:
+            kind = dtype if wanted[name].dtype.is_floating_point else tensor.dtype
+            # a copy in any case: what is mapped from a file must not change with the file
+            _put(model, name, tensor.to(device, kind, copy=True))
+    _refuse_gaps(model, source)
+    return model.to(device)  # small tables that came with the modules
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _refuse_gaps(model: nn.Module, source: Path) -> None:
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    gaps = sorted(name for name, tensor in tensors.items() if tensor.is_meta)
+    if gaps:
+        raise WrongUse(
+            f"{source} lacks weights of the model: {len(gaps)} tensors are missing or of "
+            f"another shape, the first is {gaps[0]}.",
+            "Download the checkpoint again, or name the folder of the right model.",
+        )
+
+
+# -- files -------------------------------------------------------------------------------
+
+
+def tensors_in(
+    folder: Path, *, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the model in `folder` that are `wanted`, one at a time.
+
+    They are mapped from the files: bytes are read when they are copied.
+
+    Raises:
+        Damaged: a file is cut short or is no safetensors file.
+    """
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                if wanted(name):
+                    yield name, file.get_tensor(name)
+
+
+class TensorFiles:
+    """The tensors of the model in a folder, by name; mapped, in any order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open = ExitStack()
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> TensorFiles:
+        for path in weight_files(self.folder):
+            file = self._open.enter_context(_opened(path))
+            self._files |= dict.fromkeys(file.keys(), file)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def tensor(self, name: str) -> Tensor:
+        """Raises WrongUse if there is none of this name."""
+        if name not in self._files:
+            raise WrongUse(
+                f"{self.folder} lacks weights of the transformer: {name}.",
+                "Download the checkpoint again, or name the folder of the right model.",
+            )
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise Damaged(
+            f"{path} is not a safetensors file: {error}.", "Download the file again."
+        ) from error
+
+
+def count_numbers(folder: Path) -> int:
+    """How many numbers the tensors of the model in `folder` have, by its files' headers."""
+    count = 0
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The layers in `folder` that a preset or list of names reaches: outputs and inputs of each,
+    by the headers of the files."""
+    names = PRESETS[wanted] if isinstance(wanted, str) else wanted
+    shapes: dict[str, tuple[int, int]] = {}
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                layer, _, leaf = name.rpartition(".")
+                shape = file.get_slice(name).get_shape()
+                if leaf == "weight" and len(shape) == 2 and any(fits(layer, one) for one in names):
+                    shapes[layer] = shape[0], shape[1]
+    return shapes
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """The transformer's config.json."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,89 @@
+"""Safetensors files written tensor by tensor: memory never holds a model once more to save it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....cache.files.atomic import new_file
+from ....cache.files.fingerprint import canonical_json, new_digest
+
+# How a safetensors header calls them.
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Make `path` a safetensors file of `tensors`; the content digest of its bytes.
+
+    Each tensor is brought to the CPU when it is its turn, and given up again. Equal tensors and
+    metadata give equal bytes.
+
+    Args:
+        dtype: what the tensors are stored in; None: as they are.
+    """
+    # the widest first: so each begins at a multiple of its own size
+    names = sorted(tensors, key=lambda name: (-_kind(tensors[name], dtype).itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name in names:
+        kind, shape = _kind(tensors[name], dtype), list(tensors[name].shape)
+        end = start + prod(shape) * kind.itemsize
+        header[name] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": [start, end]}
+        start = end
+    digest = new_digest()
+    with new_file(path) as file:
+        for piece in _pieces(header, (tensors[name] for name in names), dtype):
+            file.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def as_text(about: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as a safetensors file takes them for metadata: what is no text becomes JSON."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
+    }
+
+
+def _kind(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return tensor.dtype if dtype is None else dtype
+
+
+def _pieces(
+    header: Mapping[str, Any], tensors: Iterator[Tensor], dtype: torch.dtype | None
+) -> Iterator[bytes | memoryview]:
+    """8 bytes of length, the header padded with blanks, and the bits of one tensor after another.
+
+    The format: https://github.com/huggingface/safetensors#format
+    """
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors:
+        there = tensor.detach().to("cpu", _kind(tensor, dtype)).contiguous()
+        yield there.reshape(-1).view(torch.uint8).numpy().data

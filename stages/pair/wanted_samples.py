@@ -1,0 +1,217 @@
+"""Plan: which samples a run wants, from the folders' listings and captions alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...cache.files.fingerprint import fingerprint
+from ...config.configuration import Configuration
+from ...config.datasets import Dataset
+from ..models.flavours import Flavour
+from ..models.text.caption_length import CaptionLength
+from ..samples.recipe import match_target_res, pairs_recipe
+from ..samples.schema import Rejection
+from .captions import Captions, NoCaption
+from .checks import Terms
+from .folders import Scans, partners_of, used_datasets
+from .geometry import Framing
+from .match import Candidates, Matched, Places, extras, match, refuse_strangers, subset
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A sample that its pictures have yet to prove fit for.
+
+    Attributes:
+        places: of its pictures, in the order of `terms.datasets`.
+    """
+
+    name: str
+    places: Places
+    terms: Terms
+    captions: tuple[str, ...]
+    group: str = ""
+
+    def pictures(self) -> Iterator[tuple[str, int]]:
+        """The target, each reference, the mask: id of its dataset, and its place there."""
+        for dataset, place in zip(self.terms.datasets, self.places, strict=True):
+            yield dataset.id, place
+
+
+@dataclass
+class Plan:
+    """What is to become the table of one main dataset; `rejections` need no look at a picture.
+
+    Attributes:
+        strange_captions: a sentence on captions that belong to no target; "" without them.
+    """
+
+    main: Dataset
+    folder: Path
+    recipe: dict[str, Any]
+    wanted: list[Wanted]
+    rejections: list[Rejection]
+    scans: Scans
+    strange_captions: str = ""
+
+    def paths(self, wanted: Wanted) -> list[str]:
+        """Of the target, of each reference, of the mask."""
+        return [self.scans[name].pictures.paths[place] for name, place in wanted.pictures()]
+
+
+def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> list[Plan]:
+    """Plan the table of every main and held-out dataset.
+
+    Raises:
+        WrongUse: two folders without a name in common, or captions that cannot be had.
+    """
+    stems = {name: Candidates(found.pictures) for name, found in scans.items()}
+    ambiguous = _ambiguous_paths(configuration, scans)
+    plans, told = [], set[str]()
+    for main in used_datasets(configuration):
+        partners = partners_of(configuration, main)
+        pools = {partner.id: stems[partner.id] for partner in partners}
+        refuse_strangers(main.id, stems[main.id], pools)
+        captions = Captions(main, scans[main.id], length=CaptionLength(configuration.settings))
+        wanted, rejections = _wanted(
+            configuration,
+            flavour,
+            main,
+            captions=captions,
+            scans=scans,
+            stems=stems,
+            ambiguous=ambiguous[main.id],
+        )
+        for partner in partners:
+            if partner.id not in told:
+                told.add(partner.id)
+                asked = _asked_for(configuration, partner, stems)
+                rejections += extras(partner.id, stems[partner.id], asked, is_mask=partner.is_mask)
+                rejections += _problems(partner, scans)
+        rejections += _problems(main, scans)
+        recipe = pairs_recipe(configuration, main, flavour)
+        folder = configuration.pairs_folder(main) / fingerprint(recipe)
+        strange = captions.strange(stems[main.id].stems)
+        plans.append(Plan(main, folder, recipe, wanted, rejections, scans, strange))
+    return plans
+
+
+def terms_of(configuration: Configuration, flavour: Flavour, main: Dataset) -> Terms:
+    """What `main` asks of its samples. Held-out pictures are never cropped: inference is not."""
+    held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
+    framing = Framing(
+        resolution=main.resolution,
+        resolution_type=main.resolution_type,
+        crop=main.crop and not held_out,
+        crop_aspect=main.crop_aspect,
+        crop_style=main.crop_style,
+        crop_ratios=main.crop_aspect_buckets,
+        maximum_image_size=main.maximum_image_size,
+        target_downsample_size=main.target_downsample_size,
+        seed=configuration.settings.seed,
+    )
+    return Terms(
+        main=main,
+        references=configuration.references_of(main),
+        mask=configuration.mask_of(main),
+        framing=framing,
+        vae_area=None if match_target_res(configuration, flavour) else flavour.vae_area,
+        vl_area=flavour.vl_area,
+    )
+
+
+def _wanted(
+    configuration: Configuration,
+    flavour: Flavour,
+    main: Dataset,
+    *,
+    captions: Captions,
+    scans: Scans,
+    stems: Mapping[str, Candidates],
+    ambiguous: Collection[str],
+) -> tuple[list[Wanted], list[Rejection]]:
+    wanted: list[Wanted] = []
+    rejections: dict[Rejection, None] = {}
+    every: list[tuple[Terms, Matched]] = []
+    for terms in _variants(configuration, terms_of(configuration, flavour, main)):
+        pools = {reference.id: stems[reference.id] for reference in terms.references}
+        masks = (terms.mask.id, stems[terms.mask.id]) if terms.mask else None
+        matched = match(main.id, stems[main.id], pools, masks)
+        every.append((terms, matched))
+        rejections |= dict.fromkeys(
+            replace(row, sample=_name(row.sample, main, ambiguous)) for row in matched.rejections
+        )
+    targets = scans[main.id].pictures.paths
+    drawn = None
+    if main.max_num_samples is not None:
+        fit = {targets[places[0]] for _, matched in every for places in matched.matches}
+        drawn = subset(fit, main.max_num_samples)
+    several = len(every) > 1
+    for terms, matched in every:
+        for places in matched.matches:
+            target = targets[places[0]]
+            if drawn is not None and target not in drawn:
+                continue
+            name = _name(target, main, ambiguous)
+            try:
+                texts = captions.of(target)
+            except NoCaption as none:
+                rejections[Rejection(name, main.id, target, none.reason, none.detail)] = None
+                continue
+            variant = f"{name}#{terms.references[0].id}" if several else name
+            wanted.append(Wanted(variant, places, terms, texts, group=name if several else ""))
+    return wanted, list(rejections)
+
+
+def _variants(configuration: Configuration, terms: Terms) -> Iterator[Terms]:
+    """One set of terms for all references together, or one for each of them alone.
+
+    With `conditioning_multidataset_sampling: random` a target is a sample of its own with each
+    single reference, so that the embeds are always those of the reference that is attached.
+    """
+    sampling = configuration.settings.conditioning_multidataset_sampling
+    if sampling == "combined" or len(terms.references) < 2:
+        yield terms
+        return
+    for reference in terms.references:
+        yield replace(terms, references=(reference,))
+
+
+def _name(path: str, main: Dataset, ambiguous: Collection[str]) -> str:
+    return f"{main.id}:{path}" if path in ambiguous else path
+
+
+def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, set[str]]:
+    """By dataset: the paths that need its id before them to name one sample.
+
+    A held-out dataset never changes the names of the samples that are trained on.
+    """
+    mains, used = configuration.main_datasets(), used_datasets(configuration)
+    if len(used) == 1:
+        return {used[0].id: set()}
+    trained = Counter(path for main in mains for path in scans[main.id].pictures.paths)
+    every = Counter(path for main in used for path in scans[main.id].pictures.paths)
+    names = {main.id: {path for path, count in trained.items() if count > 1} for main in mains}
+    for main in configuration.eval_datasets():
+        names[main.id] = {path for path, count in every.items() if count > 1}
+    return names
+
+
+def _asked_for(
+    configuration: Configuration, partner: Dataset, stems: Mapping[str, Candidates]
+) -> Collection[str]:
+    """The names for which any dataset of targets asks `partner`."""
+    sides = [
+        stems[main.id].stems
+        for main in used_datasets(configuration)
+        if partner in partners_of(configuration, main)
+    ]
+    return sides[0] if len(sides) == 1 else set[str]().union(*sides)
+
+
+def _problems(dataset: Dataset, scans: Scans) -> Sequence[Rejection]:
+    return [Rejection(problem.path, dataset.id, *problem) for problem in scans[dataset.id].problems]

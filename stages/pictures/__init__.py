@@ -1,0 +1,1 @@
+"""Pixels only: opening, resizing, laying side by side; no samples and no models."""

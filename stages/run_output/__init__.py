@@ -1,0 +1,1 @@
+"""What a person opens in output_dir: previews, page, configuration; not checkpoints."""

@@ -1,0 +1,31 @@
+"""The configuration as it was run, beside what it made: both files, `--set` and all included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...cache.files.atomic import readable_json, write_text
+from ...config.configuration import Configuration
+
+AS_RUN = "as-run"
+CONFIG_FILE = "config.json"
+DATA_FILE = "multidatabackend.json"
+
+
+def as_run_files(output_dir: Path) -> tuple[Path, Path]:
+    """Where the two files lie in a run's folder."""
+    return output_dir / AS_RUN / CONFIG_FILE, output_dir / AS_RUN / DATA_FILE
+
+
+def write_as_run(configuration: Configuration) -> tuple[Path, Path]:
+    """Have both files hold this configuration: what was set, defaults left out."""
+    settings = configuration.settings
+    written = settings.model_dump(mode="json", exclude_unset=True)
+    written.pop("data_backend_config", None)  # it lies beside it, and is named by --data
+    datasets = [one.model_dump(mode="json", exclude_unset=True) for one in configuration.datasets]
+    files = as_run_files(settings.output_dir)
+    for path, value in zip(files, (written, datasets), strict=True):
+        text = readable_json(value)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    return files

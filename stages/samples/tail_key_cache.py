@@ -1,0 +1,104 @@
+"""The keys of many text tails, remembered beside their pairs table.
+
+To digest two million captions takes seconds, to read their digests half of one. What is
+remembered is named after what it was computed from and after its own checksum: it is right or it
+is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ...cache.files.atomic import write_bytes
+from ...cache.files.checksum import crc32c
+from ...cache.files.fingerprint import key_of
+from ...cache.format.tables import table_bytes, table_in
+
+MANY = 50_000
+PREFIX = "tails-"
+DIGEST_BYTES = 16
+
+
+def tail_digests(prefixes: Iterable[str], captions: Iterable[str]) -> bytes:
+    """The digests that `Sample.tail_key` of each prefix and caption writes in hex, joined.
+
+    >>> tail_digests(["0"], ["a"]).hex() == key_of({"prefix": "0", "caption": "a"})
+    True
+    """
+    blake2b, quoted = hashlib.blake2b, encode_basestring
+    return b"".join(
+        [
+            blake2b(
+                f'{{"caption":{quoted(caption)},"prefix":"{prefix}"}}'.encode(),
+                digest_size=DIGEST_BYTES,
+            ).digest()
+            for prefix, caption in zip(prefixes, captions, strict=True)
+        ]
+    )
+
+
+def keys_of(digests: bytes) -> pa.Array:
+    """Joined digests as keys: strings of hex digits."""
+    letters = 2 * DIGEST_BYTES
+    count = len(digests) // DIGEST_BYTES
+    ends = np.arange(count + 1, dtype=np.int64) * letters
+    text = pa.py_buffer(digests.hex().encode())
+    return pa.LargeStringArray.from_buffers(count, pa.py_buffer(ends), text).cast(pa.string())
+
+
+def remembered_tails(
+    table: Path, beside: Sequence[str]
+) -> tuple[pa.Array, npt.NDArray[np.int64]] | None:
+    """The tail keys of the pairs table at `table` and the rows that want them, if known.
+
+    Args:
+        beside: captions that go with every pair.
+    """
+    for path in table.parent.glob(f"{_name(table, beside)}-*.parquet"):
+        data = path.read_bytes()
+        if path.stem.rpartition("-")[2] == f"{crc32c(data):08x}":
+            found = table_in(data)
+            if "digest" in found.column_names:  # else of an earlier version
+                digests = b"".join(map(_joined, found["digest"].chunks))
+                return keys_of(digests), found["row"].to_numpy()
+    return None
+
+
+def remember_tails(
+    table: Path, beside: Sequence[str], *, digests: bytes, rows: npt.NDArray[np.int64]
+) -> None:
+    """Keep them for the next time, if they are many and may be written there."""
+    if len(rows) < MANY or not os.access(table.parent, os.W_OK):
+        return
+    as_column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(DIGEST_BYTES), len(rows), [None, pa.py_buffer(digests)]
+    )
+    data = table_bytes(pa.table({"digest": as_column, "row": pa.array(rows)}), repeats=False)
+    write_bytes(table.parent / f"{_name(table, beside)}-{crc32c(data):08x}.parquet", data)
+
+
+def belongs_to(name: str, table: Path | str) -> bool:
+    """Whether a file called `name` remembers the tails of this table."""
+    return name.startswith(f"{PREFIX}{_digest(Path(table))}-")
+
+
+def _joined(column: pa.FixedSizeBinaryArray) -> bytes:
+    data = memoryview(column.buffers()[1])
+    return bytes(data[column.offset * DIGEST_BYTES :][: len(column) * DIGEST_BYTES])
+
+
+def _name(table: Path, beside: Sequence[str]) -> str:
+    return f"{PREFIX}{_digest(table)}-{key_of(list(beside))[:8]}"
+
+
+def _digest(table: Path) -> str:
+    """What the name of a pairs table says of its content."""
+    return table.stem.rpartition("-")[2]

@@ -1,0 +1,230 @@
+"""Which samples are previewed, how they look at inference, and at which size they are made.
+
+Inference crops nothing. Where training crops references, the samples that previews show want
+rows of their own: latents, prefixes and tails of whole references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice, zip_longest
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from ...config.configuration import Configuration
+from ...config.datasets import Dataset
+from ...config.value_types import PreviewSize
+from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.flavours import Flavour
+from ..samples.recipe import match_target_res
+from ..samples.sample import Picture, Sample
+from ..samples.sizes import Amount, area_of, size_of_area, size_of_edge
+from ..samples.store_keys import Keys, PairsKeys, pairs_keys
+from ..samples.table import captions_beside
+from .run_stores import RunStores, open_stores
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample that previews show.
+
+    Attributes:
+        table, row: where it stands.
+        trained: as training sees it.
+        sample: as inference does; the same object where that is the same.
+    """
+
+    table: PairsKeys
+    row: int
+    trained: Sample
+    sample: Sample
+
+    def keys(self, kind: str, beside: Sequence[str]) -> Keys:
+        """The rows of one kind that a preview reads; captions `beside` go with every sample."""
+        found = _keys_of(self.sample, kind, beside)
+        return Keys(pa.array(found, pa.string()), np.full(len(found), self.row, np.int64))
+
+
+def preview_samples(
+    configuration: Configuration, checkpoint: Checkpoint
+) -> tuple[list[Sample], bool]:
+    """The first `num_eval_images` samples of the held-out datasets, and whether those exist.
+
+    Without held-out datasets they are the first of those that are trained on. Datasets take
+    turns. Of rows that share a target (`Sample.group`) the first is taken. Their references
+    are whole, as at inference, whatever training crops.
+
+    Raises:
+        NotComplete: the pairs of a dataset are not there.
+    """
+    stores = open_stores(configuration, checkpoint)
+    shown = shown_samples(configuration, checkpoint.flavour, stores)
+    return [one.sample for one in shown], bool(configuration.eval_datasets())
+
+
+def only_previewed(
+    configuration: Configuration, flavour: Flavour, stores: RunStores
+) -> list[Shown]:
+    """The samples of which previews want rows that training does not: none without a crop.
+
+    Raises:
+        NotComplete: the pairs of a dataset are not there.
+    """
+    crops = any(main.crop for main in configuration.main_datasets())
+    if configuration.settings.validation_disable or configuration.eval_datasets() or not crops:
+        return []
+    shown = shown_samples(configuration, flavour, stores)
+    return [one for one in shown if one.sample is not one.trained]
+
+
+def foreseen_previews(
+    configuration: Configuration, samples: Mapping[str, Sequence[Sample]], flavour: Flavour
+) -> list[Sample]:
+    """What `only_previewed` will find, of the `samples` of each main dataset; reads nothing."""
+    mains, settings = configuration.main_datasets(), configuration.settings
+    crops = any(main.crop for main in mains)
+    if settings.validation_disable or configuration.eval_datasets() or not crops:
+        return []
+    tables = [[(main, sample) for sample in samples[main.id]] for main in mains]
+    shown = islice(in_turns(tables, lambda one: one[1].group), settings.num_eval_images)
+    wholes = (
+        (sample, as_at_inference(sample, configuration, main, flavour=flavour))
+        for main, sample in shown
+    )
+    return [whole for sample, whole in wholes if whole is not sample]
+
+
+def keys_only_previewed(
+    configuration: Configuration, flavour: Flavour, stores: RunStores
+) -> tuple[str, ...]:
+    """The keys of every row of whole references, of all kinds."""
+    beside = captions_beside(configuration.settings)
+    found = {
+        key
+        for one in only_previewed(configuration, flavour, stores)
+        for kind in ("latents", "image prefix", "text tail")
+        for key in _keys_of(one.sample, kind, beside)
+    }
+    return tuple(sorted(found))
+
+
+def shown_samples(configuration: Configuration, flavour: Flavour, stores: RunStores) -> list[Shown]:
+    """What `preview_samples` chooses; only the beginning of each table is read.
+
+    A sample is passed over if a row of it was rejected and the user went on without it.
+    """
+    held_out = configuration.eval_datasets()
+    beside, accepted = captions_beside(configuration.settings), _accepted(stores)
+    tables = [
+        _shown_of(configuration, main, flavour)
+        for main in held_out or configuration.main_datasets()
+    ]
+    fit = [
+        (one for one in table if accepted.isdisjoint(_every_key(one, beside)))
+        if accepted
+        else table
+        for table in tables
+    ]
+    shown = in_turns(fit, lambda one: one.trained.group)
+    return list(islice(shown, configuration.settings.num_eval_images))
+
+
+def as_at_inference(
+    sample: Sample, configuration: Configuration, main: Dataset, *, flavour: Flavour
+) -> Sample:
+    """`sample` with whole references and its first caption; itself if nothing of it is cropped.
+
+    Sizes are those that `pair` gives the sample when `main` is not cropped.
+    """
+    if sample.target.whole:
+        return sample
+    area: Amount = flavour.vae_area
+    if match_target_res(configuration, flavour):
+        area = _area_of_whole(sample.target, main)
+    references = tuple(
+        _whole(picture, vae_area=area, vl_area=flavour.vl_area) for picture in sample.references
+    )
+    if references == sample.references:
+        return sample
+    return replace(sample, references=references, captions=sample.captions[:1])
+
+
+def preview_size(sample: Sample, wanted: PreviewSize) -> tuple[int, int]:
+    """The (width, height) in pixels of the sample's previews.
+
+    An exact size is taken as it is; of any other the area counts, at the ratio of the whole
+    target, by the rule of size of the pipelines.
+    """
+    if wanted.exact:
+        return wanted.width, wanted.height
+    return size_of_area(wanted.area, sample.target.width / sample.target.height)
+
+
+def _shown_of(configuration: Configuration, main: Dataset, flavour: Flavour) -> Iterator[Shown]:
+    table = pairs_keys(configuration, main, flavour)
+    for row, sample in enumerate(table.each()):
+        whole = as_at_inference(sample, configuration, main, flavour=flavour)
+        yield Shown(table, row, sample, whole)
+
+
+def in_turns(tables: Sequence[Iterable[T]], group: Callable[[T], str]) -> Iterator[T]:
+    """One of each table, then the next of each; of those of one `group` the first alone."""
+    seen: set[str] = set()
+    for one in chain.from_iterable(zip_longest(*tables)):
+        if one is None or (group(one) and group(one) in seen):
+            continue
+        seen.add(group(one))
+        yield one
+
+
+def _area_of_whole(target: Picture, main: Dataset) -> float:
+    """The area that `match_target_res` gives to references when nothing is cropped."""
+    if main.resolution_type != "pixel":
+        return area_of(main.resolution, main.resolution_type)
+    width, height = size_of_edge(main.resolution, target.width / target.height)
+    return float(width * height)
+
+
+def _whole(picture: Picture, *, vae_area: Amount, vl_area: Amount) -> Picture:
+    ratio = picture.width / picture.height
+    return replace(
+        picture,
+        box=(0.0, 0.0, float(picture.width), float(picture.height)),
+        size=size_of_area(vae_area, ratio),
+        vl_size=size_of_area(vl_area, ratio),
+    )
+
+
+def _accepted(stores: RunStores) -> set[str]:
+    """The keys of rows that were rejected and that the user goes on without."""
+    return {
+        key
+        for shelf in stores.shelves()
+        for key, place in shelf.rejected().items()
+        if (row := place.read(key)) is not None and row.accepted
+    }
+
+
+def _every_key(shown: Shown, beside: Sequence[str]) -> Iterator[str]:
+    for sample in (shown.trained, shown.sample):
+        yield sample.target.latent_key
+        if sample.mask:
+            yield sample.mask.weight_key
+        for kind in ("latents", "image prefix", "text tail"):
+            yield from _keys_of(sample, kind, beside)
+
+
+def _keys_of(sample: Sample, kind: str, beside: Sequence[str]) -> list[str]:
+    """Of what a preview reads of `sample`: references and embeds, never the target."""
+    if kind == "latents":
+        return [picture.latent_key for picture in sample.references]
+    if kind == "image prefix":
+        return [sample.prefix_key]
+    if kind == "text tail":
+        return [sample.tail_key(caption) for caption in dict.fromkeys((*sample.captions, *beside))]
+    return []

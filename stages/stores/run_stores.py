@@ -1,0 +1,210 @@
+"""The stores of a run: which rows it wants, where they lie, and what is missing.
+
+A picture's latents lie in the store of its own dataset, a reference set's image prefix and
+the text tails in the stores of the main dataset. Each kind is a set of stores
+(`cache/store/store_set.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...cache.errors import NotComplete
+from ...cache.format.part import Layout
+from ...cache.store.rejected_rows import RejectedRow, RejectedRows
+from ...cache.store.store import COMPRESSION, EMBEDS, LATENTS, Store
+from ...cache.store.store_set import Shelf
+from ...config.configuration import Configuration
+from ...config.datasets import Dataset
+from ...config.settings import Settings
+from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.digests import digests_file
+from ..models.flavours import Flavour
+from ..models.templates import prefix_text
+from ..samples.other_flavours import made_for_others
+from ..samples.sample import Sample
+from ..samples.table import captions_beside, read_pairs, used_main_datasets
+from .recipes import latent_recipe, mask_recipe, prompt_recipe
+
+WEIGHTS = Layout("weights", ("sample", "channel", "height", "width"), ragged=False)
+
+
+@dataclass(frozen=True)
+class RunStores:
+    """Every row a run reads: latents of pictures, weights of masks, image prefixes, text tails."""
+
+    latents: Shelf
+    prefixes: Shelf
+    tails: Shelf
+    weights: Shelf
+    flavour: Flavour
+
+    def shelves(self) -> tuple[Shelf, ...]:
+        """All of them."""
+        return (self.latents, self.prefixes, self.tails, self.weights)
+
+    def without_rejected(
+        self, samples: Sequence[Sample], captions_too: Iterable[str]
+    ) -> Sequence[Sample]:
+        """Those of `samples` of which no row was rejected.
+
+        Raises:
+            NotComplete: rows were rejected and nobody has accepted that.
+        """
+        rejected: dict[str, RejectedRows] = {}
+        for shelf in self.shelves():
+            rejected |= shelf.rejected()
+        if not rejected:
+            return samples
+        kept: list[Sample] = []
+        extra = tuple(captions_too)
+        for sample in samples:
+            keys = (key for key in _keys_of(sample, extra) if key in rejected)
+            # what has just been forgotten is tried again: it is missing until then
+            rows = [row for key in keys if (row := rejected[key].read(key)) is not None]
+            for row in rows:
+                _refuse_unaccepted(sample, row)
+            if not rows:
+                kept.append(sample)
+        return kept
+
+    def missing(self, samples: Iterable[Sample], captions_too: Iterable[str]) -> Missing:
+        """Which of `samples` cannot be trained on yet; `captions_too` are wanted of each."""
+        extra = tuple(captions_too)
+        no_latents: list[str] = []
+        no_embeds: list[str] = []
+        for sample in samples:
+            pictures = (sample.target, *sample.references)
+            if any(picture.latent_key not in self.latents for picture in pictures) or (
+                sample.mask and sample.mask.weight_key not in self.weights
+            ):
+                no_latents.append(sample.name)
+            tails = (sample.tail_key(caption) for caption in (*sample.captions, *extra))
+            if sample.prefix_key not in self.prefixes or any(
+                key not in self.tails for key in tails
+            ):
+                no_embeds.append(sample.name)
+        return Missing(
+            tuple(no_latents),
+            tuple(no_embeds),
+            flavour=self.flavour.name,
+            embeds_beside=self._made_for_others() if no_embeds else "",
+        )
+
+    def _made_for_others(self) -> str:
+        def fits(flavour: Flavour, recipe: Mapping[str, Any]) -> bool:
+            numbered = flavour.numbered_pictures
+            return bool(recipe.get("prefix") == prefix_text(1, numbered=numbered))
+
+        beside = (
+            made_for_others(store.path, self.flavour, fits=fits) for store in self.prefixes.stores()
+        )
+        return next(filter(None, beside), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Names of samples whose latents or embeds are not cached yet."""
+
+    latents: tuple[str, ...]
+    embeds: tuple[str, ...]
+    flavour: str
+    embeds_beside: str = ""
+
+    def refuse(self, total: int, *, then: str) -> None:
+        """Raise NotComplete, naming the first sample and the command to type, if any is missing."""
+        for names, what, command, beside in (
+            (self.latents, "latents", "qedit cache-vae", ""),
+            (self.embeds, "embeds", "qedit cache-embeds", self.embeds_beside),
+        ):
+            if names:
+                have = "has" if len(names) == 1 else "have"
+                raise NotComplete(
+                    f"{len(names)} of {total} samples {have} no {what} for {self.flavour} yet, "
+                    f"the first is {names[0]}{beside}.",
+                    f"Run `{command}`, then `{then}` again.",
+                )
+
+
+def _keys_of(sample: Sample, extra: Iterable[str]) -> Iterator[str]:
+    """Of every row that `sample` needs, with these captions besides its own."""
+    for picture in (sample.target, *sample.references):
+        yield picture.latent_key
+    if sample.mask:
+        yield sample.mask.weight_key
+    yield sample.prefix_key
+    for caption in (*sample.captions, *extra):
+        yield sample.tail_key(caption)
+
+
+def _refuse_unaccepted(sample: Sample, row: RejectedRow) -> None:
+    if not row.accepted:
+        raise NotComplete(
+            f"`qedit {row.stage}` rejected sample {sample.name}, and nobody has accepted that "
+            f"yet. {row}.",
+            f"Mend it and run `qedit {row.stage} --retry-rejected`, or go on without it: "
+            f"`qedit {row.stage} --on-reject skip`.",
+        )
+
+
+def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStores:
+    """Open every store of the run for reading; nothing is made on disk."""
+    settings = configuration.settings
+    remember = digests_file(settings)
+    mains = used_main_datasets(configuration)
+    pictures = {
+        dataset.id: configuration.vae_folder(dataset)
+        for main in mains
+        for dataset in (main, *configuration.references_of(main))
+    }
+    latents = latent_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
+    embeds = prompt_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
+    masks = {mask.id: mask for main in mains if (mask := configuration.mask_of(main))}
+    prefixes = {main.id: configuration.image_embeds_folder(main) for main in mains}
+    tails = {main.id: configuration.text_embeds_folder(main) for main in mains}
+    return RunStores(
+        latents=Shelf(pictures, latents, LATENTS),
+        prefixes=Shelf(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
+        tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
+        weights=Shelf(
+            {name: configuration.vae_folder(mask) for name, mask in masks.items()},
+            mask_recipe(),
+            WEIGHTS,
+        ),
+        flavour=checkpoint.flavour,
+    )
+
+
+def how_stored(settings: Settings) -> dict[str, str]:
+    """What a recipe says of `cache_compression`: nothing of none, so that old stores stay found."""
+    zipped = settings.cache_compression
+    return {} if zipped == "none" else {COMPRESSION: zipped}
+
+
+def add_missing(store: Store, rows: Mapping[str, np.ndarray]) -> int:
+    """Add those of `rows` that `store` does not hold, as one part; how many there were."""
+    keys = store.missing(rows)
+    if keys:
+        store.add(keys, [rows[key] for key in keys])
+    return len(keys)
+
+
+def accepted_samples(
+    configuration: Configuration,
+    main: Dataset,
+    checkpoint: Checkpoint,
+    *,
+    stores: RunStores | None = None,
+) -> Sequence[Sample]:
+    """The samples of `main` without those of which a row was rejected, as the user accepted.
+
+    Raises:
+        NotComplete: there are no pairs, or nobody has accepted to go on without some rows.
+    """
+    samples = read_pairs(configuration, main, checkpoint.flavour).samples
+    stores = stores or open_stores(configuration, checkpoint)
+    return stores.without_rejected(samples, captions_beside(configuration.settings))

@@ -1,0 +1,1 @@
+"""Which samples a step sees, with which noise and sigma, as tensors; no model."""

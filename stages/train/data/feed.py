@@ -1,0 +1,276 @@
+"""Batches as tensors: rows read from the stores, with the noise, sigma and caption of each sample.
+
+What is drawn for a sample depends on the seed, the step and the sample's position in the step,
+so it is the same with any number of processes and after any resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ....cache.errors import Damaged
+from ...samples.sample import NULL_CAPTION, Picture, Sample
+from ...stores.bfloat16 import bits_in, tensor_of
+from ...stores.run_stores import RunStores
+from .batches import Order, shape_of
+from .scheduled_sampling import Rollouts
+from .seeds import stream
+from .shares import share_of
+from .sigmas import Sigmas
+
+PATCH_PIXELS = 2  # latent pixels along the edge of one token
+LATENT_PIXELS = 8  # pixels along the edge of one latent pixel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one shape.
+
+    Attributes:
+        first_position: the place of the first sample in its step.
+        names, captions: of the samples; a dropped caption is the null caption.
+        embeds: texts, with zeros to the right of the shorter ones.
+        text_lengths: how many tokens of each text are real.
+        sigma: exact noise levels; the forward rounds them for the conditioning.
+        weights: where the loss counts, and how much; None counts everything alike.
+        rollouts: by how many steps each sample is rolled out; empty where none is.
+        joins: whether it goes through the model together with the batch before it, which is
+            of another shape.
+    """
+
+    first_position: int
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+    target: Float[Tensor, "batch channel height width"]
+    references: tuple[Float[Tensor, "batch channel _ _"], ...]
+    embeds: Float[Tensor, "batch token dim"]
+    text_lengths: tuple[int, ...]
+    noise: Float[Tensor, "batch channel height width"]
+    sigma: Float[Tensor, " batch"]
+    weights: Float[Tensor, "batch 1 height width"] | None = None
+    rollouts: tuple[int, ...] = ()
+    joins: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def image_tokens(self) -> int:
+        """Of one sample: target and references."""
+        pictures = (self.target, *self.references)
+        return sum(one.shape[-2] * one.shape[-1] for one in pictures) // PATCH_PIXELS**2
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `change` made to each of its tensors."""
+        return replace(
+            self,
+            target=change(self.target),
+            references=tuple(map(change, self.references)),
+            embeds=change(self.embeds),
+            noise=change(self.noise),
+            sigma=change(self.sigma),
+            weights=None if self.weights is None else change(self.weights),
+        )
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Reads what the model is shown: everything in it is a function of (seed, step).
+
+    Attributes:
+        rollouts: which samples are rolled out; None rolls out none.
+        rank, world: this process and how many share each step; see `share_of`.
+    """
+
+    order: Order
+    stores: RunStores
+    sigmas: Sigmas
+    seed: int
+    caption_dropout: float = 0.0
+    rank: int = 0
+    world: int = 1
+    rollouts: Rollouts | None = None
+
+    def samples_in(self, step: int) -> int:
+        """How many samples `step` has over all processes."""
+        return self.order.samples_in(step)
+
+    def step(self, step: int) -> list[Batch]:
+        """This process's batches of `step`, on the CPU; a share may have none.
+
+        Latents and embeds are as stored, noise is in float32.
+
+        Raises:
+            Damaged: a row's bytes are not those that were written.
+        """
+        batches: list[Batch] = []
+        for part in share_of(self.order.step(step), self.rank, self.world):
+            position = part.first_position
+            for _, alike in groupby(part.items, key=shape_of):
+                samples = list(alike)
+                with naming(samples):
+                    batch = self._batch(samples, step, first_position=position)
+                batches.append(replace(batch, joins=position > part.first_position))
+                position += len(samples)
+        return batches
+
+    def ahead(self, steps: Sequence[int]) -> Iterator[tuple[int, list[Batch]]]:
+        """Every step with its batches; the next one is read while this one is computed.
+
+        Where there is a GPU they lie in pinned memory, from which copies need no waiting.
+        """
+        read = self._pinned if torch.cuda.is_available() else self.step
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
+            waiting = reader.submit(read, steps[0]) if steps else None
+            for index, step in enumerate(steps):
+                assert waiting is not None
+                batches = waiting.result()
+                if index + 1 < len(steps):
+                    waiting = reader.submit(read, steps[index + 1])
+                yield step, batches
+
+    def _pinned(self, step: int) -> list[Batch]:
+        return [batch.changed(Tensor.pin_memory) for batch in self.step(step)]
+
+    def _batch(self, samples: Sequence[Sample], step: int, *, first_position: int) -> Batch:
+        places = range(first_position, first_position + len(samples))
+        captions = [
+            self._caption(sample, step, at) for sample, at in zip(samples, places, strict=True)
+        ]
+        target = self._latents([sample.target for sample in samples])
+        tokens = target.shape[-1] * target.shape[-2] // PATCH_PIXELS**2
+        embeds, lengths = self._embeds(samples, captions)
+        sigmas = [
+            self.sigmas.draw(stream(self.seed, "sigma", step, at), target_tokens=tokens)
+            for at in places
+        ]
+        sigma = torch.tensor(sigmas, dtype=torch.float32)
+        noises = [
+            stream(self.seed, "noise", step, at).standard_normal(target.shape[1:], np.float32)
+            for at in places
+        ]
+        return Batch(
+            first_position=first_position,
+            names=tuple(sample.name for sample in samples),
+            captions=tuple(captions),
+            target=target,
+            references=tuple(
+                self._latents([sample.references[index] for sample in samples])
+                for index in range(len(samples[0].references))
+            ),
+            embeds=embeds,
+            text_lengths=lengths,
+            noise=torch.from_numpy(np.stack(noises)),
+            sigma=sigma,
+            weights=self._weights(samples),
+            rollouts=self._rollouts(step, places, sigma.tolist()),
+        )
+
+    def _rollouts(
+        self, step: int, places: Sequence[int], sigmas: Sequence[float]
+    ) -> tuple[int, ...]:
+        if self.rollouts is None:
+            return ()
+        steps = [
+            self.rollouts.draw(stream(self.seed, "rollout", step, at), step=step, sigma=sigma)
+            for at, sigma in zip(places, sigmas, strict=True)
+        ]
+        return tuple(steps) if any(steps) else ()
+
+    def _caption(self, sample: Sample, step: int, position: int) -> str:
+        """One of the sample's captions, or the null caption where it is dropped."""
+        random = stream(self.seed, "caption", step, position)
+        alternative = int(random.integers(len(sample.captions)))
+        dropped = random.random() < self.caption_dropout
+        return NULL_CAPTION if dropped else sample.captions[alternative]
+
+    def _latents(self, pictures: Sequence[Picture]) -> Float[Tensor, "batch channel height width"]:
+        shelf, first = self.stores.latents, pictures[0]
+        shape = shelf.shape(first.latent_key, dataset=first.dataset)
+        batch = torch.empty(len(pictures), *shape, dtype=torch.bfloat16)
+        for picture, space in zip(pictures, bits_in(batch), strict=True):
+            shelf.read(picture.latent_key, dataset=picture.dataset, into=space)
+        return batch
+
+    def _weights(self, samples: Sequence[Sample]) -> Float[Tensor, "batch 1 height width"] | None:
+        """The masks of the samples; those without one count everywhere alike."""
+        if all(sample.mask is None for sample in samples):
+            return None
+        width, height = (edge // LATENT_PIXELS for edge in samples[0].target.size)
+        return torch.stack(
+            [
+                torch.ones(1, height, width)
+                if sample.mask is None
+                else self._read_weights(sample.mask)
+                for sample in samples
+            ]
+        )
+
+    def _read_weights(self, mask: Picture) -> Float[Tensor, "1 height width"]:
+        row = self.stores.weights.read(mask.weight_key, dataset=mask.dataset)
+        return (tensor_of(row) if row.dtype == np.uint16 else torch.from_numpy(row)).float()
+
+    def _embeds(
+        self, samples: Sequence[Sample], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch token dim"], tuple[int, ...]]:
+        """Image prefixes with the tails of the captions, as the encoder would give them in one.
+
+        Shorter ones have zeros to the right; the lengths come with them.
+        """
+        prefixes, tails = self.stores.prefixes, self.stores.tails
+        texts = [
+            ((prefixes, one.prefix_key, one.dataset), (tails, one.tail_key(text), one.dataset))
+            for one, text in zip(samples, captions, strict=True)
+        ]
+        shapes = [[shelf.shape(key, dataset=where) for shelf, key, where in text] for text in texts]
+        lengths = tuple(prefix[0] + tail[0] for prefix, tail in shapes)
+        batch = torch.empty(len(texts), max(lengths), shapes[0][0][1], dtype=torch.bfloat16)
+        for row, text, shape in zip(batch, texts, shapes, strict=True):
+            begin = 0
+            for (shelf, key, where), (length, _) in zip(text, shape, strict=True):
+                shelf.read(key, dataset=where, into=bits_in(row[begin : begin + length]))
+                begin += length
+            row[begin:] = 0
+        return batch, lengths
+
+
+@contextmanager
+def naming(samples: Sequence[Sample]) -> Iterator[None]:
+    """Say of damaged rows whose they are."""
+    try:
+        yield
+    except Damaged as error:
+        names = " or ".join(sample.name for sample in samples)
+        raise Damaged(f"A row of sample {names} is damaged.\n{error.what}", error.do) from error
+
+
+def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:
+    """The batches that go through the model together."""
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        if batch.joins and groups:
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return groups
+
+
+def padding_of(batches: Sequence[Batch]) -> float:
+    """How much of what the model computes for `batches` is padding, in tokens."""
+    real = every = 0
+    for group in forwards(batches):
+        longest = max(max(batch.text_lengths) for batch in group)
+        largest = max(batch.image_tokens for batch in group)
+        for batch in group:
+            real += sum(batch.text_lengths) + len(batch) * batch.image_tokens
+            every += len(batch) * (longest + largest)
+    return 1 - real / every if every else 0.0

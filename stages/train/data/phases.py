@@ -1,0 +1,198 @@
+"""Which datasets are in the mix from which step on, and what an epoch of the mix shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ....cache.errors import WrongUse
+from ...samples.lazy_samples import Rows, Shape, numbered
+from ...samples.sample import Sample
+from .mixture import Mixture, turns
+
+TOKEN_PIXELS = 16 * 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples of one dataset and how often they are shown.
+
+    Attributes:
+        samples: all of them, in the order of the pairs table.
+        repeats: extra passes over every sample in an epoch.
+        probability: the chance of each pass to happen, drawn anew in each epoch.
+        start_step, end_step: the first and the last step it takes part in; steps count from 1.
+    """
+
+    name: str
+    samples: Sequence[Sample]
+    repeats: int = 0
+    probability: float = 1.0
+    start_step: int = 0
+    end_step: int | None = None
+
+    @property
+    def shows(self) -> bool:
+        """Whether it ever shows a sample."""
+        return self.probability > 0 and len(self.samples) > 0
+
+    def takes_part(self, step: int) -> bool:
+        """Whether this dataset is in the mix at `step`."""
+        return self.start_step <= step and (self.end_step is None or step <= self.end_step)
+
+    def in_words(self) -> str:
+        """When it takes part, and with what."""
+        until = "on" if self.end_step is None else f"to {self.end_step}"
+        share = "" if self.probability > 0 else ", with `probability` 0"
+        pairs = f"{len(self.samples)} pair{'' if len(self.samples) == 1 else 's'}"
+        return f"{self.name} has {pairs} from step {max(self.start_step, 1)} {until}{share}"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with the same datasets: what an epoch in it shows.
+
+    A pass shows one of its candidates, which are neighbours in `rows`: a sample alone, or a
+    group that takes turns.
+
+    Attributes:
+        samples: of every dataset in the mix.
+        rows: their places, with those of one group together.
+        firsts, counts: of each pass, where its candidates begin and how many there are.
+        hashes: of each pass, that of its group; empty where no group has several candidates.
+        turns_ahead: of each pass, how many of the same group come before it in an epoch.
+        chances: of each pass to happen.
+        shapes: of each row, the number of its sample's shape.
+        tokens: of each shape, how many image tokens a sample has.
+    """
+
+    first_step: int
+    samples: Mixture
+    rows: Rows
+    firsts: np.ndarray
+    counts: np.ndarray
+    hashes: np.ndarray
+    turns_ahead: np.ndarray
+    chances: np.ndarray
+    shapes: np.ndarray
+    tokens: np.ndarray
+
+    @cached_property
+    def every_pass_happens(self) -> bool:
+        """Whether nothing is left to chance."""
+        return bool((self.chances >= 1).all())
+
+    @cached_property
+    def epochs_are_alike(self) -> bool:
+        """Whether every epoch shows as many samples of each shape, and so has as many batches."""
+        if not self.every_pass_happens or not len(self.hashes):
+            return self.every_pass_happens
+        groups = np.unique(self.firsts)
+        least, most = (each.reduceat(self.shapes, groups) for each in (np.minimum, np.maximum))
+        return bool((least == most).all())
+
+    def shown(self, key: int) -> np.ndarray:
+        """Which of `rows` each pass shows in the epoch of `key`.
+
+        The passes over one group show one candidate after the other.
+        """
+        if not len(self.hashes):
+            return self.firsts
+        counts = self.counts.astype(np.uint64)
+        turn = (_mixed(self.hashes ^ np.uint64(key)) % counts + self.turns_ahead) % counts
+        shown: np.ndarray = self.firsts + turn.astype(np.int64)
+        return shown
+
+
+def mix_at(sources: Sequence[Source], step: int, *, in_epochs: bool = False) -> list[Source]:
+    """Those of `sources` that have samples to show at `step`.
+
+    Args:
+        in_epochs: whether `num_train_epochs` says how long the run is.
+
+    Raises:
+        WrongUse: there are none.
+    """
+    mix = [source for source in sources if source.shows and source.takes_part(step)]
+    if not mix:
+        before = f", or end the run before with `max_train_steps` {step - 1}" if step > 1 else ""
+        if before and in_epochs:
+            before += " in place of `num_train_epochs`"
+        raise WrongUse(
+            f"No dataset has samples to train on at step {step}: "
+            f"{'; '.join(source.in_words() for source in sources)}.",
+            f"Change `start_step`, `end_step` or `probability` in the data configuration{before}.",
+        )
+    return mix
+
+
+def borders_of(sources: Sequence[Source]) -> list[int]:
+    """The first step of each phase; that of the first is 1."""
+    borders = {1}
+    for source in sources:
+        borders.add(max(source.start_step, 1))
+        borders.add(1 if source.end_step is None else source.end_step + 1)
+    return sorted(borders)
+
+
+def open_phase(sources: Sequence[Source], first_step: int) -> Phase:
+    """The phase of the datasets that are in the mix from `first_step` on.
+
+    Raises:
+        WrongUse: there are none.
+    """
+    mix = mix_at(sources, first_step)
+    samples = Mixture([source.samples for source in mix])
+    columns, start = [], 0
+    for source in mix:
+        columns.append(_passes(source, start))
+        start += len(source.samples)
+    rows, firsts, counts, hashes, turns_ahead, chances = map(
+        np.concatenate, zip(*columns, strict=True)
+    )
+    takes_turns = len(counts) if counts.max() > 1 else 0
+    known = samples.shapes.numbers[rows]
+    tokens = np.asarray([tokens_of(shape) for shape in samples.shapes.distinct])
+    shapes = numbered(known)
+    return Phase(
+        first_step=first_step,
+        samples=samples,
+        rows=rows,
+        firsts=firsts,
+        counts=counts,
+        hashes=hashes[:takes_turns],
+        turns_ahead=turns_ahead[:takes_turns],
+        chances=chances,
+        shapes=shapes,
+        tokens=tokens[known[np.unique(shapes, return_index=True)[1]]],
+    )
+
+
+def _passes(source: Source, start: int) -> tuple[np.ndarray, ...]:
+    """Of a source whose samples begin at `start`: its rows, and what `Phase` says of passes."""
+    rows, sizes, hashes = turns(source.samples, name=source.name)
+    passes = source.repeats + 1
+    return (
+        start + rows,
+        np.repeat(start + np.cumsum(sizes) - sizes, passes),
+        np.repeat(sizes, passes),
+        np.repeat(hashes, passes),
+        np.tile(np.arange(passes, dtype=np.uint64), len(sizes)),
+        np.full(len(sizes) * passes, source.probability),
+    )
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Spread every bit of each number over all of them (the finaliser of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def tokens_of(shape: Shape) -> int:
+    """The image tokens of a sample: one for each 16x16 pixels of target and references."""
+    return sum(width * height // TOKEN_PIXELS for width, height in shape)

@@ -1,0 +1,113 @@
+"""Scheduled sampling: which samples are rolled out before they are trained on, and how far.
+
+What a rollout is stands in `rolling`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ....config.settings import Settings
+from ...models.transformer.transformer import TIMESTEPS
+
+Strategy = Literal["uniform", "biased_early", "biased_late"]
+Sampler = Literal["unipc", "euler", "dpm"]
+
+
+@dataclass(frozen=True)
+class Reflex:
+    """The weights of ReflexFlow's parts; see `rolling`."""
+
+    alpha: float = 1.0
+    beta1: float = 10.0
+    beta2: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How often samples are rolled out, how far, and with which solver.
+
+    Attributes:
+        most_steps: of 1/1000 each, that a rollout may have.
+        probability: of a sample to be rolled out, where there is no ramp.
+        prob_start, prob_end, ramp_steps, ramp_shape: it goes from one to the other within so
+            many training steps; 0 of them is no ramp.
+        start_step: the training step it begins at.
+    """
+
+    most_steps: int
+    strategy: Strategy = "uniform"
+    probability: float = 0.0
+    prob_start: float = 0.0
+    prob_end: float = 0.5
+    ramp_steps: int = 0
+    start_step: int = 0
+    ramp_shape: Literal["linear", "cosine"] = "linear"
+    sampler: Sampler = "unipc"
+    order: int = 2
+    reflex: Reflex | None = None
+
+    def chance(self, step: int) -> float:
+        """The probability of a sample of training step `step` to be rolled out."""
+        if step < self.start_step:
+            return 0.0
+        if not self.ramp_steps:
+            return self.probability
+        progress = min(1.0, (step - self.start_step) / self.ramp_steps)
+        if self.ramp_shape == "cosine":
+            progress = 0.5 - 0.5 * math.cos(math.pi * progress)
+        return self.prob_start + (self.prob_end - self.prob_start) * progress
+
+    def draw(self, random: np.random.Generator, *, step: int, sigma: float) -> int:
+        """By how many steps a sample at `sigma` is rolled out; 0 leaves it as it is.
+
+        The start is never beyond the last of the 1000 steps.
+
+        Args:
+            sigma: as the sample has it in the end, rounded to float32.
+        """
+        chance, share = random.random(2).tolist()
+        if chance >= self.chance(step):
+            return 0
+        at = math.floor(sigma * TIMESTEPS)
+        return max(0, min(at + self._offset(share), TIMESTEPS - 1) - at)
+
+    def _offset(self, share: float) -> int:
+        if self.strategy == "uniform":
+            return math.floor(share * (self.most_steps + 1))
+        early = self.strategy == "biased_early"
+        return round((share**2 if early else 1 - share**2) * self.most_steps)
+
+
+def rollouts_of(settings: Settings) -> Rollouts | None:
+    """What the settings ask for; None where nothing is ever rolled out."""
+    ramp = settings.scheduled_sampling_ramp_steps
+    top = (
+        max(settings.scheduled_sampling_prob_start, settings.scheduled_sampling_prob_end)
+        if ramp
+        else settings.scheduled_sampling_probability
+    )
+    if not settings.scheduled_sampling_max_step_offset or not top:
+        return None
+    reflex = Reflex(
+        alpha=float(settings.scheduled_sampling_reflexflow_alpha),
+        beta1=float(settings.scheduled_sampling_reflexflow_beta1),
+        beta2=float(settings.scheduled_sampling_reflexflow_beta2),
+    )
+    return Rollouts(
+        most_steps=settings.scheduled_sampling_max_step_offset,
+        strategy=settings.scheduled_sampling_strategy,
+        probability=settings.scheduled_sampling_probability,
+        prob_start=settings.scheduled_sampling_prob_start,
+        prob_end=settings.scheduled_sampling_prob_end,
+        ramp_steps=ramp,
+        start_step=settings.scheduled_sampling_start_step,
+        ramp_shape=settings.scheduled_sampling_ramp_shape,
+        sampler=settings.scheduled_sampling_sampler,
+        order=settings.scheduled_sampling_order,
+        reflex=reflex if settings.scheduled_sampling_reflexflow else None,
+    )

@@ -1,0 +1,56 @@
+"""What is looked at between steps and changes nothing: the held-out loss and the previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..metrics import Metrics, Unheard, was_measured
+from ..plan.training_plan import Plan
+from ..results.best import Best
+from ..results.publish import publisher_of
+from ..trainer import Trainer
+from .evaluate import HeldOut, held_out_of
+from .previews import Previews
+
+
+class Looks:
+    """Measures and previews, where a step is due and was not looked at before."""
+
+    def __init__(
+        self, plan: Plan, trainer: Trainer, log: Metrics | Unheard, *, previews: Previews | None
+    ) -> None:
+        self._plan, self._trainer, self._log, self._previews = plan, trainer, log, previews
+        self._held_out = held_out_of(plan, trainer.objective, trainer.ranks)
+        self._best = None
+        if self._held_out and plan.settings.keep_best and trainer.ranks.is_first:
+            self._best = Best(publisher_of(plan), self._held_out.name)
+
+    def at(self, step: int, *, stopping: Callable[[], bool]) -> None:
+        """Make what is due at `step`; previews are left for the next start when `stopping`."""
+        if self._held_out and _is_due(self._plan, step):
+            owed = self._trainer.ranks.of_the_first(is_owed(self._plan, step))
+            if owed:
+                self._measure(self._held_out, step)
+        if self._previews and self._previews.due(step):
+            self._previews.make(self._trainer, step, stopping=stopping)
+
+    def _measure(self, held_out: HeldOut, step: int) -> None:
+        found = held_out.measure(self._trainer.transformer)
+        if step and self._trainer.trained.ema:
+            with self._trainer.averaged():
+                found["ema"] = held_out.measure(self._trainer.transformer)
+        # the best first: a run killed between the two measures once more, and keeps the same
+        if step and self._best:
+            self._best.consider(step, found, self._trainer.trained)
+        self._log.add(step=step, held_out=found)
+
+
+def is_owed(plan: Plan, step: int) -> bool:
+    """Whether the run has come to `step` and was stopped before it was measured there."""
+    return _is_due(plan, step) and not was_measured(plan.settings.output_dir, step)
+
+
+def _is_due(plan: Plan, step: int) -> bool:
+    """Whether the held-out loss of `step` is wanted; that of step 0 is the baseline."""
+    at_interval = step % plan.settings.eval_steps_interval == 0
+    return plan.held_out is not None and (at_interval or step == plan.steps)

@@ -1,0 +1,1 @@
+"""What a run is made of, checked before anything heavy is loaded."""

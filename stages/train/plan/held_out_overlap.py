@@ -1,0 +1,54 @@
+"""Held-out samples that are trained on as well: their loss says nothing of what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ....cache.format.tables import table_in
+from ....config.configuration import Configuration
+from ....config.datasets import Dataset
+from ...models.checkpoint.checkpoint import Checkpoint
+from ...samples.schema import flat
+from ...samples.store_keys import pairs_keys
+
+
+def leak_in_words(configuration: Configuration, checkpoint: Checkpoint) -> str | None:
+    """What a user is to know of held-out samples whose target is trained on too; None: no such.
+
+    Targets are compared by the content of their files, whatever their names.
+    """
+    held = [_targets(configuration, one, checkpoint) for one in configuration.eval_datasets()]
+    if not sum(map(len, held)):
+        return None
+    shown = _digests(
+        _targets(configuration, one, checkpoint) for one in configuration.main_datasets()
+    )
+    leaked = [
+        name
+        for table in held
+        for name in table["sample"].filter(pc.is_in(table["digest"], value_set=shown)).to_pylist()
+    ]
+    if not leaked:
+        return None
+    one = len(leaked) == 1
+    return (
+        f"{len(leaked)} of {sum(map(len, held))} held-out samples {'is' if one else 'are'} trained "
+        f"on as well, the first is {leaked[0]}: the held-out loss falls with what is learnt by "
+        "heart, and `best/` goes by it. Take them out of one of the two datasets."
+    )
+
+
+def _targets(configuration: Configuration, main: Dataset, checkpoint: Checkpoint) -> pa.Table:
+    """The name of each sample of `main`, and the content digest of its target."""
+    path = pairs_keys(configuration, main, checkpoint.flavour).path
+    table = table_in(path.read_bytes(), ["sample", "target.digest"])
+    digests = flat(table["target"]).field("digest")
+    return pa.table({"sample": flat(table["sample"]), "digest": digests})
+
+
+def _digests(tables: Iterable[pa.Table]) -> pa.ChunkedArray:
+    chunks = [chunk for table in tables for chunk in table["digest"].chunks]
+    return pa.chunked_array(chunks, pa.string())

@@ -1,0 +1,59 @@
+"""What a run's LoRA begins as, looked at before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ....cache.errors import WrongUse
+from ....cache.files.fingerprint import digest_file
+from ....config.settings import Settings
+from ...models.lora.lora_file import LORA_FILE, Lora, read_lora
+from ..state.checkpoint import checkpoint_to_resume, read_state
+from ..state.run_record import read_run
+
+
+def start_of(settings: Settings) -> Lora | None:
+    """The LoRA that `init_lora` names; None where it names none.
+
+    Raises:
+        WrongUse: it cannot be read, or has a higher rank than `lora_rank`.
+    """
+    if settings.init_lora is None:
+        return None
+    lora = read_lora(Path(settings.init_lora).expanduser())
+    if max(lora.ranks) > settings.lora_rank:
+        ranks = ", ".join(str(rank) for rank in sorted(lora.ranks))
+        raise WrongUse(
+            f"`init_lora`: {settings.init_lora} is of rank {ranks}, and `lora_rank` is "
+            f"{settings.lora_rank}.",
+            f"Say `--set lora_rank={max(lora.ranks)}` or more, or give another LoRA.",
+        )
+    return lora
+
+
+def start_digest(settings: Settings) -> str | None:
+    """The bytes of the file that `init_lora` names, in a digest; None where there is none.
+
+    Of a run that goes on with the same key it is what it was: the file is no longer read, and
+    may hold something else by now.
+    """
+    if settings.init_lora is None:
+        return None
+    begin = checkpoint_to_resume(settings.output_dir, settings.resume_from_checkpoint)
+    if begin is not None:
+        run = read_state(begin)["run"]
+        known: str | None = run.get("start")
+        # the folder says how the file was called last, the checkpoint how when it was written
+        for said in (run, read_run(settings.output_dir) or {}):
+            if said.get("start") == known and _named_in(said) == settings.init_lora:
+                return known
+    path = Path(settings.init_lora).expanduser()
+    path = path / LORA_FILE if path.is_dir() else path
+    return digest_file(path) if path.is_file() else None
+
+
+def _named_in(run: Mapping[str, Any]) -> str | None:
+    named: str | None = run.get("settings", {}).get("init_lora")
+    return named

@@ -1,0 +1,60 @@
+"""What no run can begin with, found before anything is cached or loaded."""
+
+from __future__ import annotations
+
+from ....config.settings import Settings
+from ...frozen_base.quantized import wants_quantized
+from ...models.checkpoint.part_config import part_config
+from ...models.device import best_device
+from ...models.flavours import FLAVOURS
+from ...models.layers import chosen_layers
+from ...models.lora.lora import refuse_other_layers
+from ...models.memory_estimate.dimensions import Dimensions
+from ...models.quantization.quantize import precision_for
+from ..state.checkpoint import checkpoint_to_resume, step_of
+from ..state.optimizers import refuse_optimizer
+from ..trackers import refuse_missing_tracker
+from .initial_lora import start_of
+
+
+def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
+    """Raise if settings do not fit the model, or the packages that are installed.
+
+    Reads a few small files, and the LoRA that a run is to begin with. A run that has all its
+    steps is let through.
+
+    Args:
+        device: what will be trained on; None: it is not known yet.
+
+    Raises:
+        WrongUse: names the key, and what to do.
+    """
+    begin = checkpoint_to_resume(settings.output_dir, settings.resume_from_checkpoint)
+    steps = settings.max_train_steps
+    if begin is not None and steps is not None and step_of(begin) >= steps:
+        return
+    refuse_missing_tracker(settings)
+    refuse_optimizer(settings)
+    if device is not None and wants_quantized(settings):
+        precision_for(
+            settings.base_model_precision,
+            device=best_device(device),
+            quantizes_activations=settings.quantize_activations,
+        )
+    linears = _linears(settings)
+    trained = chosen_layers(list(linears), settings.lora_target_modules)
+    # a run that goes on has no more use for it
+    if begin is None and (start := start_of(settings)) is not None:
+        refuse_other_layers(
+            start,
+            {layer: linears[layer] for layer in trained},
+            rank=settings.lora_rank,
+            source=str(settings.init_lora),
+        )
+
+
+def _linears(settings: Settings) -> dict[str, tuple[int, int]]:
+    """The transformer's linear layers by its config.json; its weights may be still to come."""
+    config = part_config(settings, "transformer")
+    zero_cond_t = FLAVOURS[settings.model_flavour].zero_cond_t
+    return Dimensions.of_config(config, zero_cond_t=zero_cond_t).linears()

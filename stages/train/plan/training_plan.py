@@ -1,0 +1,211 @@
+"""What a run is made of, worked out before anything heavy is loaded or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ....cache.files.fingerprint import fingerprint
+from ....cache.store.store import COMPRESSION
+from ....config.loading import Configuration
+from ....config.settings import Settings
+from ...frozen_base.wanted import refuse_incomplete_base
+from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint, model_digest, open_checkpoint
+from ...models.checkpoint.digests import digests_file
+from ...samples.sample import NULL_CAPTION
+from ...samples.table import captions_beside
+from ...stores.run_stores import RunStores, accepted_samples, open_stores
+from ..data.batches import Order, Source
+from ..data.feed import Feed
+from ..data.mixture import Mixture
+from ..data.row_check import all_rows_are_there, samples_digest
+from ..data.scheduled_sampling import rollouts_of
+from ..data.sigmas import AutoShift, Distribution, Sigmas
+from ..memory_use import collector_at_rest
+from ..state.run_record import describe_run
+from .held_out_overlap import leak_in_words
+from .initial_lora import start_digest
+from .refusals import refuse_to_train
+
+# How many held-out samples are measured; a larger `num_eval_images` asks for more.
+HELD_OUT_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can begin: the rows are there and settings and checkpoint agree.
+
+    Attributes:
+        steps: how many optimizer steps the run has in all.
+        run: what decides it, as in run.json.
+        held_out: the samples that are only measured, one a step; None where there are none.
+        held_out_count: how many of them are measured.
+        warnings: what a user is to know before it begins.
+    """
+
+    settings: Settings
+    checkpoint: Checkpoint
+    feed: Feed
+    steps: int
+    run: dict[str, Any]
+    held_out: Feed | None = None
+    held_out_count: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def make_plan(configuration: Configuration) -> Plan:
+    """Read the pairs, look every row up, and say how long the run is.
+
+    Raises:
+        NotComplete: no pairs for these settings, or rows of theirs are missing.
+        WrongUse: the checkpoint contradicts the flavour, no dataset is in the mix, or what
+            `refuse_to_train` refuses.
+    """
+    with collector_at_rest():
+        return _make_plan(configuration)
+
+
+def _make_plan(configuration: Configuration) -> Plan:
+    settings = configuration.settings
+    refuse_to_train(settings)
+    checkpoint = open_checkpoint(settings, spared=ENCODERS)
+    stores = open_stores(configuration, checkpoint)
+    sources = _sources(configuration, checkpoint, stores)
+    refuse_incomplete_base(checkpoint, settings)
+    beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
+    digests = {}
+    if all_rows_are_there(configuration, checkpoint, stores, beside=captions_beside(settings)):
+        digests = {
+            source.name: samples_digest(configuration, checkpoint, source.name)
+            for source in sources
+        }
+    else:
+        samples = Mixture([source.samples for source in sources])
+        stores.missing(samples, beside).refuse(len(samples), then="qedit train")
+    order = Order(
+        sources,
+        settings.seed,
+        batch_size=settings.train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+    feed = Feed(
+        order=order,
+        stores=stores,
+        sigmas=sigmas_of(settings, checkpoint.scheduler),
+        seed=settings.seed,
+        caption_dropout=settings.caption_dropout_probability,
+        rollouts=rollouts_of(settings),
+    )
+    run = describe_run(
+        settings,
+        sources,
+        transformer_digest=model_digest(checkpoint.transformer, remember=digests_file(settings)),
+        zero_cond_t=checkpoint.zero_cond_t,
+        recipes=_recipes(stores),
+        digests=digests,
+        start=start_digest(settings),
+    )
+    steps = _steps(settings, order)
+    held_out = _held_out(configuration, checkpoint, feed)
+    count = _held_out_count(settings, held_out)
+    leak = leak_in_words(configuration, checkpoint)
+    warnings = (*_cut_off(settings, order, sources), *((leak,) if leak else ()))
+    return Plan(settings, checkpoint, feed, steps, run, held_out, count, warnings)
+
+
+def _held_out(configuration: Configuration, checkpoint: Checkpoint, feed: Feed) -> Feed | None:
+    """One sample a step, in an order of its own that does not depend on the training's."""
+    settings = configuration.settings
+    sources = [
+        Source(main.id, accepted_samples(configuration, main, checkpoint, stores=feed.stores))
+        for main in configuration.eval_datasets()
+    ]
+    if not any(source.samples for source in sources):
+        return None
+    order = Order(sources, settings.validation_seed, batch_size=1, accumulation=1)
+    held_out = replace(
+        feed, order=order, seed=settings.validation_seed, caption_dropout=0.0, rollouts=None
+    )
+    count = _held_out_count(settings, held_out)
+    measured = [order.step(place + 1)[0][0] for place in range(count)]
+    feed.stores.missing(measured, ()).refuse(count, then="qedit train")
+    return held_out
+
+
+def _held_out_count(settings: Settings, held_out: Feed | None) -> int:
+    """The first so many of the order: an evaluation must not take longer than the training."""
+    if held_out is None:
+        return 0
+    return min(held_out.order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
+
+
+def _sources(
+    configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
+) -> Sequence[Source]:
+    return [
+        Source(
+            name=main.id,
+            samples=accepted_samples(configuration, main, checkpoint, stores=stores),
+            repeats=main.repeats,
+            probability=main.probability,
+            start_step=main.start_step,
+            end_step=main.end_step,
+        )
+        for main in configuration.main_datasets()
+    ]
+
+
+def _recipes(stores: RunStores) -> dict[str, str]:
+    shelves = {
+        "latents": stores.latents,
+        "image prefixes": stores.prefixes,
+        "text tails": stores.tails,
+    }
+    return {name: _name_of(shelf.stores()[0].recipe) for name, shelf in shelves.items()}
+
+
+def _name_of(recipe: Mapping[str, Any]) -> str:
+    """Of rows made so: packed or not, they are the same rows."""
+    return fingerprint({key: value for key, value in recipe.items() if key != COMPRESSION})
+
+
+def _steps(settings: Settings, order: Order) -> int:
+    if settings.num_train_epochs:
+        return order.steps_for(settings.num_train_epochs)
+    assert settings.max_train_steps, "one of the two has a default"
+    order.refuse_gaps(settings.max_train_steps)
+    return settings.max_train_steps
+
+
+def _cut_off(settings: Settings, order: Order, sources: Sequence[Source]) -> Iterator[str]:
+    """Of each dataset that ends before it has been shown in every epoch, that it does."""
+    epochs = settings.num_train_epochs
+    ends = {source.name: source.end_step for source in sources if source.end_step is not None}
+    for name, shown in (order.short_of(epochs) if epochs and ends else {}).items():
+        yield (
+            f"Dataset {name} ends at step {ends[name]} (`end_step`), after {shown} of the "
+            f"{epochs} passes that `num_train_epochs` asks for."
+        )
+
+
+def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
+    """How sigmas are drawn; the auto shift's constants are those of the checkpoint's scheduler."""
+    shift: float | AutoShift = float(settings.flow_schedule_shift or 1.0)
+    if settings.flow_schedule_auto_shift:
+        config = json.loads((scheduler / "scheduler_config.json").read_text(encoding="utf-8"))
+        shift = AutoShift.of_scheduler(config)
+    distribution: Distribution = "sigmoid"
+    if settings.flow_use_uniform_schedule:
+        distribution = "uniform"
+    elif settings.flow_use_beta_schedule:
+        distribution = "beta"
+    return Sigmas(
+        distribution=distribution,
+        scale=settings.flow_sigmoid_scale,
+        alpha=settings.flow_beta_schedule_alpha,
+        beta=settings.flow_beta_schedule_beta,
+        shift=shift,
+    )

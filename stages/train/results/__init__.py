@@ -1,0 +1,1 @@
+"""What a run publishes: LoRA files, the model card, the best checkpoint."""

@@ -1,0 +1,98 @@
+"""best/: the LoRA, or with `model_type` full the transformer, of the lowest held-out loss so far.
+
+It says itself which step and loss it is of, so that it is replaced in one piece and a killed run
+cannot mistake it; `state.json` beside it says the same for people and programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ....cache.files.atomic import readable_json, write_text
+from ...models.lora.lora_file import LORA_FILE
+from ..state.checkpoint import STATE_FILE, Trained
+from .publish import Publisher
+from .transformer_result import about_transformer
+
+BEST_FOLDER = "best"
+KEY = "held_out"
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keeps the best so far of those weights and averages that were measured.
+
+    Attributes:
+        measured_by: `HeldOut.name`: only losses of one name are compared.
+    """
+
+    publisher: Publisher
+    measured_by: str
+
+    @property
+    def path(self) -> Path:
+        """Of the LoRA, or of the folder of a transformer."""
+        return self.publisher.output_dir / BEST_FOLDER / self.publisher.result
+
+    def so_far(self) -> dict[str, Any] | None:
+        """What state.json says of the best; None where none was kept, or by another measure."""
+        state = _said_in(self.path)
+        return state if state and state["measured_by"] == self.measured_by else None
+
+    def consider(self, step: int, found: Mapping[str, Any], trained: Trained) -> bool:
+        """Keep what is trained, or its average, if its loss is the lowest; whether it was.
+
+        Args:
+            found: what `HeldOut.measure` gave of the weights; under "ema" that of the average.
+        """
+        losses = {"weights": found["loss"]}
+        if "ema" in found:
+            losses["ema"] = found["ema"]["loss"]
+        known = {which: loss for which, loss in losses.items() if loss is not None}
+        before = self.so_far()
+        which = min(known, key=lambda one: known[one]) if known else None
+        if which is None or (before is not None and known[which] >= before["loss"]):
+            self._say(before)
+            return False
+        state = {
+            "step": step,
+            "loss": known[which],
+            "weights": which,
+            "by_sigma": (found if which == "weights" else found["ema"])["by_sigma"],
+            "measured_by": self.measured_by,
+        }
+        tensors: Mapping[str, Tensor] = trained.weights
+        if which == "ema":
+            assert trained.ema is not None, "only an average that is there was measured"
+            tensors = trained.ema.shadow
+        about = {"steps": step, "ema": which == "ema", KEY: state}
+        self.publisher.write(self.path, tensors, about)
+        self._say(state)
+        return True
+
+    def _say(self, state: Mapping[str, Any] | None) -> None:
+        """Have state.json agree with the LoRA: a kill may have come between the two."""
+        path = self.path.with_name(STATE_FILE)
+        text = readable_json(state) if state else ""
+        if state and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+            write_text(path, text)
+
+
+def _said_in(path: Path) -> dict[str, Any] | None:
+    try:
+        if path.name == LORA_FILE:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+        else:
+            metadata = about_transformer(path)
+        state: dict[str, Any] = json.loads(metadata[KEY])
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        return None
+    return state

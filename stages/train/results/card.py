@@ -1,0 +1,219 @@
+"""The model card beside what a run leaves: what it is of, how it is loaded, how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ....config.settings import Settings
+from ...models.flavours import Flavour
+from ...models.lora.lora_file import LORA_FILE
+from ...run_output.previews import PREVIEWS, step_folder
+from ..state.run_record import decides
+
+CARD_FILE = "README.md"
+# by these words a card is told from a page that somebody wrote
+MADE_BY = "qwen-image-edit, qedit]"
+
+_KINDS = {
+    "lora": "A LoRA for",
+    "dora": "A DoRA for",
+    "lokr": "A LoKr for",
+    "full": "A fine-tune of",
+}
+_FIRST = (
+    *("lora_type", "lora_rank", "lora_alpha", "lora_target_modules", "learning_rate"),
+    *("lr_scheduler", "optimizer", "train_batch_size", "gradient_accumulation_steps"),
+    *("mixed_precision", "base_model_precision", "caption_dropout_probability", "use_ema", "seed"),
+)
+_OF_ADAPTERS = ("lora_type", "lora_rank", "lora_alpha", "lora_target_modules")
+_LOAD = {
+    "lora": f'pipeline.load_lora_weights("{LORA_FILE}")',
+    "dora": f'pipeline.load_lora_weights("{LORA_FILE}")',
+    "lokr": f'pipeline.transformer.load_lora_adapter("{LORA_FILE}", prefix="transformer")',
+}
+_POSITIONS = """
+With transformers 5.3 or newer, the pipelines of diffusers 0.42 give the text encoder 1-D
+positions instead of the M-RoPE positions that the model, and this training, had
+(https://github.com/huggingface/diffusers/issues/14194). Use an older transformers, or hand the
+pipeline the `prompt_embeds` that `qedit inspect SAMPLE --export FILE` writes.
+"""
+
+
+def model_card(
+    settings: Settings,
+    flavour: Flavour,
+    about: Mapping[str, Any],
+    *,
+    steps: int,
+    caption: str,
+    sheet: str | None = None,
+) -> str:
+    """The card of what `steps` steps of these settings made, in Markdown.
+
+    Args:
+        about: what the files' metadata say of the run.
+        caption: an instruction that it was trained on.
+        sheet: where a sheet of previews lies, seen from the card.
+    """
+    kind = _kind(settings)
+    parts = [
+        _head(settings, flavour, about, steps=steps),
+        _previews(sheet, settings),
+        f"## diffusers\n\n```python\n{_python(kind, flavour, caption)}```\n{_POSITIONS}",
+        _comfyui(kind, flavour),
+        _files(settings, kind),
+        "\n".join(("## Recipe\n", "| | |", "|---|---|", *_recipe(settings, about), "")),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def newest_sheet(output_dir: Path) -> str | None:
+    """The sheet of the last previews of what was trained, seen from `output_dir`."""
+    steps = [path.parent.name for path in (output_dir / PREVIEWS).glob("step-*/*.now.safetensors")]
+    if not steps:
+        return None
+    folder = step_folder(output_dir, int(max(steps).removeprefix("step-")))
+    return (folder / "sheet.png").relative_to(output_dir).as_posix()
+
+
+def _kind(settings: Settings) -> str:
+    return "full" if settings.model_type == "full" else settings.lora_type
+
+
+def _head(settings: Settings, flavour: Flavour, about: Mapping[str, Any], *, steps: int) -> str:
+    kind = _kind(settings)
+    named = "" if kind == "full" else f" Tensors are named for {settings.lora_format}."
+    return f"""---
+base_model: {flavour.repository}
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [{kind}, {MADE_BY}
+---
+
+# {settings.output_dir.absolute().name}
+
+{_KINDS[kind]} {flavour.repository} (flavour `{flavour.name}`), trained with qedit on \
+{about["samples"]} pairs
+for {steps} step{"" if steps == 1 else "s"}.{named}
+"""
+
+
+def _previews(sheet: str | None, settings: Settings) -> str:
+    if sheet is None:
+        return ""
+    what = "references, the base model's edit, the trained model's"
+    average = ", its average's" if settings.use_ema else ""
+    return f"""## Previews
+
+![{what}{average}, the target]({sheet})
+
+Each row: {what}{average}, and the target; seed {settings.validation_seed}, guidance \
+{settings.validation_guidance:g}.
+"""
+
+
+def _python(kind: str, flavour: Flavour, caption: str) -> str:
+    """Lines that make a picture, to be copied and run beside the card."""
+    own = kind == "full" or flavour.overrides_zero_cond_t
+    imports = f"{flavour.pipeline}{', QwenImageTransformer2DModel' if own else ''}"
+    arguments = [f'"{flavour.repository}"']
+    if own:
+        arguments += [f"transformer={_transformer(kind, flavour)}"]
+    arguments += ["torch_dtype=torch.bfloat16"]
+    several = not flavour.pipeline.endswith("EditPipeline")
+    picture = 'load_image("reference.png")'
+    return f"""import torch
+from diffusers import {imports}
+from diffusers.utils import load_image
+
+pipeline = {flavour.pipeline}.from_pretrained(
+    {_joined(arguments)}
+).to("cuda")
+{"" if kind == "full" else _LOAD[kind] + chr(10)}
+edited = pipeline(
+    image={f"[{picture}]" if several else picture},
+    prompt={json.dumps(caption, ensure_ascii=False)},
+    negative_prompt=" ",
+    true_cfg_scale=4.0,
+    num_inference_steps=30,
+).images[0]
+edited.save("edited.png")
+"""
+
+
+def _transformer(kind: str, flavour: Flavour) -> str:
+    if kind == "full":
+        where = ['"transformer"']
+    else:
+        where = [f'"{flavour.repository}"', 'subfolder="transformer"', "zero_cond_t=True"]
+    inner = ",\n        ".join((", ".join(where), "torch_dtype=torch.bfloat16"))
+    return f"QwenImageTransformer2DModel.from_pretrained(\n        {inner},\n    )"
+
+
+def _joined(arguments: Sequence[str]) -> str:
+    line = ", ".join(arguments)
+    return line if "\n" not in line else ",\n    ".join(arguments) + ","
+
+
+def _comfyui(kind: str, flavour: Flavour) -> str:
+    if kind == "full":
+        return ""
+    if kind == "dora":
+        return (
+            "## ComfyUI\n\nIt reads DoRAs of another form, and would leave out the norms of this "
+            "one: load it in diffusers.\n"
+        )
+    export = (
+        "It reads these names as well as its own, under\n"
+        f"which `qedit export {LORA_FILE} --format comfyui --to FILE` writes it."
+    )
+    method = ""
+    if flavour.zero_cond_t:
+        method = (
+            "\n\nReferences were shown at timestep 0: put the node "
+            '"FluxKontextMultiReferenceLatentMethod"\nwith `index_timestep_zero` behind both '
+            "conditionings."
+        )
+    return (
+        f"## ComfyUI\n\nCopy `{LORA_FILE}` to `ComfyUI/models/loras/` and load it with\n"
+        f'"Load LoRA (Model Only)" at strength 1.{"" if kind == "lokr" else " " + export}'
+        f"{method}\n"
+    )
+
+
+def _files(settings: Settings, kind: str) -> str:
+    result = "transformer/" if kind == "full" else LORA_FILE
+    rows = [(f"`{result}`", "the weights after the last step")]
+    if settings.use_ema:
+        rows.append((f"`ema/{result}`", "their average over the last steps"))
+    if settings.keep_best:
+        rows.append((f"`best/{result}`", "lowest loss on held-out pairs, where there are some"))
+    return "\n".join(("## Files\n", "| | |", "|---|---|", *map(_row, rows), ""))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _recipe(settings: Settings, about: Mapping[str, Any]) -> Iterator[str]:
+    yield _row(("base", f"`{about['base']}`"))
+    yield _row(("digest of its transformer", f"`{about['base_digest']}`"))
+    yield _row(("zero_cond_t", str(about["zero_cond_t"]).lower()))
+    adapter = settings.model_type == "lora"
+    if adapter:
+        scale = float(settings.lora_alpha) / settings.lora_rank
+        yield _row(("effective scale (alpha / rank)", f"{scale:g}"))
+    values = settings.model_dump(mode="json")
+    said = {"model_flavour", "model_family"}
+    for key in (*_FIRST, *sorted(settings.model_fields_set - {*_FIRST, *said})):
+        if decides(key) and (adapter or key not in _OF_ADAPTERS):
+            yield _row((key, _plain(values[key])))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,240 @@
+"""run.json: what decides a run, so that a folder never holds two runs as if they were one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ....cache.errors import AnotherRecipe, Damaged
+from ....cache.files.fingerprint import fingerprint
+from ....config.schedules import SCHEDULE_OPTIONS
+from ....config.settings import Settings
+from ...samples.sample import Sample
+from ..data.batches import Source
+
+RUN_FILE = "run.json"
+
+# Every setting is of one of these two; docs/resume.md says the same in words. Those that are free
+# may differ between two starts of one run: they decide nothing of it, or (models, encoders, VAE,
+# data) what they stand for is in the record itself.
+FREE = (
+    "max_train_steps",
+    "num_train_epochs",
+    "checkpoint*",
+    "resume_from_checkpoint",
+    "report_to",
+    "tracker_project_name",
+    "validation_*",
+    "num_eval_images",
+    "eval_*",
+    "keep_best",
+    "lora_format",
+    "output_dir",
+    "cache_dir",
+    "cache_compression",
+    "data_backend_config",
+    "memory",
+    "blocks_to_stream",
+    "compile_blocks",
+    "gradient_checkpointing",
+    "quantize_via",
+    "ema_device",
+    "pretrained_*",
+    "revision",
+    "vae_dtype",
+    "text_encoder_*",
+)
+DECISIVE = (
+    "model_type",
+    "model_family",
+    "model_flavour",
+    "model_kwargs",
+    "seed",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "mixed_precision",
+    "base_model_precision",
+    "quantize_activations",
+    "learning_rate",
+    "optimizer",
+    "optimizer_config",
+    "lr_*",
+    "max_grad_norm",
+    "lora_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_init_type",
+    "init_lora",
+    "flow_*",
+    "loss_type",
+    "huber_c",
+    "caption_dropout_probability",
+    "conditioning_multidataset_sampling",
+    "use_ema",
+    "ema_decay",
+    "ema_update_interval",
+    "scheduled_sampling_*",
+)
+
+
+def describe_run(
+    settings: Settings,
+    sources: Sequence[Source],
+    *,
+    transformer_digest: str,
+    zero_cond_t: bool,
+    recipes: Mapping[str, str],
+    digests: Mapping[str, str] | None = None,
+    start: str | None = None,
+) -> dict[str, Any]:
+    """What decides the run, as JSON: settings, model, recipes of the cached rows, pairs.
+
+    Args:
+        digests: of the samples of each source, where they are known already.
+        recipes: fingerprints of the stores that rows are read from.
+        start: digest of the LoRA that it begins with, if it does.
+    """
+    return {
+        "settings": decisive(settings),
+        "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
+        "recipes": dict(recipes),
+        "datasets": {
+            source.name: _describe(source, (digests or {}).get(source.name)) for source in sources
+        },
+        **({"start": start} if start else {}),
+    }
+
+
+def decisive(settings: Settings) -> dict[str, Any]:
+    """Those settings that decide what a run is."""
+    values = settings.model_dump(mode="json")
+    return {key: value for key, value in values.items() if decides(key)}
+
+
+def decides(key: str) -> bool:
+    """Whether the setting `key` decides what a run is."""
+    return not any(fnmatchcase(key, pattern) for pattern in FREE)
+
+
+def digest_of_samples(samples: Sequence[Sample]) -> str:
+    """Names the samples: all that decides what they show."""
+    return fingerprint({"samples": [identity(sample) for sample in samples]})
+
+
+def _describe(source: Source, digest: str | None) -> dict[str, Any]:
+    return {
+        "pairs": len(source.samples),
+        "digest": digest or digest_of_samples(source.samples),
+        "repeats": source.repeats,
+        "probability": source.probability,
+        "start_step": source.start_step,
+        "end_step": source.end_step,
+    }
+
+
+def identity(sample: Sample) -> list[Any]:
+    """What a sample is, as JSON: its name, and what its rows are named by."""
+    references = [picture.latent_key for picture in sample.references]
+    what = [sample.name, sample.target.latent_key, references, sample.prefix_key, *sample.captions]
+    mask = sample.mask and sample.mask.weight_key
+    # nothing is said of what a sample has not, as before there were masks and groups
+    return [*what, {"mask": mask, "group": sample.group}] if mask or sample.group else what
+
+
+def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, where: Path) -> None:
+    """Raise if `there` is another run than `run`.
+
+    Raises:
+        AnotherRecipe: with every difference in words.
+    """
+    if differences := list(_differences(there, run)):
+        raise AnotherRecipe(
+            f"{where} belongs to another run:\n" + "\n".join(f"  {line}" for line in differences),
+            "Choose another folder (`--set output_dir=…`), put the settings back, "
+            "or move that folder away.",
+        )
+
+
+def is_same_run(there: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether `refuse_another_run` would let `run` go on where `there` was."""
+    return not any(_differences(there, run))
+
+
+def refuse_strangers(foreign: Sequence[Path], *, where: Path) -> NoReturn:
+    """Raise because `where` holds files of a training that was not done by qedit.
+
+    Raises:
+        AnotherRecipe: always.
+    """
+    names = ", ".join(path.name for path in foreign[:3])
+    raise AnotherRecipe(
+        f"{where} holds what another trainer left: {names}. Nothing of it was touched.",
+        "Choose another folder (`--set output_dir=…`), or move that one away.",
+    )
+
+
+def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
+    is_same_start = "start" in run and there.get("start") == run["start"]
+    for key, value in run["settings"].items():
+        before = there["settings"].get(key, _default(key))
+        if key == "lr_scheduler_config":
+            schedule = run["settings"]["lr_scheduler"]
+            value, before = _heard(value, schedule), _heard(before, schedule)
+        if before != value and not (key == "init_lora" and is_same_start):
+            yield f"{key}: {_plain(before)} there, {_plain(value)} now"
+    if there["model"] != run["model"]:
+        yield "the transformer is another one"
+    for what, name in run["recipes"].items():
+        if there["recipes"].get(what) != name:
+            yield f"the {what} were made by another recipe"
+    yield from _dataset_differences(there["datasets"], run["datasets"])
+
+
+def _heard(config: Mapping[str, Any] | None, schedule: str) -> dict[str, Any] | None:
+    """What `schedule` hears of its config: once it was given options that it does not take."""
+    takes = SCHEDULE_OPTIONS.get(schedule, ())
+    return {key: value for key, value in (config or {}).items() if key in takes} or None
+
+
+def _dataset_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*there, *now]):
+        if name not in now or name not in there:
+            yield f"dataset {name}: only {'there' if name in there else 'now'}"
+            continue
+        facts = [key for key in now[name] if there[name].get(key) != now[name][key]]
+        for key in facts:
+            if key != "digest":
+                yield f"dataset {name}, {key}: {there[name].get(key)} there, {now[name][key]} now"
+            elif "pairs" not in facts:
+                yield f"dataset {name}: pictures, captions or sizes of its pairs have changed"
+
+
+def _default(key: str) -> Any:
+    """What a run made before there was such a setting was made with."""
+    field = Settings.model_fields.get(key)
+    if field is None or field.default_factory is not None or field.is_required():
+        return None
+    return json.loads(json.dumps(field.get_default(), default=lambda value: dict(value)))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_run(output_dir: Path) -> dict[str, Any] | None:
+    """The run that `output_dir` holds; None if it holds none."""
+    path = output_dir / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(
+            f"{path} cannot be read: {error}.", "Move the folder away, or choose another."
+        ) from error
+    return run

@@ -1,0 +1,85 @@
+"""Steps whose loss or gradient is no finite number: left out and told, so many and no more."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from ..objective.step import StepLosses
+from ..ranks import Agreed
+
+# With one more the run ends: what is broken then is not one draw.
+SKIPPED_IN_A_ROW = 3
+SKIPPED_IN_ALL = 10
+
+
+@dataclass
+class Skips:
+    """How many steps were left out; a part of every checkpoint.
+
+    Attributes:
+        in_a_row: since the last step that was made.
+        in_all: in the whole run.
+    """
+
+    in_a_row: int = 0
+    in_all: int = 0
+
+    def as_object(self) -> dict[str, int]:
+        """For state.json."""
+        return asdict(self)
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Become what a checkpoint's state.json holds."""
+        self.in_a_row, self.in_all = state["in_a_row"], state["in_all"]
+
+    def made(self) -> None:
+        """A step was made."""
+        self.in_a_row = 0
+
+    def skipped(self, broken: NotFinite) -> None:
+        """A step was left out.
+
+        Raises:
+            Agreed: that was one too many; nothing of that step was kept.
+        """
+        self.in_a_row += 1
+        self.in_all += 1
+        if self.in_a_row > SKIPPED_IN_A_ROW or self.in_all > SKIPPED_IN_ALL:
+            before = f"{self.in_a_row - 1} steps before it in a row"
+            if self.in_a_row <= SKIPPED_IN_A_ROW:
+                before = f"{self.in_all - 1} steps of this run"
+            raise Agreed(
+                f"{broken.why} {before} were left out for the like, so training ends here. "
+                "The last checkpoint is untouched.",
+                "Lower `learning_rate`, or take that sample out if it is broken; "
+                f"`qedit inspect {shlex.quote(broken.sample)}` shows what training sees of it.",
+            )
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """What of a step is no finite number.
+
+    Attributes:
+        why: in a sentence.
+        sample: the one to look at first.
+    """
+
+    why: str
+    sample: str
+
+
+def what_is_not_finite(step: int, losses: StepLosses, norm: float) -> NotFinite | None:
+    """What of the step is no finite number; None where all is well."""
+    for place, loss in losses.not_finite.items():
+        name, caption = losses.names[place], losses.captions[place]
+        return NotFinite(
+            f"The loss of {name} (caption: {caption!r}) at step {step} is {loss}.", name
+        )
+    if math.isfinite(norm):
+        return None
+    shown = ", ".join(losses.names)
+    return NotFinite(f"The gradient of step {step} is {norm} (samples: {shown}).", losses.names[0])

@@ -1,0 +1,123 @@
+"""The house stands as it was drawn: imports run down, packages are folders, start-up is light."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from places import ROOT
+
+import qedit
+
+ROOMS = ("pipeline", "stages", "cache", "config")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_imports_run_down_the_stairs() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--config", "pyproject.toml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_contracts_name_modules_that_exist() -> None:
+    # a renamed stage must not slip out of its contract
+    for contract in PROJECT["tool"]["importlinter"]["contracts"]:
+        named = [*contract.get("modules", []), *contract.get("source_modules", [])]
+        named += [name for name in contract.get("forbidden_modules", []) if "qedit" in name]
+        for name in named:
+            place = ROOT.joinpath(*name.split(".")[1:])
+            assert place.is_dir() or place.with_suffix(".py").is_file(), name
+
+
+def test_config_may_see_nothing_of_cache_but_its_errors() -> None:
+    (contract,) = (
+        one
+        for one in PROJECT["tool"]["importlinter"]["contracts"]
+        if one.get("source_modules") == ["qedit.config"]
+    )
+    there = {path.name for path in (ROOT / "cache").iterdir() if (path / "__init__.py").is_file()}
+    assert {path.stem for path in (ROOT / "cache").glob("*.py")} == {"__init__", "errors"}
+    assert set(contract["forbidden_modules"]) == {f"qedit.cache.{name}" for name in there}
+
+
+def test_the_packages_listed_are_the_folders_there() -> None:
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    there = {"qedit"} | {
+        ".".join(("qedit", *init.parent.relative_to(ROOT).parts))
+        for room in ROOMS
+        for init in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == there
+    without_init = {
+        source.parent
+        for room in ROOMS
+        for source in (ROOT / room).rglob("*.py")
+        if not (source.parent / "__init__.py").is_file()
+    }
+    assert without_init == set()
+
+
+def test_no_stray_module_at_the_root_ends_up_in_the_wheel() -> None:
+    assert [path.name for path in ROOT.glob("*.py")] == ["__init__.py"]
+
+
+def test_the_checkout_under_test_is_this_one() -> None:
+    assert Path(qedit.__path__[0]).resolve() == ROOT
+
+
+def test_help_is_light() -> None:
+    # what counts is what is imported: times on a busy machine say nothing
+    script = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from qedit.pipeline.cli import main\n"
+        "result = CliRunner().invoke(main, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'pyarrow', 'zarr',"
+        " 'pydantic', 'tqdm', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_atomic_renames_and_syncs() -> None:
+    calls = re.compile(r"\b(os\.(rename|replace|fsync|link)|\.rename|shutil\.move)\(")
+    for room in ROOMS:
+        for source in (ROOT / room).rglob("*.py"):
+            if source.relative_to(ROOT).as_posix() == "cache/files/atomic.py":
+                continue
+            found = calls.search(source.read_text(encoding="utf-8"))
+            assert found is None, f"{source}: {found}"
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    unsafe = re.compile(
+        r"\b(pickle|cloudpickle|dill)\b|(?<!safetensors\.)torch\.(load|save)\(|weights_only=False|trust_remote_code"
+    )
+    for room in ROOMS:
+        for source in (ROOT / room).rglob("*.py"):
+            found = unsafe.search(source.read_text(encoding="utf-8"))
+            assert found is None, f"{source}: {found}"
+
+
+def test_no_file_has_the_name_of_a_standard_module() -> None:
+    names = {path.stem for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert names & sys.stdlib_module_names <= {"__init__", "__main__"}
+
+
+def test_the_wheel_holds_what_is_shipped_as_data() -> None:
+    for package, patterns in PROJECT["tool"]["setuptools"]["package-data"].items():
+        folder = ROOT.joinpath(*package.split(".")[1:])
+        for pattern in patterns:
+            assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"

@@ -1,0 +1,172 @@
+"""`verify --drop` and `gc`, killed whenever they change the disk: nothing wanted is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crash_server import CrashServer
+from crashing import deaths_in
+from small_run import draw, make_run
+
+from qedit.cache.files.atomic import LEFTOVER
+from qedit.pipeline.upkeep.unused_rows import stores_in
+
+Rows = dict[tuple[str, str], np.ndarray]
+STAGES = ("pair", "cache-vae", "cache-embeds")
+KINDS = (
+    *("vae/edited", "vae/reference-a"),
+    *("conditioning_image_embeds/edited", "text_embeds/edited"),
+)
+DEATHS = pytest.mark.parametrize(
+    "deaths",
+    [
+        pytest.param(1, marks=pytest.mark.full),
+        pytest.param(10_000, marks=pytest.mark.exhaustive),
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[CrashServer]:
+    with CrashServer() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory, server: CrashServer) -> Path:
+    """Four pairs, encoded in two parts of each kind; rows of two former ones are orphans."""
+    folder = make_run(tmp_path_factory.mktemp("cached"), flavour="edit-v2")
+    for change in (False, True):
+        if change:
+            draw(folder / "edited" / "p1.png", (128, 72), seed=999)
+            draw(folder / "reference-a" / "p0.png", (96, 96), seed=998)
+            (folder / "edited" / "p2.txt").write_text("another caption")
+        for stage in STAGES:
+            assert _run(server, folder, stage)[0] == 0
+    return folder
+
+
+def _run(server: CrashServer, folder: Path, *words: str) -> tuple[int, str, list[str]]:
+    return server.run(_words(folder, *words), folder)
+
+
+def _words(folder: Path, *words: str) -> list[str]:
+    files = ["--config", "config.json", "--data", "data.json", "-C", str(folder)]
+    return [*words, *files, "--set", f"cache_dir={folder / 'caches'}", "--json"]
+
+
+def _rows(folder: Path) -> Rows:
+    return {
+        (kind, key): store.read(key)
+        for kind in KINDS
+        for store in stores_in(folder / "caches" / kind)
+        for key in sorted(store.keys())
+    }
+
+
+def _holds(found: Rows, wanted: Rows) -> bool:
+    return all(np.array_equal(found[key], row) for key, row in wanted.items())
+
+
+def _computed(server: CrashServer, folder: Path) -> int:
+    found = 0
+    for stage in STAGES[1:]:
+        code, said, _ = _run(server, folder, stage)
+        assert code == 0, said
+        found += json.loads(said.splitlines()[-1])["computed"]
+    return found
+
+
+def _assert_clean(server: CrashServer, folder: Path) -> None:
+    code, said, _ = _run(server, folder, "verify")
+    assert code == 0, said
+    for kind in KINDS:
+        (store,) = stores_in(folder / "caches" / kind)
+        assert [one for one in store.path.rglob("*") if one.name.endswith(LEFTOVER)] == []
+        assert all((part / "manifest.json").exists() for part in store.part_paths())
+
+
+@DEATHS
+@pytest.mark.parametrize("options", [("--yes",), ("--compact", "--yes")], ids=["yes", "compact"])
+def test_gc_that_is_killed_keeps_what_is_wanted(
+    cached: Path, tmp_path: Path, server: CrashServer, options: tuple[str, ...], deaths: int
+) -> None:
+    whole = Path(shutil.copytree(cached, tmp_path / "whole"))
+    code, said, changes = _run(server, whole, "gc", *options)
+    assert code == 0, said
+    wanted = _rows(whole)
+    assert len(wanted) < len(_rows(cached))
+    every = list(deaths_in(changes))
+    assert len(every) > 20
+    step = max(1, len(every) // deaths)
+    for death in every[step // 2 :: step]:
+        folder = Path(shutil.copytree(cached, tmp_path / f"{death.at}-{death.way}"))
+        code, said, _ = server.run(_words(folder, "gc", *options), folder, death=death)
+        assert code == -signal.SIGKILL, said
+        assert _holds(_rows(folder), wanted)  # nothing wanted is gone for a moment
+        code, said, _ = _run(server, folder, "gc", *options)
+        assert code == 0, said
+        rows = _rows(folder)
+        assert rows.keys() == wanted.keys()
+        assert _holds(rows, wanted)
+        assert _computed(server, folder) == 0
+        _assert_clean(server, folder)
+        shutil.rmtree(folder)
+
+
+@DEATHS
+def test_verify_that_is_killed_while_it_drops(
+    cached: Path, tmp_path: Path, server: CrashServer, deaths: int
+) -> None:
+    expected = _rows(cached)
+    spoilt = Path(shutil.copytree(cached, tmp_path / "spoilt"))
+    for shard in _shards_of_several(spoilt):
+        data = bytearray(shard.read_bytes())
+        data[3] ^= 1
+        shard.write_bytes(data)
+    whole = Path(shutil.copytree(spoilt, tmp_path / "whole"))
+    code, said, changes = _run(server, whole, "verify", "--drop")
+    assert code == 0, said
+    lost = expected.keys() - _rows(whole).keys()
+    assert len(lost) == 3
+    every = list(deaths_in(changes))
+    assert len(every) > 10
+    step = max(1, len(every) // deaths)
+    for death in every[step // 2 :: step]:
+        folder = Path(shutil.copytree(spoilt, tmp_path / f"{death.at}-{death.way}"))
+        words = _words(folder, "verify", "--drop")
+        code, said, _ = server.run(words, folder, death=death)
+        assert code == -signal.SIGKILL, said
+        code, said, _ = _run(server, folder, "verify", "--drop")
+        assert code == 0, said
+        rows = _rows(folder)
+        assert rows.keys() == expected.keys() - lost
+        assert _holds(expected, rows)
+        made = _computed(server, folder)
+        used = lost & _rows(folder).keys()  # the others were orphans
+        assert 0 < made == len(used)
+        assert _holds(_rows(folder), rows)
+        # they meet other rows in their batch than before, so the last bit may be another one
+        assert all(_is_close(_rows(folder)[key], expected[key]) for key in used)
+        _assert_clean(server, folder)
+        shutil.rmtree(folder)
+
+
+def _is_close(bits: np.ndarray, others: np.ndarray) -> bool:
+    found, wanted = ((one.astype(np.uint32) << 16).view(np.float32) for one in (bits, others))
+    return bool(np.abs(found - wanted).max() <= 2**-7 * np.abs(wanted).max())
+
+
+def _shards_of_several(folder: Path) -> list[Path]:
+    """The largest shard of three stores: its part has other rows to keep."""
+    found = []
+    for kind in ("vae/edited", "vae/reference-a", "text_embeds/edited"):
+        shards = [path for path in (folder / "caches" / kind).rglob("c.*") if path.is_file()]
+        found.append(max(sorted(shards), key=lambda path: path.stat().st_size))
+    return found

@@ -1,0 +1,227 @@
+"""The documents: pages made from the program are what it says, and every code block runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from documents import (
+    DOCUMENTS,
+    ROOT,
+    Block,
+    blocks_of,
+    lay_out_pictures,
+    run_bash,
+    settings_and_data,
+)
+from messages import Message, messages
+
+from qedit.config.datasets import Dataset
+from qedit.config.loading import load
+from qedit.config.remarks import INSTEAD, known_elsewhere
+from qedit.config.settings import Settings
+from qedit.pipeline.cli import main
+
+CLI_HEAD = """# The commands
+
+This page is made from `--help`: `pytest tests/promises/test_docs.py --renew`.
+
+Exit codes: 0 done (also nothing to do), 1 failed, 2 wrong use, 3 another recipe, 4 not complete,
+5 damaged, 6 locked, 130 interrupted.
+"""
+MESSAGES_HEAD = """# Every message
+
+This page is made from the source: `pytest tests/promises/test_docs.py --renew`. Where
+something is filled in, there is "...". [troubleshooting.md](troubleshooting.md) goes by symptoms.
+"""
+KEYS_HEAD = """# Every key
+
+This page is made from the program: `pytest tests/promises/test_docs.py --renew`. A
+default that follows another key is shown as it is where nothing else is set.
+"""
+KINDS = {
+    1: "It failed",
+    2: "Wrong use: nothing was started",
+    3: "Made by other settings",
+    4: "Not complete: an earlier stage, or you, have something to do first",
+    5: "Damaged: bytes are not those that were written",
+    6: "Locked: another process is writing there",
+}
+# blocks of these pages are run by another test, which names the page
+RUN_ELSEWHERE = {"docs/inference.md": "tests/promises/test_preview_parity.py"}
+CONTRACT = "docs/cache-format.md"
+EVERY_BLOCK = [block for document in DOCUMENTS for block in blocks_of(document)]
+
+
+def _cli() -> Iterator[str]:
+    yield CLI_HEAD
+    runner = CliRunner()
+    for name in ("", *main.list_commands(click.Context(main))):
+        arguments = [name, "--help"] if name else ["--help"]
+        result = runner.invoke(main, arguments, prog_name="qedit", terminal_width=100)
+        assert result.exit_code == 0, result.output
+        title = f"qedit {name}".strip()
+        yield f"\n## `{title}`\n\n```text\n{result.output.rstrip()}\n```\n"
+
+
+@cache
+def _read() -> list[Message]:
+    return messages()
+
+
+def _messages() -> Iterator[str]:
+    yield MESSAGES_HEAD
+    for code, title in KINDS.items():
+        yield f"\n## {title} (exit code {code})\n"
+        # files come in any order, so equal beginnings are told apart by what follows
+        for one in sorted(_read(), key=lambda one: (one.what, one.do)):
+            if one.exit_code == code:
+                do = " ".join(one.do.split())
+                yield f"\n- {' '.join(one.what.split())}" + (f"\n  *{do}*" if do else "")
+        yield "\n"
+
+
+def _instead(key: str) -> str:
+    return f" (use `{INSTEAD[key]}`)" if key in INSTEAD else ""
+
+
+def _keys() -> Iterator[str]:
+    """Both files' keys with their defaults, and what becomes of the other trainer's."""
+    yield KEYS_HEAD
+    for title, model in (("config.json", Settings), ("multidatabackend.json", Dataset)):
+        yield f"\n## {title}\n\n| key | default |\n|---|---|\n"
+        known: dict[str, object] = {"model_flavour": "edit-v1", "id": "edited"}
+        made = model.model_validate({key: known[key] for key in known if key in model.model_fields})
+        defaults = made.model_dump(mode="json")
+        for key, field in model.model_fields.items():
+            shown = "required" if field.is_required() else f"`{json.dumps(defaults[key])}`"
+            yield f"| `{key}` | {shown} |\n"
+        others = sorted(known_elsewhere(model))
+        yield f"\nKnown to SimpleTuner, without effect here ({len(others)}):\n\n"
+        named = [f"`{one}`" + _instead(one) for one in others]
+        yield "\n".join(textwrap.wrap(", ".join(named), 100, break_on_hyphens=False)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("page", "make"), [("cli.md", _cli), ("messages.md", _messages), ("keys.md", _keys)]
+)
+def test_the_page_is_what_the_program_says(
+    page: str, make: Callable[[], Iterator[str]], pytestconfig: pytest.Config
+) -> None:
+    path, made = ROOT / "docs" / page, "".join(make())
+    if pytestconfig.getoption("--renew"):
+        path.write_text(made, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == made, "pytest tests/promises/test_docs.py --renew"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        path = ROOT / document
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for name, link in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", text):
+            if link.startswith(("https://", "#")):
+                continue
+            file, _, heading = link.partition("#")
+            there = path.parent / file
+            assert there.exists(), f"{document}: [{name}]({link})"
+            if heading:
+                assert heading in _anchors(there), f"{document}: [{name}]({link})"
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    for block in EVERY_BLOCK:
+        assert block.language in ("bash", "python", "jsonc", "json", "text", ""), block
+        for document, test in RUN_ELSEWHERE.items():
+            assert Path(document).name in (ROOT / test).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", [one for one in EVERY_BLOCK if one.not_run], ids=str)
+def test_what_cannot_run_here_is_at_least_well_formed(block: Block) -> None:
+    if block.language == "python":
+        compile(block.text, str(block), "exec")
+    elif block.language == "bash":
+        subprocess.run(["bash", "-n", "-c", block.text], check=True)
+
+
+@pytest.mark.parametrize(
+    "block", [one for one in EVERY_BLOCK if one.language in ("json", "jsonc")], ids=str
+)
+def test_configurations_load_and_every_key_has_an_effect(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if block.document == CONTRACT:  # other files than the two that a user writes
+        assert json.loads(block.text)
+        return
+    configuration = load(*settings_and_data(block, tmp_path))
+    without = [note for note in configuration.notes if "without effect" in note]
+    assert not without or block.document == "docs/from-simpletuner.md"
+    assert not [note for note in configuration.notes if "no effect yet" in note]
+
+
+def _run_document(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every block of `document` in a folder of pictures, one after the other."""
+    lay_out_pictures(folder)
+    monkeypatch.chdir(folder)
+    models = folder.parent / f"{folder.name}-models"
+    # a part of a store, which the page of the cache's format reads
+    embeds = min(ROOT.glob("tests/golden/store-1/*/parts/*/embeds"))
+    names: dict[str, object] = {"part": embeds.parent}
+    for block in blocks_of(document):
+        if block.not_run or block.run_by_ci:
+            continue
+        title = re.match(r"// (\S+\.json)\n", block.text)
+        if block.language == "jsonc" and title:
+            (folder / title[1]).write_text(block.text, encoding="utf-8")
+        elif block.language == "bash":
+            run_bash(block, models)
+        elif block.language == "python":
+            exec(compile(block.text, str(block), "exec"), names)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(one, marks=[] if one == "docs/memory.md" else [pytest.mark.full])
+        for one in DOCUMENTS
+        if one not in RUN_ELSEWHERE and one != "docs/cli.md"
+    ],
+)
+def test_the_blocks_run_in_their_order(
+    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run_document(document, tmp_path / "work", monkeypatch)
+
+
+def test_the_guides_own_errors_are_answered() -> None:
+    """What the guide for this model names under troubleshooting has its place in ours."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    for named in (
+        "Control tensor list length does not match batch size",
+        "validation_resolution",
+        "validation_num_inference_steps",
+        "base_model_precision",
+        "conditioning_image_embeds",
+    ):
+        assert named in text
+
+
+def test_the_messages_are_found_and_say_what_to_do() -> None:
+    found = _read()
+    assert len(found) > 80
+    for one in found:
+        assert one.do or "\n" in one.what or one.exit_code in (1, 4, 5), one

@@ -1,0 +1,86 @@
+"""Every timestep that training, rollouts, evaluation and previews ask for has its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qedit.config.settings import Settings
+from qedit.stages.frozen_base.modulation_table import (
+    LOWEST_SIGMA,
+    LOWEST_SIGMA_OF_ANY,
+    lowest_sigma,
+)
+from qedit.stages.models.timesteps import ZERO, every_timestep
+from qedit.stages.models.tiny.tiny import make_tiny
+from qedit.stages.models.transformer.denoise import load_scheduler, set_sigmas
+from qedit.stages.models.transformer.modulation import bits_of
+from qedit.stages.train.data.seeds import stream
+from qedit.stages.train.evaluation.evaluate import SIGMAS
+from qedit.stages.train.plan.training_plan import sigmas_of
+
+
+def test_every_timestep_that_a_sigma_can_become_has_a_row() -> None:
+    sigma = torch.cat([torch.linspace(0.001, 1, 400_001), torch.tensor([1.0])])
+    asked = (sigma * 1000).to(torch.bfloat16) / 1000  # as the pipelines round
+    there = every_timestep(lowest_sigma=0.001)
+    assert set(bits_of(asked)) <= set(there)
+    assert ZERO in there
+    # from 0.001 to 1 there are ten octaves of at most 128 bfloat16 each
+    assert 1200 < len(there) < 1290
+
+
+DRAWS: dict[str, dict[str, Any]] = {
+    "as inference": {},
+    "low": {"flow_schedule_shift": 0.2},
+    "high": {"flow_schedule_shift": 7.0},
+    "wide and low": {"flow_sigmoid_scale": 3.0, "flow_schedule_shift": 0.2},
+    "uniform": {"flow_use_uniform_schedule": True},
+    "uniform and low": {"flow_use_uniform_schedule": True, "flow_schedule_shift": 0.2},
+    "beta": {"flow_use_beta_schedule": True},
+    "beta at the ends": {
+        "flow_use_beta_schedule": True,
+        "flow_beta_schedule_alpha": 0.5,
+        "flow_beta_schedule_beta": 0.5,
+        "flow_schedule_shift": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+def test_whatever_training_draws_has_a_row(draws: str, tmp_path: Path) -> None:
+    """Also on the way of every rollout, of any length, to any noise level."""
+    settings = Settings.model_validate({"model_flavour": "edit-v2", **DRAWS[draws]})
+    random, count = stream(1, draws), 20_000
+    # the automatic shift of the released checkpoints
+    (tmp_path / "scheduler_config.json").write_text("{}")
+    schedule = sigmas_of(settings, tmp_path)
+    drawn = np.array([schedule.draw(random, target_tokens=4096) for _ in range(count)])
+    back = random.integers(0, 1000, count) / 1000
+    sigmas = torch.tensor(np.concatenate([drawn, np.minimum(drawn + back, 0.99999)])).float()
+    asked = bits_of((sigmas * 1000).to(torch.bfloat16) / 1000)
+    there = set(every_timestep(lowest_sigma=lowest_sigma(settings)))
+    assert sum(bits not in there for bits in asked) <= 2
+    assert len(there) < 4000  # 18 GB at full scale
+
+
+def test_a_table_has_an_end_whatever_is_drawn() -> None:
+    """Also where e to the power of a draw is no float."""
+    settings = Settings.model_validate({"model_flavour": "edit-v2", "flow_sigmoid_scale": 1e4})
+    assert lowest_sigma(settings) == LOWEST_SIGMA_OF_ANY
+
+
+def test_evaluation_and_previews_have_their_rows_with_any_settings(tmp_path: Path) -> None:
+    scheduler = load_scheduler(make_tiny(tmp_path / "model", "edit-v2") / "scheduler")
+    asked = [torch.tensor(SIGMAS)]
+    for steps in (2, 3, 7, 30, 50, 99):
+        asked += [
+            set_sigmas(scheduler, steps=steps, target_tokens=n)[:-1] for n in (16, 1024, 8192)
+        ]
+    timesteps = (torch.cat(asked) * 1000).to(torch.bfloat16) / 1000
+    always = every_timestep(lowest_sigma=LOWEST_SIGMA)
+    assert set(bits_of(timesteps)) <= set(always)

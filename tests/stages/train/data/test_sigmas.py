@@ -1,0 +1,158 @@
+"""Sigmas, shifts and losses against their closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qedit.stages.train.data.seeds import seed_of, stream
+from qedit.stages.train.data.sigmas import AutoShift, Sigmas, shifted
+from qedit.stages.train.objective.loss import noised, sample_losses
+
+
+def drawn(sigmas: Sigmas, *, tokens: int = 1024, count: int = 6_000) -> np.ndarray:
+    random = stream(0, "test")
+    return np.array([sigmas.draw(random, target_tokens=tokens) for _ in range(count)])
+
+
+def test_a_stream_belongs_to_its_place() -> None:
+    again = stream(42, "noise", 7, 0).random(4)
+    np.testing.assert_array_equal(stream(42, "noise", 7, 0).random(4), again)
+    for other in (("noise", 7, 1), ("noise", 8, 0), ("sigma", 7, 0), ("noise", 70)):
+        assert not np.array_equal(stream(42, *other).random(4), again)
+    assert not np.array_equal(stream(43, "noise", 7, 0).random(4), again)
+    assert seed_of(42, "lora", 7) != seed_of(42, "lora", 8)
+
+
+def test_sigmoid_sigmas_are_the_sigmoid_of_a_normal_number() -> None:
+    for scale in (0.5, 1.0, 2.0):
+        sigmas = drawn(Sigmas(scale=scale))
+        # the quantiles of sigmoid(scale*z), from those of the normal distribution
+        for share, z in ((0.1, -1.2816), (0.5, 0.0), (0.9, 1.2816)):
+            expected = 1 / (1 + math.exp(-scale * z))
+            assert np.quantile(sigmas, share) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_scale_beyond_all_floats_is_a_coin() -> None:
+    """e to the power of 1e4 is no float, and drawing must go on all the same."""
+    sigmas = drawn(Sigmas(scale=1e4), count=500)
+    assert np.isin(np.round(sigmas, 6), (0.0, 1.0)).mean() > 0.99
+    assert sigmas.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_uniform_and_beta_sigmas_have_their_moments() -> None:
+    uniform = drawn(Sigmas(distribution="uniform"))
+    assert uniform.mean() == pytest.approx(1 / 2, abs=0.01)
+    assert uniform.var() == pytest.approx(1 / 12, abs=0.003)
+    beta = drawn(Sigmas(distribution="beta", alpha=2.0, beta=5.0))
+    assert beta.mean() == pytest.approx(2 / 7, abs=0.01)
+    assert beta.var() == pytest.approx(2 * 5 / (7**2 * 8), abs=0.003)
+
+
+def test_every_sigma_lies_between_picture_and_noise() -> None:
+    for distribution in ("sigmoid", "uniform", "beta"):
+        sigmas = drawn(Sigmas(distribution=distribution, shift=3.0), count=2000)
+        assert 0 < sigmas.min() < sigmas.max() < 1
+
+
+def test_the_static_shift_of_the_guide() -> None:
+    assert shifted(0.5, 1.73) == pytest.approx(0.6337, abs=5e-5)
+    assert shifted(0.3, 1.0) == 0.3
+    assert (shifted(0.0, 1.73), shifted(1.0, 1.73)) == (0.0, 1.0)
+    plain, moved = Sigmas(), Sigmas(shift=1.73)
+    for place in range(5):
+        before = plain.draw(stream(1, place), target_tokens=64)
+        after = moved.draw(stream(1, place), target_tokens=64)
+        assert after == pytest.approx(1.73 * before / (1 + 0.73 * before))
+
+
+def test_the_auto_shift_is_that_of_inference() -> None:
+    auto = AutoShift()
+    assert auto.at(256) == pytest.approx(math.exp(0.5))
+    assert auto.at(8192) == pytest.approx(math.exp(0.9))
+    assert auto.at(32 * 32) == pytest.approx(1.714, abs=5e-4)
+    assert auto.at(64 * 64) == pytest.approx(2.001, abs=5e-4)
+
+
+def test_the_auto_shift_equals_the_pipelines_own_function() -> None:
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
+
+    config = {
+        "base_shift": 0.4,
+        "max_shift": 1.1,
+        "base_image_seq_len": 128,
+        "max_image_seq_len": 4096,
+    }
+    for tokens in (64, 1000, 5000):
+        mu = calculate_shift(tokens, 128, 4096, 0.4, 1.1)
+        assert AutoShift.of_scheduler(config).at(tokens) == pytest.approx(math.exp(mu))
+
+
+def test_a_larger_target_gets_more_noise() -> None:
+    sigmas = Sigmas(shift=AutoShift())
+    small = sigmas.draw(stream(3), target_tokens=256)
+    large = sigmas.draw(stream(3), target_tokens=8192)
+    ratio = large / (1 - large) / (small / (1 - small))
+    assert ratio == pytest.approx(math.exp(0.9 - 0.5))
+
+
+def test_noise_is_mixed_in_along_a_straight_line() -> None:
+    clean, noise = torch.full((2, 3, 2, 2), 10.0), torch.full((2, 3, 2, 2), -2.0)
+    mixed = noised(clean, noise, torch.tensor([0.25, 1.0]))
+    torch.testing.assert_close(mixed[0], torch.full((3, 2, 2), 7.0))
+    torch.testing.assert_close(mixed[1], torch.full((3, 2, 2), -2.0))
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "expected"),
+    [
+        ("l2", [(9 + 1) / 2, 0.25]),
+        (
+            "huber",
+            [(0.2 * (9.01**0.5 - 0.1) + 0.2 * (1.01**0.5 - 0.1)) / 2, 0.2 * (0.26**0.5 - 0.1)],
+        ),
+        ("smooth_l1", [(2 * (9.01**0.5 - 0.1) + 2 * (1.01**0.5 - 0.1)) / 2, 2 * (0.26**0.5 - 0.1)]),
+    ],
+)
+def test_losses_are_means_of_their_closed_forms(loss_type: str, expected: list[float]) -> None:
+    predicted = torch.tensor([[3.0, -1.0], [0.5, 0.5]]).view(2, 1, 1, 2)
+    losses = sample_losses(predicted, torch.zeros_like(predicted), loss_type=loss_type, huber_c=0.1)
+    torch.testing.assert_close(losses, torch.tensor(expected))
+
+
+def test_the_loss_is_taken_in_float32() -> None:
+    predicted = torch.full((1, 1, 1, 3), 1.0, dtype=torch.bfloat16)
+    velocity = torch.full((1, 1, 1, 3), 1.001)
+    losses = sample_losses(predicted, velocity)
+    assert losses.dtype == torch.float32
+    assert losses.item() == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss_type", ["l2", "huber", "smooth_l1"])
+def test_a_mask_weighs_the_errors_and_is_normalised_by_its_sum(loss_type: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.randn(2, 3, 4, 4, generator=generator)
+    nothing = torch.zeros_like(predicted)
+    pointwise = torch.stack(
+        [
+            sample_losses(one.view(-1, 1, 1, 1), torch.zeros(48, 1, 1, 1), loss_type=loss_type)
+            for one in predicted
+        ]
+    ).view(2, 3, 4, 4)
+    weights = torch.rand(2, 1, 4, 4, generator=generator)
+    losses = sample_losses(predicted, nothing, loss_type=loss_type, weights=weights)
+    for place in range(2):
+        mask = weights[place].expand(3, 4, 4)
+        expected = (mask * pointwise[place]).sum() / mask.sum()
+        torch.testing.assert_close(losses[place], expected)
+    same = sample_losses(predicted, nothing, loss_type=loss_type, weights=0.2 * weights)
+    torch.testing.assert_close(same, losses)
+    half = torch.zeros(2, 1, 4, 4)
+    half[..., :2] = 1
+    left = sample_losses(predicted[..., :2], nothing[..., :2], loss_type=loss_type)
+    torch.testing.assert_close(
+        sample_losses(predicted, nothing, loss_type=loss_type, weights=half), left
+    )

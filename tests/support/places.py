@@ -1,0 +1,10 @@
+"""Where the files of this checkout lie that tests read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SUPPORT = Path(__file__).resolve().parent
+TESTS = SUPPORT.parent
+GOLDEN = TESTS / "golden"
+ROOT = TESTS.parent
