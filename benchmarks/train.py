@@ -31,8 +31,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
-from made_run import CHANNELS, fill, made_configuration, made_samples_with_edits, write_table
-from made_samples import made_sample
+from filled_run import CHANNELS, fill, made_configuration, made_samples_with_edits, write_table
+from samples import made_sample
 
 from qedit.config.configuration import Configuration
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint

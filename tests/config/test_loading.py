@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_configuration import configured, image, reference
-from places import TESTS
+from configurations import configured, image, reference
+from paths import TESTS
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration, load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_configuration import complaint, image, only_line, reference
+from configurations import complaint, image, only_line, reference
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import load

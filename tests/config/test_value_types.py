@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_configuration import complaint, configured, image, only_line, reference
+from configurations import complaint, configured, image, only_line, reference
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from places import ROOT
+from paths import ROOT
 from safetensors import safe_open
 from small_run import AREA, draw, make_run, qedit, said, with_files
 

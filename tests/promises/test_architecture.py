@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from places import ROOT
+from paths import ROOT
 
 import qedit
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import made_bad_files as bad
+import bad_pictures as bad
 import numpy as np
 import pytest
-from made_pairs import configured, folder, go, in_own_folder, table
+from picture_pairs import configured, folder, go, in_own_folder, table
 
 from qedit.stages.pair.checks import REASONS
 from qedit.stages.pair.pictures import examine

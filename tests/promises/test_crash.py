@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crashing import RECIPE, WANTED, Death, changes_of, deaths_in, fill, kill, row_of
-from troubled_disk import Trouble, full_disk
+from failing_writes import Trouble, full_disk
 
 from qedit.cache.errors import QeditError
 from qedit.cache.store.store import EMBEDS, LATENTS, Store

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_store import KINDS, row, store_of
-from places import GOLDEN
+from paths import GOLDEN
 
 from qedit.cache.format.index import indices_in
 from qedit.cache.store.store import EMBEDS, LATENTS, Layout, Store

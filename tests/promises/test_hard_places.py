@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing_writes import Trouble, full_disk
 from small_run import draw, make_run, said, with_files
-from troubled_disk import Trouble, full_disk
 
 from qedit.pipeline.upkeep.unused_rows import stores_in
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_run import fill, made_configuration, made_samples_with_edits
+from filled_run import fill, made_configuration, made_samples_with_edits
 from quiet import Quiet
 from small_run import make_run, with_files
 from torch._subclasses.fake_tensor import FakeTensor

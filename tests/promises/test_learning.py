@@ -12,7 +12,7 @@ from statistics import mean
 
 import pytest
 import torch
-from made_run import fill, made_configuration, made_samples_with_edits
+from filled_run import fill, made_configuration, made_samples_with_edits
 from torch import nn
 
 from qedit.stages.models.learning_rate import learning_rate_schedule

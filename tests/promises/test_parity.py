@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_pictures import PICTURES
+from pictures import PICTURES
 from PIL import Image
-from stock import Seen, StockPipeline
-from tiny_models import difference, opened
+from stock_pipelines import Seen, StockPipeline
+from tiny_checkpoints import difference, opened
 from torch import Tensor
 
 from qedit.config.datasets import Dataset
@@ -372,6 +372,6 @@ def test_the_stock_pipeline_leaves_out_mrope(flavour: str, models: Any, folder: 
     if difference(ours.embeds, stock) < CLOSE:
         pytest.fail(
             "diffusers now hands mm_token_type_ids to the text encoder: the mend in "
-            "tests/support/stock.py, this test and the warning in the guides can go."
+            "tests/support/stock_pipelines.py, this test and the warning in the guides can go."
         )
     assert difference(ours.embeds, stock) > 0.1

@@ -15,10 +15,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
-from places import ROOT
 from small_run import AREA, make_run, with_files
-from stock import PictureProcessor, areas
+from stock_pipelines import PictureProcessor, areas
 
 from qedit.config.loading import load
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import torch
 from crashing import Death, Hook
-from made_run import fill, made_configuration, made_samples_with_edits
-from made_samples import made_picture, made_sample
-from places import SUPPORT
+from filled_run import fill, made_configuration, made_samples_with_edits
+from paths import SUPPORT
 from quiet import Quiet
+from samples import made_picture, made_sample
 from training import bits_of
 
 from qedit.cache.errors import Damaged

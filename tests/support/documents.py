@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-from places import ROOT
+from paths import ROOT
 from small_run import AREA, draw
 
 from qedit.config.comments import parse

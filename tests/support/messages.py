@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from places import ROOT
+from paths import ROOT
 
 from qedit.cache import errors
 

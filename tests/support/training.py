@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_run import fill, made_configuration, made_samples_with_edits
+from filled_run import fill, made_configuration, made_samples_with_edits
 from quiet import Quiet
 from safetensors.torch import load_file
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import TEXT_WIDTH
-from places import ROOT
+from paths import ROOT
+from tiny_transformer import TEXT_WIDTH
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from make_store import KINDS, store_of
-from places import GOLDEN
+from paths import GOLDEN
 from small_run import make_run, said, with_files
 
 from qedit.cache.errors import Locked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_pictures import upright
+from pictures import upright
 from PIL import Image
 
 from qedit.cache.errors import WrongUse

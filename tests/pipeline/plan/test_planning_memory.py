@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from counted_step import TEXT_WIDTH, Case
 from small_run import make_run
+from step_memory import TEXT_WIDTH, Case
 
 from qedit.config.loading import load
 from qedit.config.settings import Settings

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_run import made_configuration
+from filled_run import made_configuration
 from training import SAMPLES, made_runs
 
 from qedit.cache.files.atomic import LEFTOVER, write_json

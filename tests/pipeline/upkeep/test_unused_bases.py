@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import made_configuration
+from filled_run import made_configuration
 from quiet import Quiet
 from training import SAMPLES, made_runs
 

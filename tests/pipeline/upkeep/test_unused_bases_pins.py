@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import made_configuration, write_table
+from filled_run import made_configuration, write_table
 from quiet import Quiet
 from training import SAMPLES, made_runs
 

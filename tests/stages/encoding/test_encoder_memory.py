@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from places import SUPPORT
+from paths import SUPPORT
 from safetensors.torch import save_file
 
 from qedit.stages.models.tiny.tiny import make_tiny
@@ -30,7 +30,7 @@ import json, sys, torch
 from pathlib import Path
 from qedit.stages.models.text.prompt import PromptEncoder
 from qedit.stages.models.text.prompt_reader import PromptReader
-from tiny_models import opened
+from tiny_checkpoints import opened
 
 def resident(kind):
     lines = open("/proc/self/status").read().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from interrupted_stage import SLOW_SECONDS
-from places import SUPPORT
+from paths import SUPPORT
 from small_run import make_run, said, with_files
 
 # each process imports torch

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from made_samples import made_picture
 from PIL import Image
+from samples import made_picture
 from small_run import make_run, said, with_files
 
 from qedit.cache.store import rejected_rows

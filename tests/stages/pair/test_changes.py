@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from crashing import changes_of, deaths_in, kill
-from made_pairs import (
+from picture_pairs import (
     Silent,
     configured,
     damage,

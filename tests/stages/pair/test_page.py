@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import drawn
-from made_pairs import configured, damage, draw, folder, go, in_own_folder, pairs, written
+from picture_pairs import configured, damage, draw, folder, go, in_own_folder, pairs, written
 from PIL import Image
 
 from qedit.config.datasets import Dataset

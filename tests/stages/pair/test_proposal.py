@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_pairs import draw, in_own_folder, pairs
+from picture_pairs import draw, in_own_folder, pairs
 from small_run import qedit, said
 
 from qedit.config.loading import load

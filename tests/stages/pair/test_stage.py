@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_pairs import (
+from paths import ROOT
+from picture_pairs import (
     Silent,
     configured,
     damage,
@@ -26,7 +27,6 @@ from made_pairs import (
     written,
 )
 from PIL import Image
-from places import ROOT
 
 from qedit.cache.errors import Damaged, Locked, NotComplete, WrongUse
 from qedit.cache.files.lock import writer_lock

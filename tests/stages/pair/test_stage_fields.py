@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_pairs import (
+from picture_pairs import (
     Silent,
     configured,
     damage,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_pairs import (
+from picture_pairs import (
     configured,
     damage,
     draw,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_pictures import upright
+from pictures import upright
 from PIL import Image
 from small_run import make_run, said, with_files
 

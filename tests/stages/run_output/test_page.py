@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import drawn
-from made_run import made_configuration
+from filled_run import made_configuration
 from PIL import Image
 
 from qedit.cache.files.atomic import write_json

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from made_samples import made_sample
+from samples import made_sample
 
 from qedit.stages.samples import lazy_samples
 from qedit.stages.samples.lazy_samples import SampleRows, groups_in, shape_of, shapes_in

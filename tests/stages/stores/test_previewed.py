@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from small_run import AREA, SIZES, make_run, said, with_files
-from stock import StockPipeline
+from stock_pipelines import StockPipeline
 
 from qedit.cache.store.verifying import Damage
 from qedit.config.loading import load

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import ModelSettings, opened
+from tiny_checkpoints import ModelSettings, opened
 
 from qedit.cache.files.fingerprint import fingerprint
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint

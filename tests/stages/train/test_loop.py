@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from made_run import made_samples_with_edits
-from made_samples import made_sample
-from places import ROOT
+from filled_run import made_samples_with_edits
+from paths import ROOT
 from quiet import Quiet
 from safetensors import safe_open
+from samples import made_sample
 from training import SAMPLES, checkpoint_names, lora, made_runs, metrics, train
 
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, QeditError, WrongUse
@@ -311,7 +311,7 @@ def test_missing_rows_are_counted_with_the_command_to_type(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(SAMPLES)
-    monkeypatch.setattr("made_run.fill_stores", lambda configuration, samples: None)
+    monkeypatch.setattr("filled_run.fill_stores", lambda configuration, samples: None)
     configuration = made(made_samples_with_edits(10, sizes=[(64, 64), (64, 96)]))
     told = "2 of 10 samples have no latents for edit-v2 yet"
     with pytest.raises(NotComplete, match=told) as refused:

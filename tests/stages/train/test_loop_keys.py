@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from places import TESTS
+from paths import TESTS
 from torch import Tensor
 from training import made_runs
 

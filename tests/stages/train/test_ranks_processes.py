@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_held_out import fill_held_out, made_held_out
-from made_run import made_samples_with_edits
-from places import SUPPORT
+from filled_run import made_samples_with_edits
+from held_out_run import fill_held_out, made_held_out
+from paths import SUPPORT
 from training import LORA, checkpoint_names, metrics, train
 
 from qedit.cache.files.atomic import write_json

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import drawn, made_transformer, one_forward
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_models import opened
+from tiny_checkpoints import opened
+from tiny_transformer import drawn, made_transformer, one_forward
 from torch import Tensor, nn
 from training import LORA, lora, made_runs, train
 

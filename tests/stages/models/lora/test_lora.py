@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made_transformer import drawn, made_transformer, one_forward
+from tiny_transformer import drawn, made_transformer, one_forward
 from torch import nn
 
 from qedit.cache.errors import WrongUse

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import drawn, made_transformer, one_forward
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import qedit, said
+from tiny_transformer import drawn, made_transformer, one_forward
 from torch import nn
 
 from qedit.cache.errors import WrongUse

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import drawn, made_transformer, one_forward
 from small_run import qedit, said
+from tiny_transformer import drawn, made_transformer, one_forward
 from torch import nn
 
 from qedit.cache.errors import WrongUse

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from counted_step import Case
+from step_memory import Case
 
 from qedit.stages.models.memory_estimate.dimensions import Dimensions, lora_parameters
 from qedit.stages.models.memory_estimate.memory import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

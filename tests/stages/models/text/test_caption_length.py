@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_pairs import configured, folder, go, in_own_folder, pairs, rejected, table
-from tiny_models import ModelSettings
+from picture_pairs import configured, folder, go, in_own_folder, pairs, rejected, table
+from tiny_checkpoints import ModelSettings
 
 from qedit.cache.errors import NotComplete, WrongUse
 from qedit.stages.models.templates import CAPTION_LIMIT_TOKENS

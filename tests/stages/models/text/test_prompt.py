@@ -13,10 +13,10 @@ from diffusers import (
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
 )
-from places import GOLDEN
+from paths import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_models import difference, opened, picture
+from tiny_checkpoints import difference, opened, picture
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qedit.cache.errors import WrongUse

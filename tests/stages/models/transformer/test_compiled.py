@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_transformer import TEXT_WIDTH, drawn, made_transformer
-from places import SUPPORT
+from paths import SUPPORT
+from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from training import made_runs, metrics, train

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import made_transformer, one_forward
 from quiet import Quiet
 from safetensors.torch import load_file
+from tiny_transformer import made_transformer, one_forward
 from torch import Tensor
 from training import made_runs, metrics, train
 

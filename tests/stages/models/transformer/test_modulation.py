@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import made_transformer
 from quiet import Quiet
+from tiny_transformer import made_transformer
 from torch import Tensor
 from training import lora, made_runs, train
 

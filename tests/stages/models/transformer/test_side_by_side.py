@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from made_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
 from torch import Tensor, nn
 
 from qedit.stages.models.lora.lora import add_lora, target_modules

@@ -14,7 +14,7 @@ from diffusers import (
     QwenImageEditPlusPipeline,
 )
 from safetensors.torch import load_file, save_file
-from tiny_models import difference, opened, picture
+from tiny_checkpoints import difference, opened, picture
 from torch import Tensor
 
 from qedit.cache.errors import WrongUse

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
-from made_samples import made_sample, made_samples
+from samples import made_sample, made_samples
 
 from qedit.cache.errors import WrongUse
 from qedit.stages.samples.sample import Sample

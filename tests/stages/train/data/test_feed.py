@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_run import made_samples_with_edits, prefix_of, tail_of
-from made_samples import made_picture, made_sample
+from filled_run import made_samples_with_edits, prefix_of, tail_of
+from samples import made_picture, made_sample
 from training import SAMPLES, made_runs
 
 from qedit.cache.store.store_set import Shelf

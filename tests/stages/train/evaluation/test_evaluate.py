@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from made_held_out import HELD, fill_held_out, made_held_out, write_held_pairs
-from made_run import made_samples_with_edits
-from made_samples import made_sample
+from filled_run import made_samples_with_edits
+from held_out_run import HELD, fill_held_out, made_held_out, write_held_pairs
 from quiet import Quiet
 from safetensors.torch import load_file
+from samples import made_sample
 from training import LORA, checkpoint_names, lora, metrics, train
 
 from qedit.cache.errors import NotComplete

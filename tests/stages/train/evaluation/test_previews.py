@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from made_configuration import configured, image, reference
-from made_run import fill, made_configuration, made_samples_with_edits
-from made_samples import made_sample
+from configurations import configured, image, reference
+from filled_run import fill, made_configuration, made_samples_with_edits
 from quiet import Quiet
+from samples import made_sample
 from training import SAMPLES, lora, made_runs, metrics
 
 from qedit.cache.errors import NotComplete

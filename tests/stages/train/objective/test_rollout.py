@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_run import made_samples_with_edits
-from made_samples import made_picture, made_sample
-from made_transformer import TEXT_WIDTH, made_transformer
-from made_transformer import drawn as drawn_weights
+from filled_run import made_samples_with_edits
+from samples import made_picture, made_sample
+from tiny_transformer import TEXT_WIDTH, made_transformer
+from tiny_transformer import drawn as drawn_weights
 from torch import Tensor, nn
 from training import lora, made_runs, metrics, train
 

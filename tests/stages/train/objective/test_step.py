@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_run import made_samples_with_edits
-from made_transformer import drawn
+from filled_run import made_samples_with_edits
+from tiny_transformer import drawn
 from training import made_runs, train
 
 from qedit.cache.errors import QeditError

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_transformer import made_transformer
 from small_run import make_run, with_files
+from tiny_transformer import made_transformer
 from training import made_runs, train
 
 from qedit.cache.errors import WrongUse

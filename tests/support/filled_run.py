@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_samples import made_sample
+from samples import made_sample
 
 from qedit.cache.store.store import Store
 from qedit.config.loading import Configuration, load

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from made_run import fill, fill_stores, made_configuration
-from made_samples import made_sample
+from filled_run import fill, fill_stores, made_configuration
+from samples import made_sample
 
 from qedit.config.loading import Configuration, load
 from qedit.stages.models.checkpoint.checkpoint import flavour_of
