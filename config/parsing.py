@@ -17,7 +17,6 @@ from .remarks import (
     known_elsewhere,
     links_notes,
     meaningless_note,
-    not_built_note,
     settings_notes,
     without_meaning,
 )
@@ -187,7 +186,6 @@ class Draft:
     def _notes(self, settings: Settings) -> Iterable[str]:
         for file, names in self._meaningless.items():
             yield from meaningless_note(file, names)
-        yield from not_built_note(settings, self.datasets, self._given)
         yield from settings_notes(self._given[None], settings)
         yield from links_notes(self.datasets, self._given)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -12,10 +11,6 @@ from pydantic import BaseModel
 
 from .datasets import Dataset
 from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
-
-# Keys whose effect is not built yet, and the values (beside the default) that do work already.
-# Fields of a dataset begin with "data.".
-NOT_BUILT_YET: Mapping[str, Collection[Any]] = {}
 
 # What has the effect here that users of the guide's trainer expect of these.
 INSTEAD = {
@@ -118,36 +113,6 @@ def _rollout_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
         yield f"scheduled sampling is off: {key('probability')} and {key('ramp_steps')} are 0"
     elif {key("prob_start"), key("prob_end")} & set(given):
         yield f"{key('ramp_steps')} is 0, so {key('prob_start')} and {key('prob_end')} do nothing"
-
-
-def not_built_note(
-    settings: Settings, datasets: Collection[Dataset], given: Mapping[str | None, Collection[str]]
-) -> Iterator[str]:
-    """One line on all keys that are set to something that does not work yet.
-
-    Args:
-        given: the keys the user wrote, by dataset id; None for config.json.
-    """
-    waiting = list(_waiting(settings, given.get(None, ()), prefix=""))
-    for dataset in datasets:
-        waiting += _waiting(dataset, given.get(dataset.id, ()), prefix="data.")
-    if waiting:
-        yield f"accepted, no effect yet: {', '.join(dict.fromkeys(waiting))}"
-
-
-def _waiting(model: BaseModel, given: Collection[str], *, prefix: str) -> Iterator[str]:
-    values = dict(model)
-    for key in given:
-        for pattern, working in NOT_BUILT_YET.items():
-            if not fnmatchcase(prefix + key, pattern):
-                continue
-            default = (
-                type(model)
-                .model_fields[key]
-                .get_default(call_default_factory=True, validated_data=values)
-            )
-            if values[key] != default and values[key] not in working:
-                yield prefix + key
 
 
 def links_notes(

@@ -62,8 +62,7 @@ def _disk_lines(plan: Plan) -> Iterator[str]:
 
 def _fit_line(fit: Fit, plan: Plan) -> str:
     mark = "*" if fit is plan.chosen else " "
-    built = "" if fit.works else " (not built yet)"
-    return f"{mark} {fit.rung.name:22} {size(fit.memory.total):>9}{built}  {fit.rung.costs}"
+    return f"{mark} {fit.rung.name:22} {size(fit.memory.total):>9}  {fit.rung.costs}"
 
 
 def _choice(plan: Plan, limit_bytes: int, budget_bytes: int) -> str:
@@ -76,7 +75,7 @@ def _choice(plan: Plan, limit_bytes: int, budget_bytes: int) -> str:
         if by_memory:
             remedies.insert(0, "raise `memory`")
         *most, last = remedies
-        return f"{limit} nothing that is built fits: {', '.join(most)} or {last}"
+        return f"{limit} nothing fits: {', '.join(most)} or {last}"
     settings = plan.chosen.rung.settings
     words = " ".join(f"--set {key}={value}" for key, value in settings.items()) or "no setting"
     room = size(budget_bytes - plan.chosen.memory.total)

@@ -54,18 +54,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to fit the run, with the memory it needs; `works` says whether it is built."""
+    """A way to fit the run, with the memory it needs."""
 
     rung: Rung
     memory: Memory
-    works: bool
 
     def as_object(self) -> dict[str, Any]:
         return {
             "name": self.rung.name,
             "settings": dict(self.rung.settings),
             "costs": self.rung.costs,
-            "works": self.works,
             "bytes": self.memory.total,
         }
 
@@ -80,7 +78,7 @@ class Plan:
         blocks: of the model.
         load: the forward that needs most; `sample` is one that has it.
         memory: as the settings stand.
-        fits: every way to fit the run; `chosen` is the first that works within `budget_bytes`.
+        fits: every way to fit the run; `chosen` is the first within `budget_bytes`.
         fitted: what `train` then does with what is left of them; `training` in words.
         step_seconds: measured in this run's folder; None where nothing was.
         vram_bytes: of the device that was asked about.
@@ -147,7 +145,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     streamed = settings.blocks_to_stream if isinstance(settings.blocks_to_stream, int) else None
     every_rung = ladder(model.sizes, way, streamed=streamed)
     fits = [
-        Fit(rung, _memory(model.sizes, load, rung.way, settings), _is_built(rung))
+        Fit(rung, _memory(model.sizes, load, rung.way, settings))
         for rung in every_rung
         if settings.model_type == "lora" or rung is every_rung[0]
     ]
@@ -179,7 +177,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     if plan.budget_bytes is None:
         return plan
     budget = plan.budget_bytes
-    plan.chosen = next((fit for fit in fits if fit.works and fit.memory.total <= budget), None)
+    plan.chosen = next((fit for fit in fits if fit.memory.total <= budget), None)
     if plan.chosen is not None and settings.model_type == "lora":
         way = plan.chosen.rung.way
         plan.fitted = fit_into(budget, model.sizes, load, way, streamed=streamed)
@@ -284,13 +282,3 @@ def _steps(configuration: Configuration, samples: dict[str, Sequence[Sample]]) -
         accumulation=settings.gradient_accumulation_steps,
     )
     return order.steps_for(settings.num_train_epochs)
-
-
-def _is_built(rung: Rung) -> bool:
-    """Whether every setting that the rung hangs on has an effect today."""
-    from ...config.remarks import NOT_BUILT_YET
-
-    return not any(
-        key in NOT_BUILT_YET and value not in ("no_change", "auto", *NOT_BUILT_YET[key])
-        for key, value in rung.settings.items()
-    )

@@ -283,20 +283,6 @@ def test_keys_of_the_guides_trainer_without_meaning_get_one_line_a_file(tmp_path
     )
 
 
-def test_keys_without_effect_yet_get_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting = {"lora_init_type": ("gaussian",), "ema_*": (), "data.crop_style": ("corner",)}
-    monkeypatch.setattr("qedit.config.remarks.NOT_BUILT_YET", waiting)
-    settings = {"lora_init_type": "pissa", "ema_decay": 0.9, "ema_device": "cpu"}
-    datasets = image(crop_style="random"), reference(crop_style="corner")
-    configuration = configured(tmp_path, settings, *datasets)
-    notes = noted(configuration, "accepted, no effect yet: ")
-    assert notes == ["accepted, no effect yet: lora_init_type, ema_decay, data.crop_style"]
-    works = configured(tmp_path, {"lora_init_type": "gaussian"})
-    assert not noted(works, "accepted, no effect yet: ")
-
-
 def test_a_shift_that_auto_shift_overrules_is_said(tmp_path: Path) -> None:
     both = {"flow_schedule_shift": 3, "flow_schedule_auto_shift": True}
     assert noted(configured(tmp_path, both), "flow_schedule_auto_shift is on")

@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from qedit.config.datasets import Dataset
-from qedit.config.remarks import NOT_BUILT_YET
 from qedit.config.settings import LORA_PRESETS, MAX_REFERENCES, Settings
 from qedit.config.value_types import PreviewSize
 from qedit.stages.models.flavours import FLAVOURS
@@ -249,11 +248,3 @@ def test_settings_do_not_change() -> None:
 
 def test_flavours_are_those_of_the_models() -> None:
     assert {name: flavour.max_references for name, flavour in FLAVOURS.items()} == MAX_REFERENCES
-
-
-def test_keys_that_are_not_built_yet_do_exist() -> None:
-    fields = {*Settings.model_fields, *(f"data.{field}" for field in Dataset.model_fields)}
-    plain = {key for key in NOT_BUILT_YET if not key.endswith("*")}
-    assert plain <= fields
-    for pattern in set(NOT_BUILT_YET) - plain:
-        assert any(field.startswith(pattern[:-1]) for field in fields)

@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_told_what_would_help(
     settings = dict(settings)
     plan = planned(settings.pop("vram", 80.0), **settings)
     assert plan.chosen is None
-    assert choice(plan) == f"{'for ' + limit:18} nothing that is built fits: {remedies}"
+    assert choice(plan) == f"{'for ' + limit:18} nothing fits: {remedies}"
 
 
 def test_what_is_to_spare_is_of_what_the_run_may_take(planned: Any) -> None:
