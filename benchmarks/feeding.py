@@ -154,7 +154,7 @@ def _loaded(work: Work, encoder: Encoder) -> Work:
 
 def write(work: Work, made: Sequence[Made]) -> None:
     """Add the rows part by part, as the engine does."""
-    keeping, at = Keeping(work.shelves), 0
+    keeping, at = Keeping(work.store_sets), 0
     with keeping.adding():
         for dataset, parts in work.parts.items():
             for keys in parts:

@@ -122,7 +122,7 @@ class Rows:
         part, row = block.place(number)
         return block.names[part], row
 
-    def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    def contains_many(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which of `keys` have a row: for millions of them, without an object for each."""
         return np.asarray(pc.is_in(keys, value_set=self.keys()), bool)
 

@@ -82,9 +82,9 @@ class Store:
         there = self._contents.rows()
         return [key for key in dict.fromkeys(wanted) if key not in there]
 
-    def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    def contains_many(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which of `keys` are there: for millions of them at once."""
-        return self._contents.rows().hold(keys)
+        return self._contents.rows().contains_many(keys)
 
     def read(self, key: str, *, into: Bits | None = None, verified: bool = True) -> Bits:
         """The row of `key`: bits of bfloat16, in the shape they were added in.

@@ -19,7 +19,7 @@ from .rejected_rows import RejectedRows
 from .store import Store
 
 
-class Shelf:
+class StoreSet:
     """Stores of one recipe, each in the folder of a dataset, read as one.
 
     Args:
@@ -41,11 +41,11 @@ class Shelf:
     def __contains__(self, key: str) -> bool:
         return any(key in store for store in self._distinct)
 
-    def hold(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    def contains_many(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which of `keys` any of the stores has: for millions of them at once."""
         held = np.zeros(len(keys), bool)
         for store in self._distinct:
-            held |= store.hold(keys)
+            held |= store.contains_many(keys)
         return held
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -68,9 +68,9 @@ class Shelf:
         """Every distinct store."""
         return self._distinct
 
-    def another(self) -> Shelf:
+    def reopened(self) -> StoreSet:
         """The same stores once more, for another thread."""
-        return Shelf(self._folders, self._recipe, self._layout)
+        return StoreSet(self._folders, self._recipe, self._layout)
 
     def rejected(self) -> dict[str, RejectedRows]:
         """Every key that was rejected and has no row after all, and where that is remembered."""

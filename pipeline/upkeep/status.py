@@ -11,7 +11,7 @@ from ...cache.errors import AnotherRecipe, NotComplete, QeditError, Unreachable,
 from ...cache.store.dropping import torn_words
 from ...cache.store.recipe_file import RECIPE_FILE, read_recipe
 from ...cache.store.store import Store
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...stages.frozen_base.modulation_table import modulation_table, rows_wanted, wants_table
@@ -92,29 +92,29 @@ def _add_rows(
     beside = captions_beside(configuration.settings)
     masks = [one.weights() for one in tables]
     shown = only_previewed(configuration, checkpoint.flavour, stores)
-    for what, shelf, wanted, command in (
+    for what, store_set, wanted, command in (
         *([("mask weights", stores.weights, masks, CACHE_VAE)] if distinct(masks) else []),
         ("latents", stores.latents, [one.latents() for one in tables], CACHE_VAE),
         ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
         ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
     ):
-        torn = torn_words(sum(store.leave_out_torn() for store in shelf.stores()))
+        torn = torn_words(sum(store.leave_out_torn() for store in store_set.stores()))
         wanted += [one.keys(KINDS.get(what, ""), beside) for one in shown]
-        held = [_only_held(shelf, keys) for keys in wanted]
+        held = [_only_held(store_set, keys) for keys in wanted]
         there = distinct(held)
-        lost, unaccepted = _rejected(shelf, wanted)
-        orphaned, unknown = _orphaned(configuration, checkpoint, shelf)
+        lost, unaccepted = _rejected(store_set, wanted)
+        orphaned, unknown = _orphaned(configuration, checkpoint, store_set)
         said = [torn, f"{lost} rejected" if lost else ""]
-        said += [reasons(shelf)] if there + lost < distinct(wanted) else []
+        said += [reasons(store_set)] if there + lost < distinct(wanted) else []
         line = Line(
             what,
             distinct(wanted) - lost,
             there,
-            _bytes_of(shelf.stores()),
-            other_recipes(shelf),
+            _bytes_of(store_set.stores()),
+            other_recipes(store_set),
             orphaned,
             ", ".join(filter(None, [*said, unknown])),
-            datasets=tuple(_by_dataset(configuration, shelf, wanted, held)),
+            datasets=tuple(_by_dataset(configuration, store_set, wanted, held)),
         )
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
@@ -124,25 +124,25 @@ def _add_rows(
 
 
 def _by_dataset(
-    configuration: Configuration, shelf: Shelf, wanted: Sequence[Keys], held: Sequence[Keys]
+    configuration: Configuration, store_set: StoreSet, wanted: Sequence[Keys], held: Sequence[Keys]
 ) -> Iterator[Line]:
     """What each of several main datasets wants; rows that they share are counted for each."""
     mains = used_main_datasets(configuration)
     if len(mains) < 2:
         return
-    rejected = shelf.rejected()
+    rejected = store_set.rejected()
     # what previews alone want comes after the last dataset
     for main, all_keys, there in zip(mains, wanted, held, strict=False):
         keys = all_keys.keys.unique()
         lost = sum(key in rejected for key in keys.to_pylist()) if rejected else 0
-        count_bytes = _bytes_of(_stores_of(configuration, shelf, main))
+        count_bytes = _bytes_of(_stores_of(configuration, store_set, main))
         yield Line(main.id, len(keys) - lost, distinct([there]), count_bytes)
 
 
-def _stores_of(configuration: Configuration, shelf: Shelf, main: Dataset) -> list[Store]:
-    """The stores on the shelf for the rows of a main dataset, its references and its masks."""
+def _stores_of(configuration: Configuration, store_set: StoreSet, main: Dataset) -> list[Store]:
+    """The stores of the set for the rows of a main dataset, its references and its masks."""
     datasets = [main, *configuration.references_of(main), configuration.mask_of(main)]
-    return shelf.stores_of(one.id for one in datasets if one)
+    return store_set.stores_of(one.id for one in datasets if one)
 
 
 def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line]:
@@ -182,14 +182,14 @@ def _pairs(configuration: Configuration, flavour: Flavour, status: Status) -> It
         yield table
 
 
-def _only_held(shelf: Shelf, keys: Keys) -> Keys:
-    held = shelf.hold(keys.keys)
+def _only_held(store_set: StoreSet, keys: Keys) -> Keys:
+    held = store_set.contains_many(keys.keys)
     return Keys(keys.keys.filter(pa.array(held)), keys.rows[held])
 
 
-def _rejected(shelf: Shelf, wanted: Sequence[Keys]) -> tuple[int, bool]:
+def _rejected(store_set: StoreSet, wanted: Sequence[Keys]) -> tuple[int, bool]:
     """How many wanted rows could not be made, and whether nobody has accepted that yet."""
-    rejected = shelf.rejected()
+    rejected = store_set.rejected()
     if not rejected:
         return 0, False
     keys = {key for one in wanted for key in one.keys.to_pylist() if key in rejected}
@@ -198,19 +198,19 @@ def _rejected(shelf: Shelf, wanted: Sequence[Keys]) -> tuple[int, bool]:
 
 
 def _orphaned(
-    configuration: Configuration, checkpoint: Checkpoint, shelf: Shelf
+    configuration: Configuration, checkpoint: Checkpoint, store_set: StoreSet
 ) -> tuple[int, str]:
-    """How many rows of a shelf no table names any more, or why that is not known."""
+    """How many rows of a set of stores no table names any more, or why that is not known."""
     try:
-        return count_orphans(configuration, checkpoint, shelf.stores()), ""
+        return count_orphans(configuration, checkpoint, store_set.stores()), ""
     except QeditError as error:
         return 0, f"what no table names is not known: {error.what}"
 
 
-def reasons(shelf: Shelf) -> str:
-    """Why rows that lie beside the shelf's do not count: what differs in their recipes."""
+def reasons(store_set: StoreSet) -> str:
+    """Why rows that lie beside those of the run do not count: what differs in their recipes."""
     said = []
-    for store in shelf.stores():
+    for store in store_set.stores():
         for path in sorted(store.path.parent.glob(f"*/{RECIPE_FILE}")):
             if path.parent.name == store.path.name:
                 continue
@@ -233,17 +233,17 @@ def _bytes_of(stores: Iterable[Store]) -> int:
     return sum(store.nbytes() for store in stores)
 
 
-def other_recipes(shelf: Shelf) -> int:
-    """How many stores of other recipes lie beside those of the shelf."""
+def other_recipes(store_set: StoreSet) -> int:
+    """How many stores of other recipes lie beside those of the run."""
     beside: set[Path] = set()
-    for store in shelf.stores():
+    for store in store_set.stores():
         if store.path.parent.is_dir():
             beside.update(
                 path.resolve()
                 for path in store.path.parent.iterdir()
                 if (path / "recipe.json").is_file()
             )
-    return len(beside - {store.path.resolve() for store in shelf.stores()})
+    return len(beside - {store.path.resolve() for store in store_set.stores()})
 
 
 def _training(configuration: Configuration, *, countable: bool) -> tuple[Line, str]:

@@ -81,7 +81,7 @@ def find_orphans(
     """
     stores = open_stores(configuration, checkpoint)
     needed = needed_fingerprints(configuration, stores)
-    present = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
+    present = {store.fingerprint for store in stores.all_stores()}
     own = use_of(configuration, also=previewed_keys(configuration, checkpoint, stores))
     paired = paired_by_others(configuration)
     found = []
@@ -143,8 +143,8 @@ def count_orphans_of_stage(configuration: Configuration, stage: str) -> int | No
         checkpoint = open_checkpoint(configuration.settings)
         stores = open_stores(configuration, checkpoint)
         pictures = (stores.latents, stores.weights)
-        shelves = pictures if stage == "cache-vae" else (stores.prefixes, stores.tails)
-        found = [store for shelf in shelves for store in shelf.stores()]
+        store_sets = pictures if stage == "cache-vae" else (stores.prefixes, stores.tails)
+        found = [store for store_set in store_sets for store in store_set.stores()]
         return count_orphans(configuration, checkpoint, found)
     except QeditError:
         return None  # what is to be done is known all the same; `gc` says what is wrong
@@ -189,7 +189,7 @@ def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
 
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:
     """Of the recipes of these settings, and of those that the run in output_dir was made with."""
-    needed = {store.fingerprint for shelf in stores.shelves() for store in shelf.stores()}
+    needed = {store.fingerprint for store in stores.all_stores()}
     run = run_in(Path(configuration.settings.output_dir))
     return needed | set(run.get("recipes", {}).values())
 
@@ -250,11 +250,7 @@ def unnamed_orphans(configuration: Configuration, stores: RunStores) -> list[Unn
 
 def folders_of(stores: RunStores) -> list[Path]:
     """Every folder that a store of the run may lie in."""
-    folders = {
-        store.path.parent.resolve(): store.path.parent
-        for shelf in stores.shelves()
-        for store in shelf.stores()
-    }
+    folders = {store.path.parent.resolve(): store.path.parent for store in stores.all_stores()}
     return list(folders.values())
 
 

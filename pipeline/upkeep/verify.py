@@ -141,7 +141,7 @@ def verify(
 
 def _stores(stores: RunStores) -> tuple[list[Store], list[Store]]:
     """Those of these settings, and those of other recipes that lie beside them."""
-    own = [store for shelf in stores.shelves() for store in shelf.stores()]
+    own = stores.all_stores()
     here = {store.path.resolve() for store in own}
     return own, [one for one in stores_beside(stores) if one.path.resolve() not in here]
 
@@ -192,9 +192,8 @@ def _samples(
     }
     if any(damage.key is None and damage.part != store.path for damage in damages):
         wanted = set(wanted_keys(store, [use]).to_pylist())
-        beside = [one for shelf in stores.shelves() for one in shelf.stores()]
-        listed = (_listed(one) for one in beside if one.fingerprint == store.fingerprint)
-        bad |= wanted.union(*previewed.values()).difference(*listed)
+        same = (each for each in stores.all_stores() if each.fingerprint == store.fingerprint)
+        bad |= wanted.union(*previewed.values()).difference(*map(_listed, same))
     names = [name for name, keys in previewed.items() if not bad.isdisjoint(keys)]
     for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, checkpoint.flavour)

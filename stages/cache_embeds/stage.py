@@ -176,7 +176,7 @@ def sets_work(configuration: Configuration, ways: Ways, *, share: Shard | None) 
         parts=parts_of(sets),
         items_of=lambda keys: [sets[key] for key in keys],
         claimed_in=stores.prefixes,
-        shelves={"prefixes": stores.prefixes, "tails": stores.tails},
+        store_sets={"prefixes": stores.prefixes, "tails": stores.tails},
         still=partial(still_missing, stores, sets),
         encoding=ReferenceEncoding(configuration, checkpoint, device=ways.device, spool=spool),
         batch_size=BatchSize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...cache.files.free_space import refuse_full_disk
 from ...cache.store.dropping import pass_over_torn
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 from ..encoding.acceptance import OnReject
 from ..encoding.device_options import Ways
@@ -126,11 +126,11 @@ def run(
     )
 
 
-def bytes_of(shelf: Shelf, pictures: Mapping[str, Picture]) -> dict[Path, int]:
+def bytes_of(store_set: StoreSet, pictures: Mapping[str, Picture]) -> dict[Path, int]:
     """About how many bytes the rows of `pictures` take, by store."""
     sizes: dict[Path, int] = defaultdict(int)
     for picture in pictures.values():
-        sizes[shelf.of(picture.dataset).path] += latent_bytes(picture.size)
+        sizes[store_set.of(picture.dataset).path] += latent_bytes(picture.size)
     return sizes
 
 
@@ -163,7 +163,7 @@ def pictures_work(
     from ..encoding.spool import Spool
     from .encoding import MOST_PICTURES, PIXELS_WHERE_NOTHING_IS_KNOWN, SHOWN, PictureEncoding
 
-    shelves, spool, shown = {"latents": stores.latents}, None, {}
+    store_sets, spool, shown = {"latents": stores.latents}, None, {}
     if ways.spool:
         sets = find_wanted(configuration, checkpoint.flavour, stores).work
         latents = sum(bytes_of(stores.latents, wanted.latents).values())
@@ -173,7 +173,7 @@ def pictures_work(
             processes=max(1, len(ways.devices)),
             spared_bytes=latents + sum(BYTES_A_TOKEN * one.tokens for one in sets.values()),
         )
-        shelves[SHOWN] = spool.shelf
+        store_sets[SHOWN] = spool.store_set
         shown = shown_next(sets)
     return Work(
         stage=STAGE,
@@ -183,7 +183,7 @@ def pictures_work(
         parts=parts_of(wanted.latents),
         items_of=partial(files_of, wanted.latents),
         claimed_in=stores.latents,
-        shelves=shelves,
+        store_sets=store_sets,
         still=still_missing(stores.latents),
         encoding=PictureEncoding(
             configuration, checkpoint, device=ways.device, spool=spool, shown=shown
@@ -207,7 +207,7 @@ def masks_work(configuration: Configuration, stores: RunStores, wanted: WantedPi
         parts=parts_of(wanted.weights),
         items_of=lambda keys: [wanted.weights[key] for key in keys],
         claimed_in=stores.weights,
-        shelves={"weights": stores.weights},
+        store_sets={"weights": stores.weights},
         still=still_missing(stores.weights),
         encoding=MaskReading(configuration),
         batch_size=BatchSize(1, most=1, budget=1),
@@ -223,11 +223,11 @@ def shown_next(sets: Mapping[str, ReferenceSet]) -> dict[str, list[Picture]]:
     return {key: list(pictures.values()) for key, pictures in shown.items()}
 
 
-def still_missing(shelf: Shelf) -> Callable[[Sequence[str]], list[str]]:
-    """Which of some keys have no row on `shelf` and were not rejected, as it is now."""
+def still_missing(store_set: StoreSet) -> Callable[[Sequence[str]], list[str]]:
+    """Which of some keys have no row in `store_set` and were not rejected, as it is now."""
 
     def still(keys: Sequence[str]) -> list[str]:
-        rejected = shelf.rejected()
-        return [key for key in shelf.missing(keys) if key not in rejected]
+        rejected = store_set.rejected()
+        return [key for key in store_set.missing(keys) if key not in rejected]
 
     return still

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 from ..encoding.acceptance import Rejections
 from ..encoding.work_split import Shard
@@ -57,12 +57,12 @@ class WantedPictures:
     def rejections(self, stores: RunStores, share: Shard | None = None) -> Rejections:
         """What was rejected of it, or of this share of it, as it is now."""
         found = Rejections(share)
-        for shelf, every in (
+        for store_set, every in (
             (stores.latents, self.every_latent),
             (stores.weights, self.every_weight),
         ):
             for table, keys in every:
-                found.look(shelf, table, keys)
+                found.look(store_set, table, keys)
         return found
 
 
@@ -76,32 +76,32 @@ def find_pictures(
     wanted = WantedPictures()
     for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, flavour)
-        for every, missing, keys, shelf, named in (
+        for every, missing, keys, store_set, named in (
             (wanted.every_latent, wanted.latents, table.latents(), stores.latents, _latents),
             (wanted.every_weight, wanted.weights, table.weights(), stores.weights, _weights),
         ):
             every.append((table, keys))
-            for key, picture in _missing(table, keys, shelf, named):
+            for key, picture in _missing(table, keys, store_set, named):
                 missing.setdefault(key, picture)
     _add_previewed(wanted, only_previewed(configuration, flavour, stores), stores.latents)
     return wanted
 
 
-def _add_previewed(wanted: WantedPictures, previewed: Iterable[Shown], shelf: Shelf) -> None:
+def _add_previewed(wanted: WantedPictures, previewed: Iterable[Shown], store_set: StoreSet) -> None:
     """Whole references, where training crops them and previews show them."""
     for one in previewed:
         wanted.every_latent.append((one.table, one.keys("latents", ())))
-        rejected = shelf.rejected()
+        rejected = store_set.rejected()
         for picture in one.sample.references:
-            if picture.latent_key not in shelf and picture.latent_key not in rejected:
+            if picture.latent_key not in store_set and picture.latent_key not in rejected:
                 wanted.latents.setdefault(picture.latent_key, picture)
 
 
 def _missing(
-    table: PairsKeys, keys: Keys, shelf: Shelf, named: Named
+    table: PairsKeys, keys: Keys, store_set: StoreSet, named: Named
 ) -> Iterator[tuple[str, Picture]]:
-    absent = ~shelf.hold(keys.keys)
-    there = set(keys.keys.filter(pa.array(absent)).to_pylist()) - shelf.rejected().keys()
+    absent = ~store_set.contains_many(keys.keys)
+    there = set(keys.keys.filter(pa.array(absent)).to_pylist()) - store_set.rejected().keys()
     if there:
         for key, picture in named(table.samples(keys.rows[absent])):
             if key in there:

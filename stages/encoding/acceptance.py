@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ...cache.errors import NotComplete
 from ...cache.store.rejected_rows import RejectedRow, RejectedRows
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ..samples.store_keys import Keys, PairsKeys
 from .work_split import Shard
 
@@ -35,7 +35,7 @@ class Rejections:
         self._samples: set[tuple[Path, int]] = set()
 
     def look(
-        self, shelf: Shelf, table: PairsKeys, keys: Keys, *, prefixes: Keys | None = None
+        self, store_set: StoreSet, table: PairsKeys, keys: Keys, *, prefixes: Keys | None = None
     ) -> None:
         """Take in what of `keys`, wanted by `table`, was rejected.
 
@@ -43,7 +43,7 @@ class Rejections:
             prefixes: those that the rows of `keys` belong to, which decide whose share they
                 are; without, each key does.
         """
-        rejected = shelf.rejected()
+        rejected = store_set.rejected()
         if not rejected:
             return
         wanted = np.asarray(pc.is_in(keys.keys, value_set=pa.array(list(rejected), pa.string())))

@@ -103,8 +103,8 @@ def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStore
         wanted.prefixes.append((table, prefixes))
         wanted.tails.append((table, tails))
         absent = [
-            keys.rows[~shelf.hold(keys.keys)]
-            for keys, shelf in ((prefixes, stores.prefixes), (tails, stores.tails))
+            keys.rows[~store_set.contains_many(keys.keys)]
+            for keys, store_set in ((prefixes, stores.prefixes), (tails, stores.tails))
         ]
         samples += table.samples(np.concatenate(absent))
     for one in only_previewed(configuration, flavour, stores):

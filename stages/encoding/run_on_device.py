@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ..stage import Progress
 from .batch_size import BatchSize
 from .device_options import Ways
@@ -29,8 +29,8 @@ class Work:
         count: of items, all together.
         parts: by dataset, the keys that are claimed and written together.
         items_of: what makes the rows of some keys of a part, in their order.
-        claimed_in: the shelf that claims are made in.
-        shelves: where rows go, by kind.
+        claimed_in: the set of stores that claims are made in.
+        store_sets: where rows go, by kind.
         still: which keys are missing, as it is now.
     """
 
@@ -40,8 +40,8 @@ class Work:
     count: int
     parts: Mapping[str, Sequence[Sequence[str]]]
     items_of: Callable[[Sequence[str]], Sequence[object]]
-    claimed_in: Shelf
-    shelves: Mapping[str, Shelf]
+    claimed_in: StoreSet
+    store_sets: Mapping[str, StoreSet]
     still: Callable[[Sequence[str]], list[str]]
     encoding: Encoding
     batch_size: BatchSize
@@ -63,7 +63,7 @@ class Filled:
 
 def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
     """Make the rows of `work` that nobody else makes, until none is missing."""
-    keeping, pace = Keeping(work.shelves), Pace(progress)
+    keeping, pace = Keeping(work.store_sets), Pace(progress)
     with progress.bar(work.count, work.stage, unit=work.unit) as advance, keeping.adding():
         filling = Filling(
             work.encoding,

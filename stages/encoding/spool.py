@@ -22,7 +22,7 @@ from ...cache.files.atomic import LEFTOVER, make_folder, remove, sweep, unique_n
 from ...cache.files.fingerprint import key_of
 from ...cache.format.grid import SHARD_LENGTH
 from ...cache.format.part import Layout
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ..samples.sample import Picture
 from ..stores.recipes import PICTURES
 
@@ -63,7 +63,7 @@ class Spool:
         processes: int = 1,
         spared_bytes: int = 0,
     ) -> None:
-        self.shelf = Shelf(
+        self.store_set = StoreSet(
             dict.fromkeys(datasets, folder), {"rows": "pictures", "pictures": PICTURES}, LAYOUT
         )
         make_folder(folder)
@@ -86,12 +86,12 @@ class Spool:
     def take(self, picture: Picture) -> Image.Image | None:
         """The picture as the vision language encoder wants it, if it is here and whole."""
         key = spool_key(picture)
-        if key not in self.shelf:
+        if key not in self.store_set:
             return None
         assert picture.vl_size is not None, "references always have one"
         width, height = picture.vl_size
         try:
-            row = self.shelf.read(key, dataset=picture.dataset)
+            row = self.store_set.read(key, dataset=picture.dataset)
         except (NotComplete, Damaged):  # it is decoded again
             return None
         return Image.fromarray(row.reshape(-1).view(np.uint8).reshape(height, width, 3))

@@ -12,7 +12,7 @@ import numpy as np
 from ...cache.files.claims import claimed_work
 from ...cache.store.rejected_rows import RejectedRow, RejectedRows
 from ...cache.store.store import Store
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ..stage import Progress
 from ..stores.run_stores import add_missing
 from .encoder import Made
@@ -21,22 +21,22 @@ from .sharing_messages import Waiting
 
 
 class Keeping:
-    """Adds what was made to shelves of several kinds; they are nobody else's objects.
+    """Adds what was made to sets of stores of several kinds; they are nobody else's objects.
 
     The thread that writes has stores of its own: those that work is claimed by are looked at
     at the same time.
     """
 
-    def __init__(self, shelves: Mapping[str, Shelf]) -> None:
-        self._shelves = {kind: shelf.another() for kind, shelf in shelves.items()}
+    def __init__(self, store_sets: Mapping[str, StoreSet]) -> None:
+        self._store_sets = {kind: store_set.reopened() for kind, store_set in store_sets.items()}
         self._rejected: dict[Path, RejectedRows] = {}
 
     @contextmanager
     def adding(self) -> Iterator[None]:
         """Let rows be added while the block runs."""
         with ExitStack() as stack:
-            for shelf in self._shelves.values():
-                for store in shelf.stores():
+            for store_set in self._store_sets.values():
+                for store in store_set.stores():
                     stack.enter_context(store.adding())
             yield
 
@@ -46,12 +46,12 @@ class Keeping:
         Rejections are remembered first: a row that was rejected is never thought missing.
         """
         added: Counter[str] = Counter()
-        for kind, shelf in self._shelves.items():
+        for kind, store_set in self._store_sets.items():
             for row in _rejected(made, kind):
-                path = shelf.of(row.dataset).path
+                path = store_set.of(row.dataset).path
                 self._rejected.setdefault(path, RejectedRows(path)).add(row)
                 added["rejected"] += 1
-            for store, rows in _parts(made, kind, shelf=shelf, dataset=dataset):
+            for store, rows in _parts(made, kind, store_set=store_set, dataset=dataset):
                 added[kind] += add_missing(store, rows)
         return added
 
@@ -61,13 +61,13 @@ def _rejected(made: Sequence[Made], kind: str) -> list[RejectedRow]:
 
 
 def _parts(
-    made: Sequence[Made], kind: str, *, shelf: Shelf, dataset: str
+    made: Sequence[Made], kind: str, *, store_set: StoreSet, dataset: str
 ) -> Iterator[tuple[Store, dict[str, np.ndarray]]]:
     """Rows of one kind that can lie in one part: of one store, and of one shape if need be."""
     parts: dict[tuple[Store, tuple[int, ...]], dict[str, np.ndarray]] = {}
     for one in made:
         for key, row in one.rows.get(kind, {}).items():
-            store = shelf.of(one.datasets.get(key, dataset))
+            store = store_set.of(one.datasets.get(key, dataset))
             shape = () if store.layout.ragged else row.shape
             parts.setdefault((store, shape), {})[key] = row
     for (store, _), rows in parts.items():
@@ -75,7 +75,7 @@ def _parts(
 
 
 def claimed_jobs(
-    shelf: Shelf,
+    store_set: StoreSet,
     parts: Mapping[str, Sequence[Sequence[str]]],
     *,
     items_of: Callable[[Sequence[str]], Sequence[object]],
@@ -83,13 +83,13 @@ def claimed_jobs(
     stage: str,
     progress: Progress,
 ) -> Iterator[Job | None]:
-    """The items of part after part, claimed in `shelf`, none of them another process's.
+    """The items of part after part, claimed in `store_set`, none of them another process's.
 
     For the arguments see `Work`.
     """
     for dataset, keys in parts.items():
         for task in claimed_work(
-            shelf.of(dataset).path,
+            store_set.of(dataset).path,
             keys,
             doing=f"qedit {stage}",
             still=still,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.files.atomic import write_json
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 
 RATES = "rates.json"
@@ -17,7 +17,7 @@ SHORTEST_SECONDS = 5.0  # what took less is no measure of what takes long
 
 def remember_rate(
     configuration: Configuration,
-    shelf: Shelf,
+    store_set: StoreSet,
     *,
     devices: str,
     count_bytes: int,
@@ -27,27 +27,27 @@ def remember_rate(
     if seconds < SHORTEST_SECONDS or count_bytes <= 0:
         return
     path = _path(configuration)
-    write_json(path, _rates(path) | {_name(shelf, devices): count_bytes / seconds})
+    write_json(path, _rates(path) | {_name(store_set, devices): count_bytes / seconds})
 
 
 def about_seconds(
-    configuration: Configuration, shelf: Shelf, *, devices: str, count_bytes: int
+    configuration: Configuration, store_set: StoreSet, *, devices: str, count_bytes: int
 ) -> float | None:
     """How long so many bytes of rows will take; None where no rate is known."""
-    rate = _rates(_path(configuration)).get(_name(shelf, devices))
+    rate = _rates(_path(configuration)).get(_name(store_set, devices))
     return count_bytes / rate if isinstance(rate, int | float) and rate > 0 else None
 
 
 def foreseen(
     configuration: Configuration,
-    shelf: Shelf,
+    store_set: StoreSet,
     *,
     devices: str,
     missing: int,
     count_bytes: int,
 ) -> dict[str, Any]:
     """What a dry run says: rows missing, their bytes, and seconds if a rate is known."""
-    seconds = about_seconds(configuration, shelf, devices=devices, count_bytes=count_bytes)
+    seconds = about_seconds(configuration, store_set, devices=devices, count_bytes=count_bytes)
     said: Mapping[str, Any] = {} if seconds is None or not missing else {"about_seconds": seconds}
     return {
         "missing": missing,
@@ -56,8 +56,8 @@ def foreseen(
     }
 
 
-def _name(shelf: Shelf, devices: str) -> str:
-    return f"{shelf.stores()[0].fingerprint} on {devices}"
+def _name(store_set: StoreSet, devices: str) -> str:
+    return f"{store_set.stores()[0].fingerprint} on {devices}"
 
 
 def _path(configuration: Configuration) -> Path:

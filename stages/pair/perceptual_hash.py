@@ -79,13 +79,13 @@ def _alike_among(values: Looks, places: npt.NDArray[np.int64]) -> Iterator[tuple
     Of a crowd, each is compared with the few before it.
     """
     for band in range(_BANDS):
-        shelf = (values[places] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        order = np.argsort(shelf, kind="stable")
-        shelf, sorted_places = shelf[order], places[order]
+        bucket = (values[places] >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(bucket, kind="stable")
+        bucket, sorted_places = bucket[order], places[order]
         for apart in range(1, min(_CROWD, len(places) - 1) + 1):
-            beside = np.flatnonzero(shelf[apart:] == shelf[:-apart])
+            beside = np.flatnonzero(bucket[apart:] == bucket[:-apart])
             if not len(beside):
-                break  # no shelf is longer
+                break  # no bucket is longer
             one, other = sorted_places[beside], sorted_places[beside + apart]
             alike = np.bitwise_count(values[one] ^ values[other]) <= ALIKE_BITS
             yield from zip(one[alike].tolist(), other[alike].tolist(), strict=True)

@@ -204,8 +204,8 @@ def _accepted(stores: RunStores) -> set[str]:
     """The keys of rows that were rejected and that the user goes on without."""
     return {
         key
-        for shelf in stores.shelves()
-        for key, place in shelf.rejected().items()
+        for store_set in stores.store_sets()
+        for key, place in store_set.rejected().items()
         if (row := place.read(key)) is not None and row.accepted
     }
 

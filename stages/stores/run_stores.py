@@ -17,7 +17,7 @@ from ...cache.errors import NotComplete
 from ...cache.format.part import Layout
 from ...cache.store.rejected_rows import RejectedRow, RejectedRows
 from ...cache.store.store import COMPRESSION, EMBEDS, LATENTS, Store
-from ...cache.store.store_set import Shelf
+from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...config.settings import Settings
@@ -37,15 +37,19 @@ WEIGHTS = Layout("weights", ("sample", "channel", "height", "width"), ragged=Fal
 class RunStores:
     """Every row a run reads: latents of pictures, weights of masks, image prefixes, text tails."""
 
-    latents: Shelf
-    prefixes: Shelf
-    tails: Shelf
-    weights: Shelf
+    latents: StoreSet
+    prefixes: StoreSet
+    tails: StoreSet
+    weights: StoreSet
     flavour: Flavour
 
-    def shelves(self) -> tuple[Shelf, ...]:
-        """All of them."""
+    def store_sets(self) -> tuple[StoreSet, ...]:
+        """Return the four sets."""
         return (self.latents, self.prefixes, self.tails, self.weights)
+
+    def all_stores(self) -> list[Store]:
+        """Return every store of the four sets."""
+        return [store for store_set in self.store_sets() for store in store_set.stores()]
 
     def without_rejected(
         self, samples: Sequence[Sample], captions_too: Iterable[str]
@@ -56,8 +60,8 @@ class RunStores:
             NotComplete: rows were rejected and nobody has accepted that.
         """
         rejected: dict[str, RejectedRows] = {}
-        for shelf in self.shelves():
-            rejected |= shelf.rejected()
+        for store_set in self.store_sets():
+            rejected |= store_set.rejected()
         if not rejected:
             return samples
         kept: list[Sample] = []
@@ -167,10 +171,10 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
     prefixes = {main.id: configuration.image_embeds_folder(main) for main in mains}
     tails = {main.id: configuration.text_embeds_folder(main) for main in mains}
     return RunStores(
-        latents=Shelf(pictures, latents, LATENTS),
-        prefixes=Shelf(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
-        tails=Shelf(tails, embeds | {"rows": "text tail"}, EMBEDS),
-        weights=Shelf(
+        latents=StoreSet(pictures, latents, LATENTS),
+        prefixes=StoreSet(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
+        tails=StoreSet(tails, embeds | {"rows": "text tail"}, EMBEDS),
+        weights=StoreSet(
             {name: configuration.vae_folder(mask) for name, mask in masks.items()},
             mask_recipe(),
             WEIGHTS,

@@ -26,7 +26,7 @@ def keep_rows(configuration: Configuration, plan: Plan, progress: Progress) -> P
         NotComplete: `gc` of another run has removed rows before this one could say so.
     """
     stores = plan.feed.stores
-    there = [store for shelf in stores.shelves() for store in shelf.stores() if store.path.is_dir()]
+    there = [store for store in stores.all_stores() if store.path.is_dir()]
     also = keys_only_previewed(configuration, plan.checkpoint.flavour, stores)
     use = use_of(configuration, also=also)
     before = _notes(there, use)

@@ -194,11 +194,11 @@ class Feed:
         return NULL_CAPTION if dropped else sample.captions[alternative]
 
     def _latents(self, pictures: Sequence[Picture]) -> Float[Tensor, "batch channel height width"]:
-        shelf, first = self.stores.latents, pictures[0]
-        shape = shelf.shape(first.latent_key, dataset=first.dataset)
+        store_set, first = self.stores.latents, pictures[0]
+        shape = store_set.shape(first.latent_key, dataset=first.dataset)
         batch = torch.empty(len(pictures), *shape, dtype=torch.bfloat16)
         for picture, space in zip(pictures, bits_in(batch), strict=True):
-            shelf.read(picture.latent_key, dataset=picture.dataset, into=space)
+            store_set.read(picture.latent_key, dataset=picture.dataset, into=space)
         return batch
 
     def _weights(self, samples: Sequence[Sample]) -> Float[Tensor, "batch 1 height width"] | None:
@@ -231,13 +231,16 @@ class Feed:
             ((prefixes, one.prefix_key, one.dataset), (tails, one.tail_key(text), one.dataset))
             for one, text in zip(samples, captions, strict=True)
         ]
-        shapes = [[shelf.shape(key, dataset=where) for shelf, key, where in text] for text in texts]
+        shapes = [
+            [store_set.shape(key, dataset=where) for store_set, key, where in text]
+            for text in texts
+        ]
         lengths = tuple(prefix[0] + tail[0] for prefix, tail in shapes)
         batch = torch.empty(len(texts), max(lengths), shapes[0][0][1], dtype=torch.bfloat16)
         for row, text, shape in zip(batch, texts, shapes, strict=True):
             begin = 0
-            for (shelf, key, where), (length, _) in zip(text, shape, strict=True):
-                shelf.read(key, dataset=where, into=bits_in(row[begin : begin + length]))
+            for (store_set, key, where), (length, _) in zip(text, shape, strict=True):
+                store_set.read(key, dataset=where, into=bits_in(row[begin : begin + length]))
                 begin += length
             row[begin:] = 0
         return batch, lengths

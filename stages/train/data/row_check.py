@@ -46,12 +46,12 @@ def all_rows_are_there(
         if _has_more(table.path):
             return False
         latents, tails = table.latents(), table.tails(beside)
-        for shelf, wanted in (
+        for store_set, wanted in (
             (stores.latents, latents),
             (stores.prefixes, table.prefixes),
             (stores.tails, tails),
         ):
-            if not shelf.hold(wanted.keys).all():
+            if not store_set.contains_many(wanted.keys).all():
                 return False
     return True
 

@@ -159,12 +159,12 @@ def _sources(
 
 
 def _recipes(stores: RunStores) -> dict[str, str]:
-    shelves = {
+    store_sets = {
         "latents": stores.latents,
         "image prefixes": stores.prefixes,
         "text tails": stores.tails,
     }
-    return {name: _name_of(shelf.stores()[0].recipe) for name, shelf in shelves.items()}
+    return {name: _name_of(store_set.stores()[0].recipe) for name, store_set in store_sets.items()}
 
 
 def _name_of(recipe: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from small_run import make_run, said, with_files
 from qedit.cache.store import rejected_rows
 from qedit.cache.store.rejected_rows import RejectedRow, RejectedRows
 from qedit.cache.store.store import EMBEDS
-from qedit.cache.store.store_set import Shelf
+from qedit.cache.store.store_set import StoreSet
 from qedit.config.loading import Configuration, load
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
@@ -88,12 +88,7 @@ def configuration() -> Configuration:
 def rows_here() -> dict[str, np.ndarray]:
     found = configuration()
     stores = open_stores(found, open_checkpoint(found.settings))
-    return {
-        key: store.read(key)
-        for shelf in stores.shelves()
-        for store in shelf.stores()
-        for key in sorted(store.keys())
-    }
+    return {key: store.read(key) for store in stores.all_stores() for key in sorted(store.keys())}
 
 
 def assert_equal(rows: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
@@ -372,8 +367,8 @@ def test_many_rejections_are_remembered_without_looking_through_all_of_them(
     place.accept([row.key for row in rows])
     assert all(read.accepted for row in rows if (read := place.read(row.key)))
     assert swept.total() == 1
-    shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
-    Keeping({"latents": shelf}).keep("a", [Made(rejected={"latents": [row]}) for row in rows])
+    store_set = StoreSet({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
+    Keeping({"latents": store_set}).keep("a", [Made(rejected={"latents": [row]}) for row in rows])
     assert swept.total() == 2
 
 
@@ -385,7 +380,7 @@ def test_a_spool_gives_back_pictures_of_full_size(tmp_path: Path, size: tuple[in
     spool = Spool(tmp_path / "spool", ["a"])
     row = spool.row_of(shown)
     assert row is not None
-    store = spool.shelf.of("a")
+    store = spool.store_set.of("a")
     with store.adding():
         store.add([spool_key(picture)], [row])
     taken = Spool(tmp_path / "spool", ["a"]).take(picture)
@@ -398,11 +393,11 @@ def test_a_picture_that_went_from_a_spool_is_decoded_again(tmp_path: Path) -> No
     spool = Spool(tmp_path / "spool", ["a"])
     row = spool.row_of(Image.new("RGB", (64, 64)))
     assert row is not None
-    store = spool.shelf.of("a")
+    store = spool.store_set.of("a")
     with store.adding():
         store.add([spool_key(picture)], [row])
     taker = Spool(tmp_path / "spool", ["a"])
-    assert spool_key(picture) in taker.shelf
+    assert spool_key(picture) in taker.store_set
     for part in store.part_paths():
         shutil.rmtree(part)
     assert taker.take(picture) is None
@@ -477,23 +472,23 @@ def test_tails_of_a_previewed_sample_are_in_the_share_of_its_own_prefix(tmp_path
     one, other = "00000000", "00000001"
     prefixes = Keys(pa.array([other]), np.array([7]))
     tails = Keys(pa.array([f"{one}a", f"{one}b"]), np.array([7, 7]))
-    shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
-    RejectedRows(shelf.of("a").path).add(RejectedRow(f"{one}b", "s", "a", "b.png", "nan", ""))
+    store_set = StoreSet({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
+    RejectedRows(store_set.of("a").path).add(RejectedRow(f"{one}b", "s", "a", "b.png", "nan", ""))
     for share, own in ((Shard(1, 2), set[str]()), (Shard(2, 2), {f"{one}b"})):
         rejections = Rejections(share)
-        rejections.look(shelf, PairsKeys(tmp_path), tails, prefixes=prefixes)
+        rejections.look(store_set, PairsKeys(tmp_path), tails, prefixes=prefixes)
         assert rejections.places.keys() == own
         assert rejections.others == {f"{one}b"} - own
 
 
 def test_what_another_process_tries_again_meanwhile_is_rejected_no_more(tmp_path: Path) -> None:
-    shelf = Shelf({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
-    place = RejectedRows(shelf.of("a").path)
+    store_set = StoreSet({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
+    place = RejectedRows(store_set.of("a").path)
     rejections = Rejections()
     for key in ("00", "01"):
         place.add(RejectedRow(key, "s", "a", "b.png", "nan", ""))
     keys = Keys(pa.array(["00", "01"]), np.array([0, 1]))
-    rejections.look(shelf, PairsKeys(tmp_path), keys)
+    rejections.look(store_set, PairsKeys(tmp_path), keys)
     place.forget(["00"])
     rejections.settle(stage="s", on_reject="skip", max_rejected=0)
     assert place.all_keys() == {"01"}

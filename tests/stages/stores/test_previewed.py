@@ -93,10 +93,10 @@ def test_gc_keeps_them_and_verify_names_their_sample(
     found = configuration()
     checkpoint = open_checkpoint(found.settings)
     (one,) = only_previewed(found, checkpoint.flavour, open_stores(found, checkpoint))
-    shelf = open_stores(found, checkpoint).latents
+    store_set = open_stores(found, checkpoint).latents
     (picture,) = one.sample.references
-    damage = Damage(shelf.of(picture.dataset).path, picture.latent_key, "spoilt")
-    named = verify._samples(found, checkpoint, shelf.of(picture.dataset), [damage])
+    damage = Damage(store_set.of(picture.dataset).path, picture.latent_key, "spoilt")
+    named = verify._samples(found, checkpoint, store_set.of(picture.dataset), [damage])
     assert named == ["p1.png"]
     # who no longer previews wants them no longer
     with_files("gc", *CROP, "--set", "validation_disable=true", "--yes")

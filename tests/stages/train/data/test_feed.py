@@ -15,7 +15,7 @@ from filled_run import made_samples_with_edits, prefix_of, tail_of
 from samples import made_picture, made_sample
 from training import SAMPLES, made_runs
 
-from qedit.cache.store.store_set import Shelf
+from qedit.cache.store.store_set import StoreSet
 from qedit.config.loading import Configuration
 from qedit.stages.samples.sample import NULL_CAPTION, Sample
 from qedit.stages.stores.bfloat16 import bits_of, tensor_of
@@ -133,17 +133,17 @@ def test_masks_come_with_their_samples_as_loss_weights(made: Any, tmp_path: Path
         for sample in SAMPLES[:2]
     ]
     feed = feed_of(made(train_batch_size=8))
-    shelf = Shelf({"masks": tmp_path / "masks"}, {"rows": "weights"}, WEIGHTS)
+    store_set = StoreSet({"masks": tmp_path / "masks"}, {"rows": "weights"}, WEIGHTS)
     rows = {}
     for place, sample in enumerate(masked):
         width, height = (edge // 8 for edge in sample.target.size)
         rows[sample.mask.weight_key] = torch.full((1, height, width), 0.25 * (1 + place))
     for key, row in rows.items():
-        with shelf.of("masks").writing():
-            shelf.of("masks").add([key], [bits_of(row)])
+        with store_set.of("masks").writing():
+            store_set.of("masks").add([key], [bits_of(row)])
     feed = replace(
         feed,
-        stores=replace(feed.stores, weights=shelf),
+        stores=replace(feed.stores, weights=store_set),
         order=Order([Source("edits", [*masked, *SAMPLES[2:]])], 1, batch_size=8, accumulation=2),
     )
     found = {
