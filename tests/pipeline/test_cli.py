@@ -221,7 +221,7 @@ def test_the_source_folders_of_a_checkout_are_never_written_to(
 ) -> None:
     monkeypatch.chdir(make_run(tmp_path))
     for key in ("cache_dir", "output_dir"):
-        error = with_files("pair", "--set", f"{key}={root / 'cache'}", expect=2).stderr
+        error = with_files("pair", "--set", f"{key}={ROOT / 'cache'}", expect=2).stderr
         assert "cache" in error
         assert "-C" in error
     assert not (ROOT / "cache" / "pairs").exists()

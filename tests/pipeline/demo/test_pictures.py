@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import upright
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qedit.cache.errors import WrongUse
 from qedit.cache.files.fingerprint import digest_file
