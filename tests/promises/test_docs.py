@@ -22,6 +22,7 @@ from documents import (
     run_bash,
     settings_and_data,
 )
+from drawn_epoch import drawn_epochs
 from messages import Message, messages
 
 from qedit.config.datasets import Dataset
@@ -110,8 +111,17 @@ def _keys() -> Iterator[str]:
         yield "\n".join(textwrap.wrap(", ".join(named), 100, break_on_hyphens=False)) + "\n"
 
 
+def _epochs() -> Iterator[str]:
+    """Yield docs/epochs.md with the drawing made anew."""
+    text = (ROOT / "docs" / "epochs.md").read_text(encoding="utf-8")
+    before, mark, rest = text.partition("drawn_epoch.py -->\n```text\n")
+    assert mark
+    yield before + mark + drawn_epochs() + rest[rest.index("```\n") :]
+
+
 @pytest.mark.parametrize(
-    ("page", "make"), [("cli.md", _cli), ("messages.md", _messages), ("keys.md", _keys)]
+    ("page", "make"),
+    [("cli.md", _cli), ("messages.md", _messages), ("keys.md", _keys), ("epochs.md", _epochs)],
 )
 def test_the_page_is_what_the_program_says(
     page: str, make: Callable[[], Iterator[str]], pytestconfig: pytest.Config
@@ -132,6 +142,9 @@ def test_links_lead_somewhere() -> None:
             file, _, heading = link.partition("#")
             there = path.parent / file
             assert there.exists(), f"{document}: [{name}]({link})"
+            # `Name` as the text of a link to a source file is what that file defines
+            if there.suffix == ".py" and (defined := re.fullmatch(r"`(\w+)`", name)):
+                assert defined[1] in there.read_text(encoding="utf-8"), f"{document}: {name}"
             if heading:
                 assert heading in _anchors(there), f"{document}: [{name}]({link})"
 
@@ -139,6 +152,29 @@ def test_links_lead_somewhere() -> None:
 def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_path_that_a_page_names_is_there() -> None:
+    """Paths of the repository, as `stages/pair` or docs/cli.md, in the pages for developers."""
+    folders = "pipeline|stages|config|cache|tests|docs|benchmarks"
+    for document in ("CONTRIBUTING.md", "docs/architecture.md", "docs/epochs.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/.*-]*[\w/]", text):
+            assert list(ROOT.glob(path)), f"{document}: {path}"
+
+
+def test_hooks_use_the_versions_of_the_constraints() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    pinned = re.findall(r"additional_dependencies: \[(.+)\]", hooks)
+    assert pinned
+    assert set(pinned) <= set(constraints)
+
+
+def test_the_picture_of_the_readme_is_small() -> None:
+    picture = ROOT / "docs" / "demo.webp"
+    assert picture.stat().st_size < 200_000
+    assert "(docs/demo.webp)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
