@@ -22,8 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
+from mixed_shapes import CLOSE, MIXES, alone, gradient, shown, together, with_lora
 from quiet import Quiet
-from test_side_by_side import CLOSE, MIXES, alone, gradient, shown, together, with_lora
 from torch import Tensor
 
 from qedit.cache.files.atomic import write_json

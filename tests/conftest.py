@@ -1,11 +1,21 @@
-"""What every test shares."""
+"""Fixtures that tests of several rooms share.
+
+They import what they need when they are asked for it, so that tests of `cache` and `config` start
+without torch.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from qedit.config.configuration import Configuration
 
 # no test may look for a model hub, and two workers share two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +26,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # test starts and presses it in
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+    """A function that gives a filled run with any settings, its output in `tmp_path`."""
+    from training import made_runs
+
+    return made_runs(tmp_path, tmp_path_factory)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

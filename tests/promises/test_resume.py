@@ -24,7 +24,7 @@ from filled_run import fill, made_configuration, made_samples_with_edits
 from paths import SUPPORT
 from quiet import Quiet
 from samples import made_picture, made_sample
-from training import bits_of
+from training import LORA, bits_of, ending
 
 from qedit.cache.errors import Damaged
 from qedit.cache.files import atomic
@@ -117,7 +117,7 @@ def uninterrupted(shared: Path) -> dict[str, Any]:
         shared, output_dir=str(shared / "uninterrupted" / "output"), **EVERYTHING
     )
     loop.run(configuration, Quiet(), device="cpu")
-    return ending(configuration)
+    return ended(configuration)
 
 
 @pytest.fixture
@@ -128,21 +128,10 @@ def finished(made: Any, shared: Path, uninterrupted: dict[str, Any]) -> Configur
     return configuration
 
 
-def ending(configuration: Configuration, *, last: int = 9) -> dict[str, Any]:
+def ended(configuration: Configuration, *, last: int = 9) -> dict[str, Any]:
     """The final files' bytes and the log without its clock."""
-    where = configuration.settings.output_dir
-    files = [
-        "pytorch_lora_weights.safetensors",
-        "ema/pytorch_lora_weights.safetensors",
-        f"checkpoint-{last}/weights.safetensors",
-        f"checkpoint-{last}/optimizer.safetensors",
-        f"checkpoint-{last}/ema.safetensors",
-    ]
-    lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for clock in ("seconds", "data_wait_seconds", "memory_bytes"):
-            del line[clock]
-    return {"log": lines} | {name: (where / name).read_bytes() for name in files}
+    state = (f"checkpoint-{last}/{kind}.safetensors" for kind in ("weights", "optimizer", "ema"))
+    return ending(configuration, LORA, f"ema/{LORA}", *state)
 
 
 @pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.full), 5])
@@ -156,7 +145,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert killed.returncode == -signal.SIGKILL
     outcome = loop.run(configuration, Quiet(), device="cpu")
     assert outcome.kept == (steps - 1) // 2 * 2
-    assert ending(configuration) == uninterrupted
+    assert ended(configuration) == uninterrupted
 
 
 def dies(configuration: Configuration, death: Death) -> bool:
@@ -203,7 +192,7 @@ def test_a_run_killed_in_its_writes_again_and_again_ends_the_same(
     ]
     assert sum(died) >= deaths - 1
     loop.run(configuration, Quiet(), device="cpu")
-    assert ending(configuration) == uninterrupted
+    assert ended(configuration) == uninterrupted
     left = [
         path for path in configuration.settings.output_dir.rglob("*") if ".partial" in path.name
     ]
@@ -220,7 +209,7 @@ def test_a_run_killed_at_any_change_of_the_disk_ends_the_same(
             if not dies(configuration, Death(at, way)):
                 break
             loop.run(configuration, Quiet(), device="cpu")
-            assert ending(configuration) == uninterrupted, (way, at)
+            assert ended(configuration) == uninterrupted, (way, at)
             remove(configuration.settings.output_dir)
         assert at > FURTHEST
 
@@ -314,7 +303,7 @@ def test_a_run_in_pieces_is_the_run_in_one_go(made: Any, uninterrupted: dict[str
             loop.run(pieces, Stopping(steps), device="cpu")
         assert checkpoints(pieces.settings.output_dir)[-1].name == f"checkpoint-{newest}"
     assert loop.run(pieces, Quiet(), device="cpu").computed == 1
-    assert ending(pieces) == uninterrupted
+    assert ended(pieces) == uninterrupted
 
 
 def test_more_steps_than_first_asked_for_are_the_longer_run(made: Any) -> None:
@@ -324,7 +313,7 @@ def test_more_steps_than_first_asked_for_are_the_longer_run(made: Any) -> None:
     loop.run(made(max_train_steps=3, **plain), Quiet(), device="cpu")
     grown = made(max_train_steps=5, **plain)
     assert loop.run(grown, Quiet(), device="cpu").kept == 3
-    assert ending(grown, last=5) == ending(longer, last=5)
+    assert ended(grown, last=5) == ended(longer, last=5)
 
 
 def test_moving_the_end_of_a_decaying_schedule_is_told(made: Any) -> None:
@@ -344,7 +333,7 @@ def test_an_older_checkpoint_can_be_named(
 ) -> None:
     outcome = loop.run(made(resume_from_checkpoint="checkpoint-4"), Quiet(), device="cpu")
     assert (outcome.kept, outcome.computed) == (4, 5)
-    assert ending(finished) == uninterrupted
+    assert ended(finished) == uninterrupted
 
 
 def test_a_damaged_newest_checkpoint_may_be_removed(
@@ -357,7 +346,7 @@ def test_a_damaged_newest_checkpoint_may_be_removed(
     assert str(newest) in refused.value.do
     remove(newest)
     assert loop.run(finished, Quiet(), device="cpu").kept == 8
-    assert ending(finished) == uninterrupted
+    assert ended(finished) == uninterrupted
 
 
 # -- checkpoints alone ---------------------------------------------------------------------

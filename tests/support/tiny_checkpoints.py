@@ -42,3 +42,8 @@ def difference(one: Tensor, other: Tensor) -> float:
     """The largest difference, relative to the largest value."""
     assert one.shape == other.shape
     return float((one - other).abs().max() / other.abs().max())
+
+
+def relative(found: Tensor, true: Tensor) -> float:
+    """The norm of the difference, relative to the norm of the true values."""
+    return float((found.float() - true.float()).norm() / true.float().norm())

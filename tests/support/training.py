@@ -67,6 +67,17 @@ def metrics(configuration: Configuration) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def ending(configuration: Configuration, *files: str) -> dict[str, Any]:
+    """The log without what differs between machines, and the bytes of these files."""
+    of_the_machine = ("seconds", "data_wait_seconds", "memory_bytes")
+    log = [
+        {key: value for key, value in line.items() if key not in of_the_machine}
+        for line in metrics(configuration)
+    ]
+    where = configuration.settings.output_dir
+    return {"log": log} | {name: (where / name).read_bytes() for name in files}
+
+
 def lora(configuration: Configuration, name: str = "") -> dict[str, torch.Tensor]:
     """The published LoRA, or that in the folder `name` beside it."""
     return load_file(configuration.settings.output_dir / name / LORA)

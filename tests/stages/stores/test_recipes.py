@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,25 +15,7 @@ from tiny_checkpoints import ModelSettings, opened
 from qedit.cache.files.fingerprint import fingerprint
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.text.prompt_reader import PromptReader
-from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.stores.recipes import latent_recipe, prompt_recipe
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "v2", "edit-v2")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny: Path) -> Checkpoint:
-    return opened(tiny)
-
-
-@pytest.fixture
-def copied(tiny: Path, tmp_path: Path) -> Path:
-    """A checkpoint to be changed."""
-    return Path(shutil.copytree(tiny, tmp_path / "copied"))
-
 
 # -- recipes ---------------------------------------------------------------------------
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training import lora, made_runs, metrics, train
+from training import lora, metrics, train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
@@ -87,11 +86,6 @@ def test_a_number_of_streamed_blocks_is_taken_as_it_is() -> None:
     assert (fit.recomputation, fit.streamed) == (Recomputation(attention=FULL.blocks), 7)
     with pytest.raises(WrongUse):
         fit_into(12 * GB, FULL, load_of(1), BF16, streamed=7)
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def trained(configuration: Configuration) -> tuple[list[float], dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from paths import ROOT
 from quiet import Quiet
 from safetensors import safe_open
 from samples import made_sample
-from training import SAMPLES, checkpoint_names, lora, made_runs, metrics, train
+from training import SAMPLES, checkpoint_names, lora, metrics, train
 
 from qedit.cache.errors import AnotherRecipe, Damaged, Locked, NotComplete, QeditError, WrongUse
 from qedit.cache.files.lock import writer_lock
 from qedit.cache.files.sealed import unsealed
-from qedit.config.loading import Configuration
 from qedit.config.settings import Settings
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.samples.sample import NULL_CAPTION
@@ -40,11 +39,6 @@ from qedit.stages.train.plan.training_plan import make_plan
 from qedit.stages.train.state import run_record
 from qedit.stages.train.state.checkpoint import read_state
 from qedit.stages.train.state.run_record import digest_of_samples
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def test_a_run_leaves_checkpoints_lora_files_and_a_line_a_step(made: Any) -> None:

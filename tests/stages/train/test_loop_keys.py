@@ -6,15 +6,12 @@ here a key fails that never gets there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from paths import TESTS
 from torch import Tensor
-from training import made_runs
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
@@ -119,11 +116,6 @@ OTHERS = {
     *("report_to", "tracker_project_name"),
 }
 OF_OTHERS = ("memory", "blocks_", "compile", "validation_", "eval_", "checkpoint", "resume_")
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 # what runs without a key have learned, by what else they were given

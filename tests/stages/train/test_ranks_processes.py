@@ -16,7 +16,7 @@ import pytest
 from filled_run import made_samples_with_edits
 from held_out_run import fill_held_out, made_held_out
 from paths import SUPPORT
-from training import LORA, checkpoint_names, metrics, train
+from training import LORA, checkpoint_names, ending, metrics, train
 
 from qedit.cache.files.atomic import write_json
 from qedit.config.loading import Configuration
@@ -41,6 +41,7 @@ ACCELERATE = (
     *("--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"),
 )
+FILES = (LORA, f"ema/{LORA}", f"best/{LORA}", "checkpoint-6/optimizer.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +123,6 @@ def test_two_processes_train_as_one(
     assert (configuration.settings.output_dir / "best" / LORA).is_file()
 
 
-def ending(configuration: Configuration) -> dict[str, Any]:
-    """Losses and files, without clocks and memory."""
-    where = configuration.settings.output_dir
-    clocks = ("seconds", "data_wait_seconds", "memory_bytes")
-    lines = [
-        {key: value for key, value in line.items() if key not in clocks}
-        for line in metrics(configuration)
-    ]
-    files = (LORA, f"ema/{LORA}", f"best/{LORA}", "checkpoint-6/optimizer.safetensors")
-    return {"lines": lines} | {name: (where / name).read_bytes() for name in files}
-
-
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc (Linux)")
 @pytest.mark.parametrize(
     ("launcher", "victim"),
@@ -165,7 +154,7 @@ def test_a_killed_process_ends_the_others_with_a_message_and_the_run_goes_on_to_
         said, errors = again.communicate(timeout=300)
         assert again.returncode == 0, errors
         assert said.count("Going on from checkpoint-3.") == 1
-        assert ending(configuration) == ending(together[0])
+        assert ending(configuration, *FILES) == ending(together[0], *FILES)
 
 
 @pytest.mark.exhaustive

@@ -5,22 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from training import made_runs, metrics, train
+from training import metrics, train
 
 from qedit.cache.errors import WrongUse
-from qedit.config.loading import Configuration
 from qedit.stages.train import trackers
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_checkpoints import opened
 from tiny_transformer import drawn, made_transformer, one_forward
 from torch import Tensor, nn
-from training import LORA, lora, made_runs, train
+from training import LORA, lora, train
 
 from qedit.cache.errors import WrongUse
 from qedit.cache.files.fingerprint import fingerprint
@@ -32,11 +31,6 @@ from qedit.stages.train.results.initial_lora_file import START_FILE, keep_start,
 CPU = torch.device("cpu")
 KINDS = ("dora", "lokr")
 SHORT: dict[str, Any] = {"max_train_steps": 3, "use_ema": False}
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def pipeline_with(transformer: nn.Module) -> Any:

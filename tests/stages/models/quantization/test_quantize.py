@@ -6,14 +6,14 @@ import shutil
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from quiet import Quiet
+from tiny_checkpoints import relative
 from torch import Tensor, nn
-from training import lora, made_runs, train
+from training import lora, train
 
 from qedit.cache.errors import NotComplete, WrongUse
 from qedit.config.loading import Configuration
@@ -46,14 +46,13 @@ EVERY_PRECISION = [
 
 
 @pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+def made(made: Any) -> Callable[..., Configuration]:
     """Runs in bfloat16 on a base in few bits, nothing of that cached yet; but for the first
     test there is a modulation table."""
-    runs = made_runs(tmp_path, tmp_path_factory)
 
     def make(precision: str = "int8-quanto", **settings: Any) -> Configuration:
         given = {"mixed_precision": "bf16", "base_model_precision": precision, "use_ema": False}
-        configuration: Configuration = runs(**{**given, **settings})
+        configuration: Configuration = made(**{**given, **settings})
         return configuration
 
     for base in base_folder(make().settings).glob(f"*/{QUANTIZED_FILE}"):
@@ -71,10 +70,6 @@ def weight(outputs: int = 48, inputs: int = 256, *, dtype: torch.dtype = torch.b
     drawn = 0.02 * torch.randn(outputs, inputs, generator=generator)
     drawn[::7, ::31] *= 6
     return drawn.to(dtype)
-
-
-def relative(found: Tensor, true: Tensor) -> float:
-    return float((found.float() - true.float()).norm() / true.float().norm())
 
 
 def there_and_back(name: str, exact: Tensor) -> Tensor:

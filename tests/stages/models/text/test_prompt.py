@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    QwenImageEditPipeline,
-    QwenImageEditPlusPipeline,
-)
+from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from paths import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,31 +21,9 @@ from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.text import prompt as prompt_module
 from qedit.stages.models.text.prompt import PromptEncoder, encode_on_prefixes, mrope_positions
 from qedit.stages.models.text.prompt_reader import Prompt
-from qedit.stages.models.tiny.tiny import make_tiny
 
 MROPE = GOLDEN / "mrope-transformers-4.57.3.safetensors"
 CAPTIONS = ["make the sky red", " ", "add a dog, and then a second dog beside it"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "v2", "edit-v2")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny: Path) -> Checkpoint:
-    return opened(tiny)
-
-
-@pytest.fixture(scope="module")
-def prompt(checkpoint: Checkpoint) -> PromptEncoder:
-    return PromptEncoder.load(checkpoint, dtype=torch.float32)
-
-
-@pytest.fixture
-def copied(tiny: Path, tmp_path: Path) -> Path:
-    """A checkpoint to be changed."""
-    return Path(shutil.copytree(tiny, tmp_path / "copied"))
 
 
 # -- the words around pictures and captions --------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_checkpoints import relative
 from torch import Tensor
 
 from qedit.cache.errors import WrongUse
@@ -17,14 +18,9 @@ from qedit.cache.files.fingerprint import digest_file
 from qedit.pipeline.demo.scenes import Scene, Thing, picture_of
 from qedit.stages.models.flavours import FLAVOURS
 from qedit.stages.models.templates import OPENING
-from qedit.stages.models.tiny import tiny
+from qedit.stages.models.tiny import tiny as tiny_module
 from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.models.transformer.transformer import predict_velocity
-
-
-@pytest.fixture(scope="module")
-def v2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "v2", "edit-v2")
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +47,6 @@ def load(folder: Path, name: str, *, dtype: torch.dtype = torch.float32) -> Any:
     return model.from_pretrained(folder / name, **{option: dtype}).eval()
 
 
-def relative(changed: Tensor, true: Tensor) -> float:
-    return float((changed.float() - true.float()).norm() / true.float().norm())
-
-
 # -- the folder ------------------------------------------------------------------------
 
 
@@ -69,8 +61,8 @@ def test_the_folder_says_which_pipeline_and_which_modulation(tmp_path: Path, fla
     assert not (folder / "qedit.json").exists()
 
 
-def test_edit_v2_plus_is_the_checkpoint_of_edit_v2(v2: Path, tmp_path: Path) -> None:
-    assert content(make_tiny(tmp_path / "plus", "edit-v2+")) == content(v2)
+def test_edit_v2_plus_is_the_checkpoint_of_edit_v2(tiny: Path, tmp_path: Path) -> None:
+    assert content(make_tiny(tmp_path / "plus", "edit-v2+")) == content(tiny)
 
 
 def test_areas_are_written_when_given(tmp_path: Path) -> None:
@@ -78,8 +70,8 @@ def test_areas_are_written_when_given(tmp_path: Path) -> None:
     assert read_json(folder / "qedit.json") == {"vae_area": 4096}
 
 
-def test_the_pipeline_s_constants_are_the_true_ones(v2: Path) -> None:
-    scheduler = read_json(v2 / "scheduler/scheduler_config.json")
+def test_the_pipeline_s_constants_are_the_true_ones(tiny: Path) -> None:
+    scheduler = read_json(tiny / "scheduler/scheduler_config.json")
     true = {
         "use_dynamic_shifting": True,
         "base_shift": 0.5,
@@ -90,16 +82,16 @@ def test_the_pipeline_s_constants_are_the_true_ones(v2: Path) -> None:
         "time_shift_type": "exponential",
     }
     assert {key: scheduler[key] for key in true} == true
-    vae = load(v2, "vae")
+    vae = load(tiny, "vae")
     assert (vae.spatial_compression_ratio, vae.config.z_dim) == (8, 16)
     assert vae.config.latents_mean[:2] == [-0.7571, -0.7089]
     assert vae.config.latents_std[-1] == 1.916
 
 
-def test_the_processor_keeps_a_megapixel_whole(v2: Path) -> None:
+def test_the_processor_keeps_a_megapixel_whole(tiny: Path) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    processor = Qwen2VLImageProcessorPil.from_pretrained(v2 / "processor")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny / "processor")
     seen = processor(images=[Image.new("RGB", (1024, 1024))], return_tensors="pt")
     assert seen["image_grid_thw"].tolist() == [[1, 74, 74]]  # 1369 tokens after 2x2 merging
 
@@ -107,8 +99,8 @@ def test_the_processor_keeps_a_megapixel_whole(v2: Path) -> None:
 # -- the tokenizer ---------------------------------------------------------------------
 
 
-def test_the_opening_of_the_template_is_64_tokens(v2: Path) -> None:
-    tokenizer = load_tokenizer(v2)
+def test_the_opening_of_the_template_is_64_tokens(tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
     assert len(tokenizer(OPENING)["input_ids"]) == 64
 
 
@@ -118,20 +110,20 @@ def load_tokenizer(folder: Path) -> Any:
     return Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
 
 
-def test_ordinary_captions_are_short(v2: Path) -> None:
-    tokenizer = load_tokenizer(v2)
+def test_ordinary_captions_are_short(tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
     for caption in ("Make the sky red.", "add a small boat to the sea", "Turn the day into night."):
         assert len(tokenizer(caption)["input_ids"]) <= len(caption.split()) + 1, caption
 
 
-def test_every_text_survives_the_tokenizer(v2: Path) -> None:
-    tokenizer = load_tokenizer(v2)
+def test_every_text_survives_the_tokenizer(tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
     text = "Zwölf Boxkämpfer\u2026 猫を赤く <|image_pad|> \t{x}"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_the_encoder_knows_the_tokens_that_stand_for_pictures(v2: Path) -> None:
-    tokenizer, config = load_tokenizer(v2), read_json(v2 / "text_encoder/config.json")
+def test_the_encoder_knows_the_tokens_that_stand_for_pictures(tiny: Path) -> None:
+    tokenizer, config = load_tokenizer(tiny), read_json(tiny / "text_encoder/config.json")
     assert config["image_token_id"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert len(tokenizer) <= config["text_config"]["vocab_size"]
 
@@ -139,38 +131,38 @@ def test_the_encoder_knows_the_tokens_that_stand_for_pictures(v2: Path) -> None:
 # -- made once, the same every time ----------------------------------------------------
 
 
-def test_the_same_bytes_whatever_was_drawn_before(v2: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_whatever_was_drawn_before(tiny: Path, tmp_path: Path) -> None:
     torch.manual_seed(123)
     np.random.seed(123)
     before = torch.get_rng_state()
     again = make_tiny(tmp_path / "again", "edit-v2")
-    assert content(again) == content(v2)
+    assert content(again) == content(tiny)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_another_seed_gives_other_weights_in_every_model(v2: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights_in_every_model(tiny: Path, tmp_path: Path) -> None:
     other = content(make_tiny(tmp_path / "other", "edit-v2", seed=1))
-    changed = {path for path, digest in content(v2).items() if other[path] != digest}
+    changed = {path for path, digest in content(tiny).items() if other[path] != digest}
     assert {path for path in other if path.endswith(".safetensors")} <= changed
     assert "transformer/config.json" not in changed
 
 
-def test_a_second_call_finds_it_done(v2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_finds_it_done(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(tiny, "_save_models", never)
-    assert make_tiny(v2, "edit-v2") == v2
+    monkeypatch.setattr(tiny_module, "_save_models", never)
+    assert make_tiny(tiny, "edit-v2") == tiny
     with pytest.raises(AssertionError, match="made again"):
-        make_tiny(v2.with_name("other"), "edit-v2", seed=1)
-    assert not v2.with_name("other").exists()
+        make_tiny(tiny.with_name("other"), "edit-v2", seed=1)
+    assert not tiny.with_name("other").exists()
 
 
 def test_other_arguments_replace_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def empty(folder: Path, *_: object, **__: object) -> None:
         (folder / "new").touch()
 
-    monkeypatch.setattr(tiny, "_save_models", empty)
+    monkeypatch.setattr(tiny_module, "_save_models", empty)
     folder = make_tiny(tmp_path / "model", "edit-v2")
     (folder / "stale").touch()
     make_tiny(folder, "edit-v2", vl_area=4096)
@@ -202,8 +194,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_transformer_minds_places_references_and_words(v2: Path, dtype: torch.dtype) -> None:
-    transformer = load(v2, "transformer", dtype=dtype)
+def test_the_transformer_minds_places_references_and_words(tiny: Path, dtype: torch.dtype) -> None:
+    transformer = load(tiny, "transformer", dtype=dtype)
     tokens = noise(1, 24 + 24 + 35, 64).to(dtype)
     text = noise(1, 20, 64, seed=1).to(dtype)
 
@@ -242,8 +234,8 @@ def test_the_transformer_minds_places_references_and_words(v2: Path, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_encoder_minds_places_and_pictures(v2: Path, dtype: torch.dtype) -> None:
-    encoder, tokenizer = load(v2, "text_encoder", dtype=dtype), load_tokenizer(v2)
+def test_the_encoder_minds_places_and_pictures(tiny: Path, dtype: torch.dtype) -> None:
+    encoder, tokenizer = load(tiny, "text_encoder", dtype=dtype), load_tokenizer(tiny)
     text = "<|vision_start|>" + "<|image_pad|>" * 12 + "<|vision_end|>make the sky red"
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     kinds = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
@@ -274,8 +266,8 @@ def test_the_encoder_minds_places_and_pictures(v2: Path, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_latents_are_of_the_size_that_real_ones_are(v2: Path, dtype: torch.dtype) -> None:
-    vae = load(v2, "vae", dtype=dtype)
+def test_latents_are_of_the_size_that_real_ones_are(tiny: Path, dtype: torch.dtype) -> None:
+    vae = load(tiny, "vae", dtype=dtype)
     with torch.no_grad():
         latents = vae.encode(noise(1, 3, 1, 64, 96).clamp(-1, 1).to(dtype)).latent_dist.mode()
         decoded = vae.decode(latents).sample

@@ -17,7 +17,7 @@ from paths import SUPPORT
 from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from training import made_runs, metrics, train
+from training import metrics, train
 
 from qedit.stages.models.lora.lora import add_lora, target_modules
 from qedit.stages.models.lora.sample_dropout import SampleDropout, drop_by_sample, seed_dropouts
@@ -162,10 +162,7 @@ def test_real_rotations_are_the_complex_ones(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, turned(states, turns))
 
 
-def test_the_setting_compiles_what_is_trained(
-    traced: list[Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    made = made_runs(tmp_path, tmp_path_factory)
+def test_the_setting_compiles_what_is_trained(traced: list[Any], made: Any) -> None:
     runs = (
         made(output=str(on), train_batch_size=1, max_train_steps=2, compile_blocks=on)
         for on in (False, True)

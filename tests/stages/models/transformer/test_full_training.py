@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from quiet import Quiet
 from safetensors.torch import load_file
 from tiny_transformer import made_transformer, one_forward
 from torch import Tensor
-from training import made_runs, metrics, train
+from training import metrics, train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
@@ -25,11 +24,6 @@ from qedit.stages.train.state.optimizers import make_optimizer
 
 CPU = torch.device("cpu")
 FULL: dict[str, Any] = {"model_type": "full", "learning_rate": 1e-4, "max_train_steps": 3}
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def saved(configuration: Configuration) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from quiet import Quiet
 from tiny_transformer import made_transformer
 from torch import Tensor
-from training import lora, made_runs, train
+from training import lora, train
 
 from qedit.cache.errors import Damaged
 from qedit.config.loading import Configuration
@@ -39,12 +39,11 @@ _tables: dict[str, Path] = {}
 
 
 @pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
+def made(made: Any) -> Callable[..., Configuration]:
     """Runs in bfloat16 without a table yet, whatever other tests have made."""
-    runs = made_runs(tmp_path, tmp_path_factory)
 
     def make(**settings: Any) -> Configuration:
-        configuration: Configuration = runs(**{"mixed_precision": "bf16", **settings})
+        configuration: Configuration = made(**{"mixed_precision": "bf16", **settings})
         return configuration
 
     shutil.rmtree(base_folder(make().settings), ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from filled_run import made_samples_with_edits, prefix_of, tail_of
 from samples import made_picture, made_sample
-from training import SAMPLES, made_runs
+from training import SAMPLES
 
 from qedit.cache.store.store_set import StoreSet
 from qedit.config.loading import Configuration
@@ -23,11 +22,6 @@ from qedit.stages.stores.run_stores import WEIGHTS
 from qedit.stages.train.data.batches import Order, Source
 from qedit.stages.train.data.feed import Feed, forwards, padding_of
 from qedit.stages.train.plan.training_plan import make_plan
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def feed_of(configuration: Configuration) -> Feed:

@@ -15,7 +15,7 @@ from held_out_run import HELD, fill_held_out, made_held_out, write_held_pairs
 from quiet import Quiet
 from safetensors.torch import load_file
 from samples import made_sample
-from training import LORA, checkpoint_names, lora, metrics, train
+from training import LORA, checkpoint_names, ending, lora, metrics, train
 
 from qedit.cache.errors import NotComplete
 from qedit.cache.files.atomic import remove
@@ -38,6 +38,9 @@ EVERY: dict[str, Any] = {
     "lr_scheduler": "piecewise_constant",
     "lr_scheduler_config": {"step_rules": "1:4,1000"},
 }
+
+
+FILES = (LORA, f"ema/{LORA}", f"best/{LORA}", "best/state.json")
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +68,6 @@ def trained(shared: Path) -> Configuration:
 
 def measured(configuration: Configuration) -> dict[int, Any]:
     return {line["step"]: line["held_out"] for line in metrics(configuration) if "held_out" in line}
-
-
-def ending(configuration: Configuration) -> dict[str, Any]:
-    """Losses and files, without clocks."""
-    where = configuration.settings.output_dir
-    clocks = ("seconds", "data_wait_seconds", "memory_bytes")
-    lines = [
-        {key: value for key, value in line.items() if key not in clocks}
-        for line in metrics(configuration)
-    ]
-    files = (LORA, f"ema/{LORA}", f"best/{LORA}", "best/state.json")
-    return {"lines": lines} | {name: (where / name).read_bytes() for name in files}
 
 
 def test_it_is_measured_before_the_first_step_at_every_interval_and_at_the_end(
@@ -255,7 +246,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_best(
     with pytest.raises(Enough):
         loop.run(configuration, Stopping(), device="cpu")
     train(configuration)
-    assert ending(configuration) == ending(trained)
+    assert ending(configuration, *FILES) == ending(trained, *FILES)
 
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.exhaustive), 6])
@@ -276,7 +267,7 @@ def test_a_run_killed_between_the_best_and_its_line_ends_the_same(
             train(configuration)
     (configuration.settings.output_dir / "best" / "state.json").unlink()
     train(configuration)
-    assert ending(configuration) == ending(trained)
+    assert ending(configuration, *FILES) == ending(trained, *FILES)
 
 
 FULL: dict[str, Any] = {

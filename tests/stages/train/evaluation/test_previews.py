@@ -13,7 +13,7 @@ from configurations import configured, image, reference
 from filled_run import fill, made_configuration, made_samples_with_edits
 from quiet import Quiet
 from samples import made_sample
-from training import SAMPLES, lora, made_runs, metrics
+from training import SAMPLES, lora, metrics
 
 from qedit.cache.errors import NotComplete
 from qedit.config.configuration import Configuration
@@ -46,9 +46,8 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def runs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    make = made_runs(tmp_path, tmp_path_factory)
-    return lambda **settings: make(**{**SMALL, **settings})
+def runs(made: Any) -> Callable[..., Configuration]:
+    return lambda **settings: made(**{**SMALL, **settings})
 
 
 def train(configuration: Configuration) -> Quiet:

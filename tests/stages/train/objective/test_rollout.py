@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +14,8 @@ from samples import made_picture, made_sample
 from tiny_transformer import TEXT_WIDTH, made_transformer
 from tiny_transformer import drawn as drawn_weights
 from torch import Tensor, nn
-from training import lora, made_runs, metrics, train
+from training import lora, metrics, train
 
-from qedit.config.loading import Configuration
 from qedit.config.settings import Settings
 from qedit.stages.models.transformer.transformer import predict_velocity
 from qedit.stages.train.data.feed import Batch
@@ -35,11 +32,6 @@ ON = {
     "scheduled_sampling_probability": 0.6,
     "scheduled_sampling_reflexflow": True,
 }
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 # -- what is drawn ---------------------------------------------------------------------------

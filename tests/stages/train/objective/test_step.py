@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from filled_run import made_samples_with_edits
 from tiny_transformer import drawn
-from training import made_runs, train
+from training import train
 
 from qedit.cache.errors import QeditError
-from qedit.config.loading import Configuration
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.transformer.transformer import load_transformer
 from qedit.stages.samples.sample import Sample
@@ -25,11 +22,6 @@ from qedit.stages.train.objective.step import StepLosses
 from qedit.stages.train.plan.training_plan import make_plan
 from qedit.stages.train.state.ema import Ema
 from qedit.stages.train.state.skips import Skips, what_is_not_finite
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def plain_loss(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_run import make_run, with_files
 from tiny_transformer import made_transformer
-from training import made_runs, train
+from training import train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import load
@@ -132,9 +132,8 @@ def test_what_the_device_cannot_compute_with_is_said_first(
 
 
 def test_a_run_that_has_all_its_steps_is_let_through(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = made_runs(tmp_path, tmp_path_factory)
     settings = {"max_train_steps": 1, "use_ema": False}
     train(made(**settings))
     monkeypatch.setattr(refusals, "refuse_optimizer", lambda settings: 1 / 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from quiet import Quiet
-from training import bits_of, lora, made_runs, metrics, train
+from training import bits_of, lora, metrics, train
 
 from qedit.cache.errors import WrongUse
-from qedit.config.loading import Configuration
 from qedit.config.settings import Settings
 from qedit.stages.train import loop
 from qedit.stages.train.model import remarks
@@ -24,11 +22,6 @@ from qedit.stages.train.state.checkpoint import Trained, save_checkpoint
 from qedit.stages.train.state.optimizers import KINDS, make_optimizer, refuse_optimizer
 
 ELSEWHERE = {name: kind for name, kind in KINDS.items() if not kind.module.startswith("torch")}
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 class Killed(Exception):
