@@ -17,6 +17,7 @@ itself, nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -111,12 +112,12 @@ def encode_on_prefixes(
     from transformers import DynamicCache
 
     device, cache = model.device, DynamicCache()
+    cached = {cache_argument(model): cache, "use_cache": True}
     lengths = torch.tensor([len(prompt.prefix) for prompt in prompts])
     prefixes = model(
         input_ids=_padded([prompt.prefix for prompt in prompts]).to(device),
         position_ids=_padded_positions(positions).to(device),
-        past_key_values=cache,
-        use_cache=True,
+        **cached,
         pixel_values=torch.cat([prompt.patches for prompt in prompts]).to(device),
         image_grid_thw=torch.cat([prompt.grid for prompt in prompts]).to(device),
     ).last_hidden_state
@@ -128,14 +129,18 @@ def encode_on_prefixes(
             input_ids=tokens.to(device),
             position_ids=places.to(device),
             attention_mask=tail_mask(lengths, segments, dtype=prefixes.dtype).to(device),
-            past_key_values=cache,
-            use_cache=True,
+            **cached,
         ).last_hidden_state
         cache.crop(-tokens.shape[1])
         for found, row, here in zip(tails, rows, states, strict=True):
             found += here[: sum(map(len, row))].split([len(tail) for tail in row])
     whole = zip(prefixes, lengths.tolist(), tails, strict=True)
     return [(states[:length], found) for states, length, found in whole]
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name under which `model` takes its cache: transformers 5.24 has renamed it."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def tail_mask(

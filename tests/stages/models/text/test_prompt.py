@@ -19,7 +19,12 @@ from qedit.cache.errors import WrongUse
 from qedit.stages.models import templates
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.text import prompt as prompt_module
-from qedit.stages.models.text.prompt import PromptEncoder, encode_on_prefixes, mrope_positions
+from qedit.stages.models.text.prompt import (
+    PromptEncoder,
+    cache_argument,
+    encode_on_prefixes,
+    mrope_positions,
+)
 from qedit.stages.models.text.prompt_reader import Prompt
 
 MROPE = GOLDEN / "mrope-transformers-4.57.3.safetensors"
@@ -269,3 +274,16 @@ def _golden_model() -> Any:
     }
     model.load_state_dict(weights)
     return model.eval()
+
+
+class _Former:
+    def forward(self, *, past_key_values: object = None) -> None: ...
+
+
+class _Renamed:
+    def forward(self, *, cache: object = None) -> None: ...
+
+
+def test_the_cache_is_given_under_the_name_that_the_model_knows() -> None:
+    assert cache_argument(_Former()) == "past_key_values"
+    assert cache_argument(_Renamed()) == "cache"
