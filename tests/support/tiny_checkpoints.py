@@ -16,12 +16,12 @@ from qedit.stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoin
 class ModelSettings:
     """The settings that say which model it is, and in which precision it encodes."""
 
-    model_flavour: str = "edit-v2"
-    pretrained_model_name_or_path: str = ""
-    revision: None = None
-    pretrained_transformer_model_name_or_path: None = None
-    pretrained_vae_model_name_or_path: None = None
-    pretrained_text_encoder_model_name_or_path: None = None
+    model_flavour: str | None = "edit-v2"
+    pretrained_model_name_or_path: str | None = None
+    revision: str | None = None
+    pretrained_transformer_model_name_or_path: str | None = None
+    pretrained_vae_model_name_or_path: str | None = None
+    pretrained_text_encoder_model_name_or_path: str | None = None
     vae_dtype: str = "fp32"
     text_encoder_dtype: str = "bf16"
     text_encoder_precision: str = "no_change"
