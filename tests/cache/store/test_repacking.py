@@ -20,6 +20,7 @@ from crashing import (
     repack,
     row_of,
 )
+from store_rows import LAYOUTS
 
 from qedit.cache.files.claims import alone_in
 from qedit.cache.format.index import indices_in, replace_indices
@@ -27,8 +28,6 @@ from qedit.cache.store.dropping import drop
 from qedit.cache.store.repacking import carry_out, plan_repacking
 from qedit.cache.store.store import EMBEDS, LATENTS, Layout, Store
 from qedit.cache.store.verifying import Damage
-
-LAYOUTS = pytest.mark.parametrize("layout", [LATENTS, EMBEDS], ids=["latents", "embeds"])
 
 
 def _filled(folder: Path, layout: Layout, keys: list[str], rows: int) -> Store:

@@ -17,17 +17,17 @@ import pytest
 from make_store import KINDS, store_of
 from paths import GOLDEN
 from small_run import make_run, said, with_files
+from store_rows import LAYOUTS
 
 from qedit.cache.errors import Locked
 from qedit.cache.files.claims import CLAIMS
 from qedit.cache.files.lock import new_holder
 from qedit.cache.format.index import replace_indices
 from qedit.cache.store.dropping import drop_torn, pass_over_torn
-from qedit.cache.store.store import EMBEDS, LATENTS, Layout, Store
+from qedit.cache.store.store import LATENTS, Layout, Store
 
 STORE = GOLDEN / "store-2"
 RECIPE = {"stage": "test"}
-LAYOUTS = pytest.mark.parametrize("layout", [LATENTS, EMBEDS], ids=["latents", "embeds"])
 
 
 def _delete(path: Path) -> None:

@@ -20,7 +20,6 @@ from qedit.stages.models.checkpoint.checkpoint import (
 )
 from qedit.stages.models.flavours import FLAVOURS
 
-
 # -- flavour and areas -----------------------------------------------------------------
 
 
