@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
+from unicodedata import category
 
 from ...stages.stage import Outcome
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDEST_STAGE_NAME = len("cache-embeds")
 DRAWN_EVERY_SECONDS = 1.0
+STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories
 SILENT = -2  # a verbosity at which not even warnings are said
 
 
@@ -50,7 +52,7 @@ class TerminalProgress:
         outer = self._bar  # previews have a bar of their own inside that of the training
         with tqdm(
             total=total,
-            desc=what,
+            desc=escaped(what),
             unit=f" {unit}",
             initial=initial,
             disable=quiet,
@@ -82,10 +84,29 @@ class TerminalProgress:
             self._write(f"Warning: {self._spelled(line)}", sys.stderr)
 
     def _write(self, line: str, to: TextIO) -> None:
+        line = escaped(line)
         if self._bar is None or self._bar.disable:
             print(line, file=to, flush=True)
         else:
             self._bar.write(line, file=to)
+
+
+def escaped(text: str) -> str:
+    """Return `text` with every character that could steer a terminal as JSON escapes it.
+
+    Names, captions and foreign JSON reach the terminal through here alone. Line breaks stay:
+    messages have several lines, and inside a JSON text there are none. Escaped are controls,
+    formats (which turn the direction of writing), surrogates and Unicode's own line breaks.
+
+    >>> escaped("a\\x1b[31m")
+    'a\\\\u001b[31m'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        json.dumps(mark)[1:-1] if mark != "\n" and category(mark) in STEERING else mark
+        for mark in text
+    )
 
 
 def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
@@ -176,4 +197,4 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
 
 def print_object(value: dict[str, Any]) -> None:
     """The one JSON object on standard output."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(escaped(json.dumps(value, ensure_ascii=False)), flush=True)

@@ -19,7 +19,7 @@ import click
 from ...cache.errors import OfOneProcess, QeditError, WrongUse
 from ...cache.files.atomic import BROKEN_DISK
 from ...cache.files.failing_disk import LOST
-from .output import SILENT, TerminalProgress, print_object
+from .output import SILENT, TerminalProgress, escaped, print_object
 
 INTERRUPTED = 130
 _ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
@@ -172,7 +172,7 @@ def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, An
 
 
 def _fail(text: str, exit_code: int, *, label: str = "Error: ") -> None:
-    click.echo(f"{label}{text}", err=True)
+    click.echo(f"{label}{escaped(text)}", err=True)
     sys.exit(exit_code)
 
 
