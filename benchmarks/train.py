@@ -14,7 +14,6 @@ eight pairs (which is the loading of the model); wanted at most 15 seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from samples import made_sample
 from qedit.config.configuration import Configuration
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.tiny.tiny import TEXT_WIDTH
+from qedit.stages.run_output.metrics_file import read_metrics
 from qedit.stages.samples.sample import Sample
 from qedit.stages.samples.table import captions_beside
 from qedit.stages.stores.run_stores import open_stores
@@ -157,8 +157,7 @@ def step_ratios(folder: Path, *, pixels: int, steps: int) -> None:
 
 
 def data_wait(folder: Path) -> float:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return float(np.median([json.loads(line)["data_wait_seconds"] for line in lines]))
+    return float(np.median([line["data_wait_seconds"] for line in read_metrics(folder)]))
 
 
 def start_up(folder: Path, *, rows: int) -> None:
@@ -184,7 +183,7 @@ def train(folder: Path, *, output: str) -> None:
     setting = f"output_dir={folder / output}"
     command = ["train", "--config", config, "--data", data, "--set", setting, "--device", "cpu"]
     subprocess.run([sys.executable, "-m", "qedit.pipeline", *command, "-q"], check=True)
-    if len((folder / output / "metrics.jsonl").read_text().splitlines()) != 1:
+    if len(read_metrics(folder / output)) != 1:
         raise SystemExit(f"{folder / output} does not have its one step")
 
 

@@ -15,7 +15,10 @@ from ...cache.files.atomic import new_file, write_json, write_text
 from ...cache.files.fingerprint import digest_file
 from ...config.configuration import Configuration
 from ...config.loading import load
+from ...stages.models.lora.lora_file import LORA_FILE
 from ...stages.models.tiny.tiny import make_tiny
+from ...stages.run_output.metrics_file import read_metrics
+from ...stages.run_output.page import PAGE_FILE
 from ...stages.stage import Outcome, Progress
 from ..runner import ORDER, run_stages
 from ..terminal.output import duration
@@ -23,8 +26,6 @@ from .pictures import draw_demo_pictures
 
 VAE_AREA = 128 * 128
 VL_AREA = 112 * 112
-LORA = "pytorch_lora_weights.safetensors"
-PAGE = "index.html"
 DRAWN = "drawn.json"
 SEED = 7
 SHOWN_SAMPLES = 5
@@ -211,9 +212,10 @@ def _show(
 ) -> dict[str, Any]:
     """The loss curve and the sheet of edits; drawn again only when the LoRA has changed."""
     output = Path(configuration.settings.output_dir)
-    lora = output / LORA
+    lora = output / LORA_FILE
     curve, pictures, drawn = home / "loss.png", home / "edits.png", home / DRAWN
-    losses = _losses(output / "metrics.jsonl")
+    logged = (line["loss"] for line in read_metrics(output, having="loss"))
+    losses = [loss for loss in logged if loss is not None]
     of = {"lora": digest_file(lora)}
     known = json.loads(drawn.read_text()) if drawn.is_file() else None
     if known != of or not curve.is_file() or not pictures.is_file():
@@ -228,16 +230,11 @@ def _show(
         "lora": str(lora),
         "loss_curve": str(curve),
         "sheet": str(pictures),
-        "page": str(output / PAGE),
+        "page": str(output / PAGE_FILE),
         "loss_before": sum(losses[:tenth]) / tenth,
         "loss_after": sum(losses[-tenth:]) / tenth,
         "stages": [outcome.stage for outcome in outcomes],
     }
-
-
-def _losses(path: Path) -> list[float]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [float(line["loss"]) for line in lines if line.get("loss") is not None]
 
 
 def _draw_edits(configuration: Configuration, lora: Path, path: Path, progress: Progress) -> None:

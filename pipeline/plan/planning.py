@@ -32,12 +32,12 @@ from ...stages.models.memory_estimate.memory_options import Rung, ladder
 from ...stages.models.memory_estimate.memory_plan import GIGABYTE, budget_of, fit_into
 from ...stages.models.memory_estimate.memory_plan import Fit as Fitted
 from ...stages.pair.expected_samples import look_ahead
+from ...stages.run_output.metrics_file import step_seconds
 from ...stages.samples.sample import Sample
 from ...stages.samples.table import read_pairs
 from ...stages.stores.previewed import foreseen_previews
 from ...stages.train.data.batches import Order, Source
 from .disk import Disk, disk_of
-from .measured import measured_seconds
 
 WORTH_NAMING = 0.01  # of the memory of a step
 USUAL_FLOPS = 400e12  # what a large GPU of today gives in training, for a first idea of time
@@ -170,7 +170,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         steps=_steps(configuration, samples),
         flops=settings.gradient_accumulation_steps
         * step_flops(model.sizes, load, checkpointing=settings.gradient_checkpointing),
-        step_seconds=measured_seconds(settings.output_dir),
+        step_seconds=step_seconds(settings.output_dir),
         vram_bytes=_in_bytes(vram_gb),
         limit_bytes=_in_bytes(_limit_gb(settings, vram_gb)),
     )

@@ -20,9 +20,10 @@ from ...stages.frozen_base.quantized import (
     wants_quantized,
 )
 from ...stages.models.checkpoint.checkpoint import Checkpoint
+from ...stages.run_output.run_file import read_run
 from ...stages.stores.pins import Use, use_of
 from .other_runs import others_of
-from .unused_rows import run_in, stores_in
+from .unused_rows import stores_in
 
 
 def tables_in(settings: Settings) -> list[Store]:
@@ -87,7 +88,7 @@ def unused_bases(
 
 def _named_by_run(output_dir: Path) -> set[str]:
     """The names of what the run in this folder was trained with, or would be."""
-    run = run_in(output_dir)
+    run = read_run(output_dir) or {}
     if "settings" not in run or "model" not in run:
         return set()
     settings = Settings.model_construct(**run["settings"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,6 +17,7 @@ from ...cache.store.store import EMBEDS, LATENTS, Store
 from ...config.configuration import Configuration
 from ...stages.frozen_base.modulation_table import MODULATION
 from ...stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ...stages.run_output.run_file import read_run
 from ...stages.samples.source_folders import refuse_others
 from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in, table_folder, used_main_datasets
@@ -27,7 +26,6 @@ from ...stages.stores.previewed import keys_only_previewed
 from ...stages.stores.run_stores import WEIGHTS, RunStores, open_stores
 from .other_runs import others_in, others_of, paired_by_others
 
-RUN_FILE = "run.json"
 PARTS = "parts"
 FINGERPRINT = r"[0-9a-f]{16}"
 LAYOUTS = {"latents": LATENTS, "weights": WEIGHTS, "modulation": MODULATION}  # others: embeds
@@ -190,26 +188,8 @@ def other_uses(configuration: Configuration, stores: RunStores) -> list[Use]:
 def needed_fingerprints(configuration: Configuration, stores: RunStores) -> set[str]:
     """Of the recipes of these settings, and of those that the run in output_dir was made with."""
     needed = {store.fingerprint for store in stores.all_stores()}
-    run = run_in(Path(configuration.settings.output_dir))
+    run = read_run(configuration.settings.output_dir) or {}
     return needed | set(run.get("recipes", {}).values())
-
-
-def run_in(output_dir: Path) -> dict[str, Any]:
-    """What the run in `output_dir` says of itself; nothing if there is none.
-
-    Raises:
-        Damaged: it cannot be read.
-    """
-    path = output_dir / RUN_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise Damaged(
-            f"{path} cannot be read: {error}; it says which caches the run was made with.",
-            "Start that run again, which writes it anew, or move the folder away.",
-        ) from error
 
 
 def stores_beside(stores: RunStores) -> list[Store]:

@@ -1,1 +1,1 @@
-"""What a person opens in output_dir: previews, page, configuration; not checkpoints."""
+"""Files of output_dir for people and other rooms: run.json, metrics.jsonl, previews, the page."""

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-METRICS_FILE = "metrics.jsonl"
 MOST_POINTS = 800  # of a curve: more than a screen has columns for it
 PLAIN = ("loss", "lr", "grad_norm", "seconds", "data_wait_seconds", "memory_bytes")
 
 Curve = list[tuple[int, float | int]]
 """Pairs of (step, value)."""
-
-
-def read_lines(output_dir: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; one that is being written is left for the next time."""
-    path = output_dir / METRICS_FILE
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:

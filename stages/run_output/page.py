@@ -17,18 +17,20 @@ from typing import Any
 
 from ...cache.files.atomic import sweep, write_text
 from ...config.configuration import Configuration
+from ..models.lora.lora_file import LORA_FILE
 from .as_run import write_as_run
-from .curves import METRICS_FILE, by_sigma, curves_of, read_lines
+from .curves import by_sigma, curves_of
+from .metrics_file import METRICS_FILE, read_metrics
 from .previews import LATENTS, PREVIEWS, Stored, step_folder, stored_previews
+from .run_file import read_run
 
 PAGE_FILE = "index.html"
-RUN_FILE = "run.json"
 # The page holds its pictures: of a long run the steps are thinned to this many.
 MOST_STEPS = 24
 _MADE_BY = '<meta name="generator" content="qedit run page">'
 _LINKED = (
-    ("The LoRA", "pytorch_lora_weights.safetensors"),
-    ("Its average", "ema/pytorch_lora_weights.safetensors"),
+    ("The LoRA", LORA_FILE),
+    ("Its average", f"ema/{LORA_FILE}"),
     ("The best by held-out loss", "best"),
     ("Model card", "README.md"),
     ("Metrics", METRICS_FILE),
@@ -69,8 +71,8 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
     settings = configuration.settings
     output_dir = settings.output_dir
     config, data = write_as_run(configuration)
-    lines = read_lines(output_dir)
-    run = _read_json(output_dir / RUN_FILE)
+    lines = read_metrics(output_dir)
+    run = read_run(output_dir) or {}
     stored = list(stored_previews(output_dir))
     return {
         "title": output_dir.absolute().name,

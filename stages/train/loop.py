@@ -11,17 +11,18 @@ from pathlib import Path
 
 import torch
 
-from ...cache.files.atomic import sweep, write_json
+from ...cache.files.atomic import sweep
 from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora.lora_file import Lora
 from ..run_output.page import PAGE_FILE, write_page
+from ..run_output.run_file import write_run
 from ..stage import Outcome, Progress
 from .apply_memory_plan import fit_of, fit_words
 from .evaluation.between_steps import Looks, is_owed
 from .evaluation.previews import Previews
 from .interrupt import patient_interrupt
-from .metrics import Metrics, Unheard, padding_in, peak_memory_bytes
+from .metrics import Metrics, NullMetrics, padding_in, peak_memory_bytes
 from .model import remarks
 from .pin_rows import keep_rows
 from .plan.initial_lora import start_of
@@ -31,7 +32,7 @@ from .results.best import BEST_FOLDER
 from .results.publish import EMA_FOLDER, publisher_of, result_of
 from .state.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of
 from .state.run_folder import begun_run
-from .state.run_record import RUN_FILE, refuse_another_run
+from .state.run_record import refuse_another_run
 from .trackers import tracker_of
 from .trainer import Trainer
 
@@ -116,7 +117,7 @@ def _begin_anew(plan: Plan) -> Path | None:
     where = plan.settings.output_dir
     for folder in (where / EMA_FOLDER, where / BEST_FOLDER):
         sweep(folder)
-    write_json(where / RUN_FILE, plan.run)
+    write_run(where, plan.run)
     if begin:
         publisher_of(plan).publish(begin)
     return begin
@@ -211,10 +212,10 @@ class _Run:
         return done
 
     @contextmanager
-    def _log(self, *, after_step: int | None) -> Iterator[Metrics | Unheard]:
+    def _log(self, *, after_step: int | None) -> Iterator[Metrics | NullMetrics]:
         """Where numbers go: the first process alone has a log."""
         if not self.ranks.is_first:
-            yield Unheard()
+            yield NullMetrics()
             return
         settings = self.plan.settings
         tracker = tracker_of(settings, self.plan.run, after_step=after_step)

@@ -6,7 +6,6 @@ Beside the lines of steps there are lines of evaluations (`held_out`) and of pre
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,57 +14,39 @@ from typing import Any
 
 import torch
 
-from ...cache.files.atomic import append_line, write_text
+from ..run_output.metrics_file import append_metrics, cut_metrics
 from .data.feed import Batch, padding_of
 from .trackers import Tracker
 
-METRICS_FILE = "metrics.jsonl"
-
 
 class Metrics:
-    """The run's curves on disk, and in a tracker where there is one.
+    """Writes the run's numbers to metrics.jsonl, and to a tracker where there is one.
 
-    Opening cuts off what lies beyond the checkpoint's step, and a line that a crash cut
-    short: those steps are made (and logged) again.
+    Opening cuts off what lies beyond the checkpoint's step: those steps are made, and logged,
+    again.
 
     Args:
-        after_step: of the checkpoint; None where the run begins.
+        after_step: the checkpoint's step; None where the run begins.
     """
 
     def __init__(
         self, output_dir: Path, *, after_step: int | None, tracker: Tracker | None = None
     ) -> None:
-        self.path, self._tracker = output_dir / METRICS_FILE, tracker
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        last = -1 if after_step is None else after_step
-        kept = "".join(line for line in text.splitlines(keepends=True) if _is_kept(line, last))
-        if kept != text:
-            write_text(self.path, kept)
+        self._output_dir, self._tracker = output_dir, tracker
+        cut_metrics(output_dir, after_step=-1 if after_step is None else after_step)
 
     def add(self, *, step: int, **values: Any) -> None:
         """Append a line about `step`."""
-        append_line(self.path, json.dumps({"step": step, **values}, allow_nan=False))
+        append_metrics(self._output_dir, {"step": step, **values})
         if self._tracker:
             self._tracker.add(step, dict(_flat(values)))
 
 
-class Unheard:
-    """The log of a process that has none: the first one of several speaks for all."""
+class NullMetrics:
+    """Writes nothing: of several processes the first one alone has a log."""
 
     def add(self, *, step: int, **values: Any) -> None:
-        """Say nothing."""
-
-
-def was_measured(output_dir: Path, step: int) -> bool:
-    """Whether the log has the held-out loss of `step`."""
-    path = output_dir / METRICS_FILE
-    if not path.is_file():
-        return False
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return any(
-        '"held_out"' in line and line.endswith("\n") and json.loads(line)["step"] == step
-        for line in lines
-    )
+        """Do nothing."""
 
 
 def padding_in(batches: Sequence[Batch]) -> float:
@@ -79,11 +60,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _is_kept(line: str, step: int) -> bool:
-    # a line without its end was cut off by a crash
-    return line.endswith("\n") and bool(json.loads(line)["step"] <= step)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

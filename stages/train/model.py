@@ -19,7 +19,7 @@ from ..frozen_base.modulation_table import (
 )
 from ..frozen_base.quantized import quantized_base, wants_quantized
 from ..models.lora.lora import CHANGES_BASE, add_lora, start_from, take_out_of_base, target_modules
-from ..models.lora.lora_file import Lora
+from ..models.lora.lora_file import Lora, lora_scale
 from ..models.quantization.quantize import Precision, precision_for
 from ..models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from ..models.timesteps import spared_bytes
@@ -99,7 +99,7 @@ def _add_adapter(plan: Plan, transformer: nn.Module, *, writes: bool) -> dict[st
         seed=seed_of(settings.seed, "lora"),
     )
     if began:
-        take_out_of_base(transformer, began, scale=alpha / rank)
+        take_out_of_base(transformer, began, scale=lora_scale(alpha=alpha, rank=rank))
         for name, weight in weights.items():
             weight.data.copy_(began[name])
     elif init in CHANGES_BASE and writes:

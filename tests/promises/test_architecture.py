@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from paths import ROOT
 
 import qedit
@@ -121,3 +124,36 @@ def test_the_wheel_holds_what_is_shipped_as_data() -> None:
         folder = ROOT.joinpath(*package.split(".")[1:])
         for pattern in patterns:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "metrics.jsonl", "pytorch_lora_weights.safetensors", "index.html"]
+)
+def test_a_file_that_several_rooms_read_is_named_in_one(name: str) -> None:
+    naming = {
+        source.relative_to(ROOT).as_posix()
+        for source, node in _nodes()
+        if isinstance(node, ast.Constant) and node.value == name
+    }
+    assert len(naming) == 1, naming
+
+
+def test_the_scale_of_a_lora_is_computed_in_one_place() -> None:
+    def ends(node: ast.expr) -> str:
+        inner = node.args[0] if isinstance(node, ast.Call) and node.args else node
+        return ast.unparse(inner).rpartition(".")[2].removeprefix("lora_")
+
+    dividing = [
+        source.relative_to(ROOT).as_posix()
+        for source, node in _nodes()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+        if (ends(node.left), ends(node.right)) == ("alpha", "rank")
+    ]
+    assert dividing == ["stages/models/lora/lora_file.py"]
+
+
+def _nodes() -> Iterator[tuple[Path, ast.AST]]:
+    for room in ROOMS:
+        for source in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+                yield source, node

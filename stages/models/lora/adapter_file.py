@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..weights.tensor_file import as_text
-from .lora_file import PREFIXES, Style, in_order
+from .lora_file import PREFIXES, Style, in_order, lora_scale
 
 # Who reads a file of each kind, as its metadata and the model card say it.
 LOADS_IN = {
@@ -43,9 +43,9 @@ def adapter_file(
         style: whose prefix the names have; what follows it is one for all of them.
     """
     prefix = PREFIXES["comfyui" if style == "comfyui" else "diffusers"]
-    tensors = {}
+    trained_scale, tensors = lora_scale(alpha=alpha, rank=rank), {}
     for name, weight in weights.items():
-        scale = alpha / rank if name.endswith(_SCALED[kind]) else 1.0
+        scale = trained_scale if name.endswith(_SCALED[kind]) else 1.0
         exact = weight.detach().to("cpu", torch.float32)
         tensors[prefix + name] = (exact * scale if scale != 1 else exact).contiguous()
     facts = {
@@ -57,6 +57,6 @@ def adapter_file(
         "rank": rank,
         "alpha": rank,
         "trained_alpha": alpha,
-        "trained_scale": alpha / rank,
+        "trained_scale": trained_scale,
     }
     return in_order(safetensors.torch.save(tensors, as_text(facts)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....cache.errors import WrongUse
 from ..layers import chosen_layers
-from .lora_file import Lora
+from .lora_file import Lora, lora_scale
 
 _ADAPTER = "default"
 _INITS: dict[str, bool | str] = {
@@ -81,7 +81,7 @@ def add_lora(
     for name, weight in whole.items():
         transformer.get_parameter(f"{name}.base_layer.weight").data.copy_(weight)
     if whole:
-        take_out_of_base(transformer, weights, scale=alpha / rank)
+        take_out_of_base(transformer, weights, scale=lora_scale(alpha=alpha, rank=rank))
     return weights
 
 
@@ -164,11 +164,12 @@ def start_from(
         name: (weights[name + _DOWN].shape[1], weights[name + _UP].shape[0]) for name in names
     }
     refuse_other_layers(lora, layers, rank=rank, source=source)
+    scale = lora_scale(alpha=alpha, rank=rank)
     for layer, start in lora.layers.items():
         weights[layer + _DOWN][: start.rank].copy_(start.down)
         up = weights[layer + _UP]
         # the scale of this run is applied in every forward, that of the file must go in here
-        up.zero_()[:, : start.rank].copy_(start.up.float() * (start.scale / (alpha / rank)))
+        up.zero_()[:, : start.rank].copy_(start.up.float() * (start.scale / scale))
 
 
 def refuse_other_layers(

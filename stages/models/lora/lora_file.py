@@ -44,6 +44,11 @@ _OUTSIDE_BLOCKS = (
 )
 
 
+def lora_scale(*, alpha: float, rank: int) -> float:
+    """Return what `up @ down` is multiplied by: alpha / rank."""
+    return alpha / rank
+
+
 @dataclass(frozen=True)
 class LowRank:
     """What is added to one layer: up [out, rank] @ down [rank, in] * alpha / rank."""
@@ -58,7 +63,7 @@ class LowRank:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return lora_scale(alpha=self.alpha, rank=self.rank)
 
     @property
     def folded_up(self) -> Tensor:
@@ -107,7 +112,7 @@ def lora_file(
     The metadata give `rank` and `alpha` as whoever loads the file is to take them, and
     beside them the alpha and the scale it was trained with.
     """
-    facts = {**about, "trained_alpha": alpha, "trained_scale": alpha / rank}
+    facts = {**about, "trained_alpha": alpha, "trained_scale": lora_scale(alpha=alpha, rank=rank)}
     return as_file(Lora(lora_of(weights, alpha=alpha), as_text(facts)), style)
 
 
@@ -160,6 +165,11 @@ def in_order(data: bytes) -> bytes:
 # -- reading -----------------------------------------------------------------------------
 
 
+def lora_path(path: Path) -> Path:
+    """Return the file that `path` means: itself, or the LoRA in the folder that it is."""
+    return path / LORA_FILE if path.is_dir() else path
+
+
 def read_lora(path: Path) -> Lora:
     """Read a LoRA in any style: diffusers, ComfyUI, kohya, or names without a prefix.
 
@@ -170,7 +180,7 @@ def read_lora(path: Path) -> Lora:
         WrongUse: no such file, or one with tensors that are not those of a plain LoRA on
             this model's transformer; names the first of them.
     """
-    path = path / LORA_FILE if path.is_dir() else path
+    path = lora_path(path)
     if not path.is_file():
         raise WrongUse(f"There is no LoRA file {path}.", "Give a .safetensors file.")
     try:

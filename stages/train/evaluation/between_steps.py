@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..metrics import Metrics, Unheard, was_measured
+from ...run_output.metrics_file import read_metrics
+from ..metrics import Metrics, NullMetrics
 from ..plan.training_plan import Plan
 from ..results.best import Best
 from ..results.publish import publisher_of
@@ -17,7 +18,7 @@ class Looks:
     """Measures and previews, where a step is due and was not looked at before."""
 
     def __init__(
-        self, plan: Plan, trainer: Trainer, log: Metrics | Unheard, *, previews: Previews | None
+        self, plan: Plan, trainer: Trainer, log: Metrics | NullMetrics, *, previews: Previews | None
     ) -> None:
         self._plan, self._trainer, self._log, self._previews = plan, trainer, log, previews
         self._held_out = held_out_of(plan, trainer.objective, trainer.ranks)
@@ -47,7 +48,9 @@ class Looks:
 
 def is_owed(plan: Plan, step: int) -> bool:
     """Whether the run has come to `step` and was stopped before it was measured there."""
-    return _is_due(plan, step) and not was_measured(plan.settings.output_dir, step)
+    return _is_due(plan, step) and step not in {
+        line["step"] for line in read_metrics(plan.settings.output_dir, having="held_out")
+    }
 
 
 def _is_due(plan: Plan, step: int) -> bool:

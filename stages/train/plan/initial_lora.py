@@ -9,9 +9,9 @@ from typing import Any
 from ....cache.errors import WrongUse
 from ....cache.files.fingerprint import digest_file
 from ....config.settings import Settings
-from ...models.lora.lora_file import LORA_FILE, Lora, read_lora
+from ...models.lora.lora_file import Lora, lora_path, read_lora
+from ...run_output.run_file import read_run
 from ..state.checkpoint import checkpoint_to_resume, read_state
-from ..state.run_record import read_run
 
 
 def start_of(settings: Settings) -> Lora | None:
@@ -49,8 +49,7 @@ def start_digest(settings: Settings) -> str | None:
         for said in (run, read_run(settings.output_dir) or {}):
             if said.get("start") == known and _named_in(said) == settings.init_lora:
                 return known
-    path = Path(settings.init_lora).expanduser()
-    path = path / LORA_FILE if path.is_dir() else path
+    path = lora_path(Path(settings.init_lora).expanduser())
     return digest_file(path) if path.is_file() else None
 
 

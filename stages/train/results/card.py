@@ -9,7 +9,7 @@ from typing import Any
 
 from ....config.settings import Settings
 from ...models.flavours import Flavour
-from ...models.lora.lora_file import LORA_FILE
+from ...models.lora.lora_file import LORA_FILE, lora_scale
 from ...run_output.previews import PREVIEWS, step_folder
 from ..state.run_record import decides
 
@@ -204,7 +204,7 @@ def _recipe(settings: Settings, about: Mapping[str, Any]) -> Iterator[str]:
     yield _row(("zero_cond_t", str(about["zero_cond_t"]).lower()))
     adapter = settings.model_type == "lora"
     if adapter:
-        scale = float(settings.lora_alpha) / settings.lora_rank
+        scale = lora_scale(alpha=float(settings.lora_alpha), rank=settings.lora_rank)
         yield _row(("effective scale (alpha / rank)", f"{scale:g}"))
     values = settings.model_dump(mode="json")
     said = {"model_flavour", "model_family"}

@@ -7,8 +7,9 @@ from typing import Any
 
 from ....config.settings import Settings
 from ...models.lora.lora_file import LORA_FILE
+from ...run_output.run_file import read_run
 from .checkpoint import checkpoints, strangers
-from .run_record import decisive, read_run, refuse_another_run, refuse_strangers
+from .run_record import decisive, refuse_another_run, refuse_strangers
 
 
 def begun_run(where: Path) -> dict[str, Any] | None:

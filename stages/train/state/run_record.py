@@ -8,14 +8,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ....cache.errors import AnotherRecipe, Damaged
+from ....cache.errors import AnotherRecipe
 from ....cache.files.fingerprint import fingerprint
 from ....config.schedules import SCHEDULE_OPTIONS
 from ....config.settings import Settings
 from ...samples.sample import Sample
 from ..data.batches import Source
-
-RUN_FILE = "run.json"
 
 # Every setting is of one of these two; docs/resume.md says the same in words. Those that are free
 # may differ between two starts of one run: they decide nothing of it, or (models, encoders, VAE,
@@ -224,17 +222,3 @@ def _default(key: str) -> Any:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def read_run(output_dir: Path) -> dict[str, Any] | None:
-    """The run that `output_dir` holds; None if it holds none."""
-    path = output_dir / RUN_FILE
-    if not path.is_file():
-        return None
-    try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Damaged(
-            f"{path} cannot be read: {error}.", "Move the folder away, or choose another."
-        ) from error
-    return run
