@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import made_runs, train
+from training import train
 
 from qedit.cache.errors import Damaged
 from qedit.stages.run_output.run_file import read_run, write_run
-
-
-@pytest.fixture
-def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return made_runs(tmp_path, tmp_path_factory)
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
