@@ -24,9 +24,8 @@ from qedit.stages.encoding.device_options import Ways
 from qedit.stages.encoding.encoder import Encoder, Made
 from qedit.stages.encoding.run_on_device import Work, fill
 from qedit.stages.encoding.write_rows import Keeping
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.pair.stage import run as pair
-from qedit.stages.stores.run_stores import open_stores
+from qedit.stages.stores.run import Run
 
 COUNT = itertools.count()  # of emptied caches
 
@@ -191,10 +190,8 @@ def emptied(configuration: Configuration, folder: Path) -> Configuration:
 def vae_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
     """Everything that cache-vae has to do with caches that are new."""
     fresh = emptied(configuration, folder)
-    checkpoint = open_checkpoint(fresh.settings)
-    stores = open_stores(fresh, checkpoint)
-    wanted = find_pictures(fresh, checkpoint.flavour, stores)
-    return pictures_work(fresh, checkpoint, stores, wanted, ways)
+    run = Run(fresh)
+    return pictures_work(run, find_pictures(run), ways)
 
 
 def embeds_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:

@@ -21,8 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from qedit.config.loading import load
 from qedit.pipeline.demo.edit_sample import Editor
 from qedit.pipeline.demo.tour import CHAPTERS
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
-from qedit.stages.samples.table import samples_of
+from qedit.stages.stores.run import Run
 
 PICTURE = Path(__file__).resolve().parent / "demo.webp"
 # some samples of each flavour, of which the model has learnt something in so few steps
@@ -75,7 +74,7 @@ def edits_of(flavour: str, names: Sequence[str]) -> list[Edit]:
     home = Path(flavour)
     configuration = load(home / "config.json", home / "multidatabackend.json")
     settings = configuration.settings
-    samples = {one.name: one for one in samples_of(configuration, open_checkpoint(settings))}
+    samples = {one.name: one for one in Run(configuration).samples()}
     editor, made = Editor(configuration), []
     for with_lora in (False, True):
         if with_lora:

@@ -14,6 +14,7 @@ from ..cache.files.workspace import refuse_source_folder
 from ..config.configuration import Configuration
 from ..stages.frozen_base.wanted import has_work
 from ..stages.stage import Outcome, Progress
+from ..stages.stores.run import Run
 from .terminal.output import summary
 from .upkeep.unused_rows import count_orphans_of_stage
 
@@ -80,7 +81,9 @@ def run_stages(
         extra = (options or {}).get(name, {})
         try:
             with decodes.shared(name, extra) as extra:
-                outcome = stage_named(name)(configuration, progress, dry_run=dry_run, **extra)
+                run = Run(configuration)  # its own: the stage before changed what there is
+                given = run if name.startswith("cache-") else configuration
+                outcome = stage_named(name)(given, progress, dry_run=dry_run, **extra)
         except NotComplete as missing:
             if not (dry_run and outcomes):
                 raise

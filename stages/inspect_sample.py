@@ -16,13 +16,11 @@ from torch import Tensor
 from ..cache.errors import WrongUse
 from ..cache.files.atomic import write_bytes
 from ..config.configuration import Configuration
-from .models.checkpoint.checkpoint import ENCODERS, open_checkpoint
-from .models.flavours import Flavour
+from .models.checkpoint.checkpoint import ENCODERS
 from .samples.sample import NULL_CAPTION, Picture, Sample
-from .samples.table import samples_of, used_main_datasets
 from .stores.bfloat16 import tensor_of
 from .stores.previewed import as_at_inference, preview_samples
-from .stores.run_stores import open_stores
+from .stores.run import Run
 
 PATCH = 2
 
@@ -59,13 +57,13 @@ def inspect_sample(
         WrongUse: there is no such sample or no such caption.
         NotComplete: its rows are not cached yet.
     """
-    checkpoint = open_checkpoint(configuration.settings, spared=ENCODERS)
+    run = Run(configuration, spared=ENCODERS)
     if as_previewed:
-        shown, _ = preview_samples(configuration, checkpoint)
+        shown, _ = preview_samples(run)
         sample = find_sample(shown, name, among=f"the {len(shown)} that previews show")
         negative = configuration.settings.validation_negative_prompt
     else:
-        sample = find_sample(list(samples_of(configuration, checkpoint)), name)
+        sample = find_sample(list(run.samples()), name)
         negative = NULL_CAPTION
     if not 0 <= caption < len(sample.captions):
         raise WrongUse(
@@ -73,7 +71,7 @@ def inspect_sample(
             f"{caption}.",
             f"Use --caption 0 to {len(sample.captions) - 1}.",
         )
-    stores = open_stores(configuration, checkpoint)
+    stores = run.stores
     again = "qedit inspect " + shlex.quote(name) + (" --as-previewed" if as_previewed else "")
     stores.missing([sample], [negative]).refuse(1, then=again)
 
@@ -99,7 +97,7 @@ def inspect_sample(
         {
             "sample": sample.name,
             "caption": sample.captions[caption],
-            "flavour": checkpoint.flavour.name,
+            "flavour": run.flavour.name,
             "img_shapes": json.dumps(shapes),
             "geometry": json.dumps(
                 {
@@ -109,7 +107,7 @@ def inspect_sample(
                 ensure_ascii=False,
             ),
         },
-        note="" if as_previewed else _note(configuration, sample, checkpoint.flavour),
+        note="" if as_previewed else _note(run, sample),
     )
 
 
@@ -119,13 +117,12 @@ def sample_names(configuration: Configuration) -> list[str]:
     Raises:
         NotComplete: the pairs of a dataset are not there.
     """
-    checkpoint = open_checkpoint(configuration.settings, spared=ENCODERS)
-    return [sample.name for sample in samples_of(configuration, checkpoint)]
+    return [sample.name for sample in Run(configuration, spared=ENCODERS).samples()]
 
 
-def _note(configuration: Configuration, sample: Sample, flavour: Flavour) -> str:
-    (main,) = (one for one in used_main_datasets(configuration) if one.id == sample.dataset)
-    if as_at_inference(sample, configuration, main, flavour=flavour) is sample:
+def _note(run: Run, sample: Sample) -> str:
+    (main,) = (main for main in run.main_datasets if main.id == sample.dataset)
+    if as_at_inference(sample, run.configuration, main, flavour=run.flavour) is sample:
         return ""
     return "Its references are cropped for training; previews show them whole (`--as-previewed`)."
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...config.configuration import Configuration
-from ...stages.models.checkpoint.checkpoint import open_checkpoint
 from ...stages.models.device import best_device
 from ...stages.models.transformer.denoise import denoise, load_scheduler
 from ...stages.models.transformer.transformer import load_transformer
@@ -22,15 +21,15 @@ from ...stages.pictures.images import open_upright, picture_of, resized
 from ...stages.samples.sample import NULL_CAPTION, Picture, Sample
 from ...stages.samples.table import picture_folders
 from ...stages.stores.bfloat16 import tensor_of
-from ...stages.stores.run_stores import open_stores
+from ...stages.stores.run import Run
 
 
 class Editor:
     """The transformer and the VAE on one device, and the caches they read from."""
 
     def __init__(self, configuration: Configuration, *, device: str = "auto") -> None:
-        self._checkpoint = open_checkpoint(configuration.settings)
-        self._stores = open_stores(configuration, self._checkpoint)
+        run = Run(configuration)
+        self._checkpoint, self._stores = run.checkpoint, run.stores
         self._folders = picture_folders(configuration)
         self._device = best_device(device)
         self._vae = LatentEncoder.load(self._checkpoint, device=self._device)

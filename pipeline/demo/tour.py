@@ -238,12 +238,11 @@ def _show(
 
 
 def _draw_edits(configuration: Configuration, lora: Path, path: Path, progress: Progress) -> None:
-    from ...stages.models.checkpoint.checkpoint import open_checkpoint
     from ...stages.pictures.contact_sheet import Row, sheet
-    from ...stages.samples.table import samples_of
+    from ...stages.stores.run import Run
     from .edit_sample import Editor
 
-    samples = list(samples_of(configuration, open_checkpoint(configuration.settings)))
+    samples = list(Run(configuration).samples())
     # from every dataset and every size in turn, the same ones each time
     every = max(1, len(samples) // SHOWN_SAMPLES)
     shown = samples[::every][:SHOWN_SAMPLES]

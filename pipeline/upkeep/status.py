@@ -22,6 +22,7 @@ from ...stages.pair.stage import is_current
 from ...stages.samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
 from ...stages.samples.table import captions_beside, manifest_in, used_main_datasets
 from ...stages.stores.previewed import only_previewed
+from ...stages.stores.run import Run
 from ...stages.stores.run_stores import open_stores
 from ..terminal.output import TerminalProgress
 from ..terminal.status_lines import Line, Status
@@ -91,7 +92,7 @@ def _add_rows(
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)
     masks = [one.weights() for one in tables]
-    shown = only_previewed(configuration, checkpoint.flavour, stores)
+    shown = only_previewed(Run(configuration))
     for what, store_set, wanted, command in (
         *([("mask weights", stores.weights, masks, CACHE_VAE)] if distinct(masks) else []),
         ("latents", stores.latents, [one.latents() for one in tables], CACHE_VAE),

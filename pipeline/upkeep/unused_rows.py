@@ -23,6 +23,7 @@ from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in, table_folder, used_main_datasets
 from ...stages.stores.pins import Use, use_of
 from ...stages.stores.previewed import keys_only_previewed
+from ...stages.stores.run import Run
 from ...stages.stores.run_stores import WEIGHTS, RunStores, open_stores
 from .other_runs import others_in, others_of, paired_by_others
 
@@ -171,7 +172,7 @@ def previewed_keys(
 ) -> tuple[str, ...]:
     """The keys that no table of this run names, and that its previews show."""
     try:
-        return keys_only_previewed(configuration, checkpoint.flavour, stores)
+        return keys_only_previewed(Run(configuration))
     except NotComplete:
         return ()  # where there are no pairs, nothing is previewed
 

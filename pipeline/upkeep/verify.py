@@ -32,6 +32,7 @@ from ...stages.samples.table import used_main_datasets
 from ...stages.stage import Progress
 from ...stages.stores.pins import Kept, pairs_places, use_of
 from ...stages.stores.previewed import only_previewed
+from ...stages.stores.run import Run
 from ...stages.stores.run_stores import RunStores, open_stores
 from .other_runs import uses_of
 from .unused_bases import base_in_use
@@ -188,7 +189,7 @@ def _samples(
     stores = open_stores(configuration, checkpoint)
     previewed = {
         one.sample.name: one.keys(kind, use.captions_beside).keys.to_pylist()
-        for one in only_previewed(configuration, checkpoint.flavour, stores)
+        for one in only_previewed(Run(configuration))
     }
     if any(damage.key is None and damage.part != store.path for damage in damages):
         wanted = set(wanted_keys(store, [use]).to_pylist())

@@ -14,16 +14,17 @@ from ...config.settings import Settings
 from ..frozen_base.folder import base_folder
 from ..frozen_base.modulation_table import modulation_table, wants_table
 from ..frozen_base.quantized import QuantizedBase, quantized_base, wants_quantized
-from ..models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..stage import Outcome, Progress
 from ..stores.pins import begin_use, keep_places
+from ..stores.run import Run
 from .table import TableWork
 
 STAGE = "cache-base"
 
 
 def run(
-    configuration: Configuration,
+    run: Run,
     progress: Progress,
     *,
     dry_run: bool = False,
@@ -36,8 +37,7 @@ def run(
         Locked: another process is making it.
     """
     started = time.monotonic()
-    settings = configuration.settings
-    checkpoint = open_checkpoint(settings)
+    configuration, settings, checkpoint = run.configuration, run.settings, run.checkpoint
     base = quantized_base(checkpoint, settings) if wants_quantized(settings) else None
     if base is not None:
         _refuse_device(settings, device=device)

@@ -31,17 +31,18 @@ from ..encoding.run_on_device import Filled, Work, fill
 from ..encoding.speed_log import facts_of
 from ..encoding.work_split import Shard, shard_named
 from ..estimates.speed import foreseen, remember_rate
-from ..models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..stage import Outcome, Progress
 from ..stores.pins import begin_use, keep_use, note_use
 from ..stores.previewed import keys_only_previewed
-from ..stores.run_stores import RunStores, open_stores
+from ..stores.run import Run
+from ..stores.run_stores import RunStores
 
 STAGE = "cache-embeds"
 
 
 def run(
-    configuration: Configuration,
+    run: Run,
     progress: Progress,
     *,
     dry_run: bool = False,
@@ -67,14 +68,13 @@ def run(
     started = time.monotonic()
     share = shard_named(shard) if shard else None
     ways = ways or Ways()
-    checkpoint = open_checkpoint(configuration.settings)
-    stores = open_stores(configuration, checkpoint)
+    configuration, stores = run.configuration, run.stores
     kept = (*stores.prefixes.stores(), *stores.tails.stores())
     if not dry_run:
-        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        previewed = keys_only_previewed(run)
         keep_use(kept, configuration, also=previewed)
     torn = pass_over_torn(kept, drops=not dry_run)
-    wanted = find_wanted(configuration, checkpoint.flavour, stores)
+    wanted = find_wanted(run)
     tried, theirs = (share if retry_rejected else None), Count()
     if retry_rejected:  # of this share: the others try theirs again, who may be at it just now
         rejected = _rejections(wanted, stores, tried)
@@ -82,7 +82,7 @@ def run(
         theirs = Count(len(prefixes), len(rejected.others - prefixes))
         if not dry_run:
             rejected.forget()
-            wanted = find_wanted(configuration, checkpoint.flavour, stores)
+            wanted = find_wanted(run)
     barren = _shared(wanted.barren, tried)
     theirs.tails += _tails(wanted.barren) - _tails(barren)
     count, missing = wanted.count(), missing_rows(wanted.work, stores)
@@ -90,18 +90,18 @@ def run(
     mine = missing_rows(work, stores)
     count.prefixes -= missing.prefixes - mine.prefixes + theirs.prefixes
     count.tails -= missing.tails - mine.tails + theirs.tails
-    sizes = bytes_of(stores, work, channels=_channels(checkpoint))
+    sizes = bytes_of(stores, work, channels=_channels(run.checkpoint))
     filled = Filled()
     if not dry_run:
         pass_on_rejections(barren, stores)
     if work and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.rows} embeds")
-        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        previewed = keys_only_previewed(run)
         begin_use(kept, configuration, also=previewed)
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
     rejections = _rejections(wanted, stores, tried)
     if not dry_run:
-        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        previewed = keys_only_previewed(run)
         note_use(kept, configuration, also=previewed)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = Count(filled.rows["prefixes"], filled.rows["tails"])
@@ -161,9 +161,9 @@ def sets_work(configuration: Configuration, ways: Ways, *, share: Shard | None) 
     from ..encoding.spool import Spool
     from .encoding import MOST_SETS, TOKENS_WHERE_NOTHING_IS_KNOWN, ReferenceEncoding
 
-    checkpoint = open_checkpoint(configuration.settings)
-    stores = open_stores(configuration, checkpoint)
-    sets = _shared(find_wanted(configuration, checkpoint.flavour, stores).work, share)
+    run = Run(configuration)
+    stores = run.stores
+    sets = _shared(find_wanted(run).work, share)
     if not sets:
         return None
     datasets = [dataset.id for dataset in configuration.datasets]
@@ -178,7 +178,7 @@ def sets_work(configuration: Configuration, ways: Ways, *, share: Shard | None) 
         claimed_in=stores.prefixes,
         store_sets={"prefixes": stores.prefixes, "tails": stores.tails},
         still=partial(still_missing, stores, sets),
-        encoding=ReferenceEncoding(configuration, checkpoint, device=ways.device, spool=spool),
+        encoding=ReferenceEncoding(configuration, run.checkpoint, device=ways.device, spool=spool),
         batch_size=BatchSize(
             ways.text_batch_size, most=MOST_SETS, budget=TOKENS_WHERE_NOTHING_IS_KNOWN
         ),

@@ -23,12 +23,11 @@ from ..encoding.run_on_device import Filled, Work, fill
 from ..encoding.speed_log import facts_of
 from ..encoding.work_split import Shard, shard_named
 from ..estimates.speed import foreseen, remember_rate
-from ..models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ..samples.sample import Picture
 from ..stage import Outcome, Progress
 from ..stores.pins import begin_use, keep_use, note_use
 from ..stores.previewed import keys_only_previewed
-from ..stores.run_stores import RunStores, open_stores
+from ..stores.run import Run
 from .one_file import files_of, latent_bytes, parts_of
 from .wanted_pictures import WantedPictures, find_pictures
 
@@ -36,7 +35,7 @@ STAGE = "cache-vae"
 
 
 def run(
-    configuration: Configuration,
+    run: Run,
     progress: Progress,
     *,
     dry_run: bool = False,
@@ -62,33 +61,32 @@ def run(
     started = time.monotonic()
     share = shard_named(shard) if shard else None
     ways = ways or Ways()
-    checkpoint = open_checkpoint(configuration.settings)
-    stores = open_stores(configuration, checkpoint)
+    configuration, stores = run.configuration, run.stores
     kept = (*stores.latents.stores(), *stores.weights.stores())
     if not dry_run:
-        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        previewed = keys_only_previewed(run)
         keep_use(kept, configuration, also=previewed)
     torn = pass_over_torn(kept, drops=not dry_run)
-    wanted = find_pictures(configuration, checkpoint.flavour, stores)
+    wanted = find_pictures(run)
     tried, theirs = (share if retry_rejected else None), 0
     if retry_rejected:  # of this share: the others try theirs again, who may be at it just now
         rejected = wanted.rejections(stores, tried)
         theirs = len(rejected.others)
         if not dry_run:
             rejected.forget()
-            wanted = find_pictures(configuration, checkpoint.flavour, stores)
+            wanted = find_pictures(run)
     mine = wanted.of_share(share)
     count = wanted.count() - (wanted.missing - mine.missing) - theirs
     sizes = bytes_of(stores.latents, mine.latents)
     filled = Filled()
     if mine.missing and not dry_run:
         refuse_full_disk(sizes, what=f"{mine.missing} latents")
-        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        previewed = keys_only_previewed(run)
         begin_use(kept, configuration, also=previewed)
         filled = on_each_device(ways, partial(fill_on, share=share), configuration, progress)
     rejections = wanted.rejections(stores, tried)
     if not dry_run:
-        previewed = keys_only_previewed(configuration, checkpoint.flavour, stores)
+        previewed = keys_only_previewed(run)
         note_use(kept, configuration, also=previewed)
         rejections.settle(stage=STAGE, on_reject=on_reject, max_rejected=max_rejected)
     computed = filled.rows["latents"] + filled.rows["weights"]
@@ -138,34 +136,26 @@ def fill_on(
     configuration: Configuration, progress: Progress, ways: Ways, *, share: Shard | None
 ) -> Filled:
     """Make what is missing on one device: the weights of masks, then the latents."""
-    checkpoint = open_checkpoint(configuration.settings)
-    stores = open_stores(configuration, checkpoint)
-    wanted = find_pictures(configuration, checkpoint.flavour, stores).of_share(share)
+    run = Run(configuration)
+    wanted = find_pictures(run).of_share(share)
     filled = Filled()
     if wanted.weights:
-        filled.add(fill(masks_work(configuration, stores, wanted), progress, ways))
+        filled.add(fill(masks_work(run, wanted), progress, ways))
     if wanted.latents:
-        filled.add(
-            fill(pictures_work(configuration, checkpoint, stores, wanted, ways), progress, ways)
-        )
+        filled.add(fill(pictures_work(run, wanted, ways), progress, ways))
     return filled
 
 
-def pictures_work(
-    configuration: Configuration,
-    checkpoint: Checkpoint,
-    stores: RunStores,
-    wanted: WantedPictures,
-    ways: Ways,
-) -> Work:
+def pictures_work(run: Run, wanted: WantedPictures, ways: Ways) -> Work:
     """The latents that `wanted` lacks."""
     from ..encoding.batch_size import BatchSize
     from ..encoding.spool import Spool
     from .encoding import MOST_PICTURES, PIXELS_WHERE_NOTHING_IS_KNOWN, SHOWN, PictureEncoding
 
+    configuration, stores = run.configuration, run.stores
     store_sets, spool, shown = {"latents": stores.latents}, None, {}
     if ways.spool:
-        sets = find_wanted(configuration, checkpoint.flavour, stores).work
+        sets = find_wanted(run).work
         latents = sum(bytes_of(stores.latents, wanted.latents).values())
         spool = Spool(
             ways.spool,
@@ -186,7 +176,7 @@ def pictures_work(
         store_sets=store_sets,
         still=still_missing(stores.latents),
         encoding=PictureEncoding(
-            configuration, checkpoint, device=ways.device, spool=spool, shown=shown
+            configuration, run.checkpoint, device=ways.device, spool=spool, shown=shown
         ),
         batch_size=BatchSize(
             ways.vae_batch_size, most=MOST_PICTURES, budget=PIXELS_WHERE_NOTHING_IS_KNOWN
@@ -194,7 +184,7 @@ def pictures_work(
     )
 
 
-def masks_work(configuration: Configuration, stores: RunStores, wanted: WantedPictures) -> Work:
+def masks_work(run: Run, wanted: WantedPictures) -> Work:
     """The weights that `wanted` lacks."""
     from ..encoding.batch_size import BatchSize
     from .masks import MaskReading
@@ -206,10 +196,10 @@ def masks_work(configuration: Configuration, stores: RunStores, wanted: WantedPi
         count=len(wanted.weights),
         parts=parts_of(wanted.weights),
         items_of=lambda keys: [wanted.weights[key] for key in keys],
-        claimed_in=stores.weights,
-        store_sets={"weights": stores.weights},
-        still=still_missing(stores.weights),
-        encoding=MaskReading(configuration),
+        claimed_in=run.stores.weights,
+        store_sets={"weights": run.stores.weights},
+        still=still_missing(run.stores.weights),
+        encoding=MaskReading(run.configuration),
         batch_size=BatchSize(1, most=1, budget=1),
     )
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from ...cache.store.store_set import StoreSet
-from ...config.configuration import Configuration
 from ..encoding.acceptance import Rejections
 from ..encoding.work_split import Shard
-from ..models.flavours import Flavour
 from ..samples.sample import Picture, Sample
-from ..samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
-from ..samples.table import used_main_datasets
+from ..samples.store_keys import Keys, PairsKeys, distinct
 from ..stores.previewed import Shown, only_previewed
+from ..stores.run import Run
 from ..stores.run_stores import RunStores
 
 Named = Callable[[Iterable[Sample]], Iterator[tuple[str, Picture]]]
@@ -66,16 +64,13 @@ class WantedPictures:
         return found
 
 
-def find_pictures(
-    configuration: Configuration, flavour: Flavour, stores: RunStores
-) -> WantedPictures:
+def find_pictures(run: Run) -> WantedPictures:
     """Hold the tables against the stores; only what is missing is read as samples.
 
     Besides what is trained on, that is the whole references of previewed samples.
     """
-    wanted = WantedPictures()
-    for main in used_main_datasets(configuration):
-        table = pairs_keys(configuration, main, flavour)
+    wanted, stores = WantedPictures(), run.stores
+    for table in run.every_pairs():
         for every, missing, keys, store_set, named in (
             (wanted.every_latent, wanted.latents, table.latents(), stores.latents, _latents),
             (wanted.every_weight, wanted.weights, table.weights(), stores.weights, _weights),
@@ -83,7 +78,7 @@ def find_pictures(
             every.append((table, keys))
             for key, picture in _missing(table, keys, store_set, named):
                 missing.setdefault(key, picture)
-    _add_previewed(wanted, only_previewed(configuration, flavour, stores), stores.latents)
+    _add_previewed(wanted, only_previewed(run), stores.latents)
     return wanted
 
 

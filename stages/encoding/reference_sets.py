@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ...cache.store.rejected_rows import RejectedRows
-from ...config.configuration import Configuration
-from ..models.flavours import Flavour
 from ..samples.sample import Picture, Sample
-from ..samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
-from ..samples.table import captions_beside, used_main_datasets
+from ..samples.store_keys import Keys, PairsKeys, distinct
 from ..stores.previewed import only_previewed
+from ..stores.run import Run
 from ..stores.run_stores import RunStores
 from .work_split import cut
 
@@ -90,15 +88,14 @@ class Wanted:
         )
 
 
-def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStores) -> Wanted:
+def find_wanted(run: Run) -> Wanted:
     """Hold the tables against the stores; only what is missing is read as samples.
 
     Besides what is trained on, that is the whole references of previewed samples.
     """
-    beside = captions_beside(configuration.settings)
+    stores, beside = run.stores, run.captions_beside
     wanted, samples = Wanted(), list[Sample]()
-    for main in used_main_datasets(configuration):
-        table = pairs_keys(configuration, main, flavour)
+    for table in run.every_pairs():
         prefixes, tails = table.prefixes, table.tails(beside)
         wanted.prefixes.append((table, prefixes))
         wanted.tails.append((table, tails))
@@ -107,7 +104,7 @@ def find_wanted(configuration: Configuration, flavour: Flavour, stores: RunStore
             for keys, store_set in ((prefixes, stores.prefixes), (tails, stores.tails))
         ]
         samples += table.samples(np.concatenate(absent))
-    for one in only_previewed(configuration, flavour, stores):
+    for one in only_previewed(run):
         wanted.prefixes.append((one.table, one.keys("image prefix", beside)))
         wanted.tails.append((one.table, one.keys("text tail", beside)))
         samples.append(one.sample)

@@ -30,7 +30,6 @@ from ...cache.format.tables import table_blocks, table_in, write_blocks
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...config.settings import Settings
-from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.flavours import Flavour
 from .lazy_samples import SampleRows
 from .other_flavours import made_for_others
@@ -300,12 +299,6 @@ def picture_folders(configuration: Configuration) -> dict[str, Path]:
         for dataset in configuration.datasets
         if dataset.instance_data_dir is not None
     }
-
-
-def samples_of(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Sample]:
-    """Every sample that is cached, dataset by dataset, as `pair` left them."""
-    for main in used_main_datasets(configuration):
-        yield from read_pairs(configuration, main, checkpoint.flavour).samples
 
 
 def captions_beside(settings: Settings) -> tuple[str, ...]:

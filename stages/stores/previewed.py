@@ -17,14 +17,13 @@ import pyarrow as pa
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...config.value_types import PreviewSize
-from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.flavours import Flavour
 from ..samples.recipe import match_target_res
 from ..samples.sample import Picture, Sample
 from ..samples.sizes import Amount, area_of, size_of_area, size_of_edge
-from ..samples.store_keys import Keys, PairsKeys, pairs_keys
-from ..samples.table import captions_beside
-from .run_stores import RunStores, open_stores
+from ..samples.store_keys import Keys, PairsKeys
+from .run import Run
+from .run_stores import RunStores
 
 T = TypeVar("T")
 
@@ -50,9 +49,7 @@ class Shown:
         return Keys(pa.array(found, pa.string()), np.full(len(found), self.row, np.int64))
 
 
-def preview_samples(
-    configuration: Configuration, checkpoint: Checkpoint
-) -> tuple[list[Sample], bool]:
+def preview_samples(run: Run) -> tuple[list[Sample], bool]:
     """The first `num_eval_images` samples of the held-out datasets, and whether those exist.
 
     Without held-out datasets they are the first of those that are trained on. Datasets take
@@ -62,36 +59,36 @@ def preview_samples(
     Raises:
         NotComplete: the pairs of a dataset are not there.
     """
-    stores = open_stores(configuration, checkpoint)
-    shown = shown_samples(configuration, checkpoint.flavour, stores)
-    return [one.sample for one in shown], bool(configuration.eval_datasets())
+    return [one.sample for one in shown_samples(run)], bool(run.configuration.eval_datasets())
 
 
-def only_previewed(
-    configuration: Configuration, flavour: Flavour, stores: RunStores
-) -> list[Shown]:
+def only_previewed(run: Run) -> list[Shown]:
     """The samples of which previews want rows that training does not: none without a crop.
 
     Raises:
         NotComplete: the pairs of a dataset are not there.
     """
-    crops = any(main.crop for main in configuration.main_datasets())
-    if configuration.settings.validation_disable or configuration.eval_datasets() or not crops:
+    if not _may_show_more(run.configuration):
         return []
-    shown = shown_samples(configuration, flavour, stores)
-    return [one for one in shown if one.sample is not one.trained]
+    return [one for one in shown_samples(run) if one.sample is not one.trained]
+
+
+def _may_show_more(configuration: Configuration) -> bool:
+    """Return whether previews may show whole what training crops; reads nothing."""
+    if configuration.settings.validation_disable or configuration.eval_datasets():
+        return False
+    return any(main.crop for main in configuration.main_datasets())
 
 
 def foreseen_previews(
     configuration: Configuration, samples: Mapping[str, Sequence[Sample]], flavour: Flavour
 ) -> list[Sample]:
     """What `only_previewed` will find, of the `samples` of each main dataset; reads nothing."""
-    mains, settings = configuration.main_datasets(), configuration.settings
-    crops = any(main.crop for main in mains)
-    if settings.validation_disable or configuration.eval_datasets() or not crops:
+    if not _may_show_more(configuration):
         return []
+    mains, count = configuration.main_datasets(), configuration.settings.num_eval_images
     tables = [[(main, sample) for sample in samples[main.id]] for main in mains]
-    shown = islice(in_turns(tables, lambda one: one[1].group), settings.num_eval_images)
+    shown = islice(in_turns(tables, lambda one: one[1].group), count)
     wholes = (
         (sample, as_at_inference(sample, configuration, main, flavour=flavour))
         for main, sample in shown
@@ -99,33 +96,27 @@ def foreseen_previews(
     return [whole for sample, whole in wholes if whole is not sample]
 
 
-def keys_only_previewed(
-    configuration: Configuration, flavour: Flavour, stores: RunStores
-) -> tuple[str, ...]:
+def keys_only_previewed(run: Run) -> tuple[str, ...]:
     """The keys of every row of whole references, of all kinds."""
-    beside = captions_beside(configuration.settings)
     found = {
         key
-        for one in only_previewed(configuration, flavour, stores)
+        for one in only_previewed(run)
         for kind in ("latents", "image prefix", "text tail")
-        for key in _keys_of(one.sample, kind, beside)
+        for key in _keys_of(one.sample, kind, run.captions_beside)
     }
     return tuple(sorted(found))
 
 
-def shown_samples(configuration: Configuration, flavour: Flavour, stores: RunStores) -> list[Shown]:
+def shown_samples(run: Run) -> list[Shown]:
     """What `preview_samples` chooses; only the beginning of each table is read.
 
     A sample is passed over if a row of it was rejected and the user went on without it.
     """
-    held_out = configuration.eval_datasets()
-    beside, accepted = captions_beside(configuration.settings), _accepted(stores)
-    tables = [
-        _shown_of(configuration, main, flavour)
-        for main in held_out or configuration.main_datasets()
-    ]
+    configuration, accepted = run.configuration, _accepted(run.stores)
+    mains = configuration.eval_datasets() or configuration.main_datasets()
+    tables = [_shown_of(run, main) for main in mains]
     fit = [
-        (one for one in table if accepted.isdisjoint(_every_key(one, beside)))
+        (one for one in table if accepted.isdisjoint(_every_key(one, run.captions_beside)))
         if accepted
         else table
         for table in tables
@@ -165,10 +156,10 @@ def preview_size(sample: Sample, wanted: PreviewSize) -> tuple[int, int]:
     return size_of_area(wanted.area, sample.target.width / sample.target.height)
 
 
-def _shown_of(configuration: Configuration, main: Dataset, flavour: Flavour) -> Iterator[Shown]:
-    table = pairs_keys(configuration, main, flavour)
+def _shown_of(run: Run, main: Dataset) -> Iterator[Shown]:
+    table = run.pairs(main)
     for row, sample in enumerate(table.each()):
-        whole = as_at_inference(sample, configuration, main, flavour=flavour)
+        whole = as_at_inference(sample, run.configuration, main, flavour=run.flavour)
         yield Shown(table, row, sample, whole)
 
 

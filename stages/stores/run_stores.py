@@ -19,7 +19,6 @@ from ...cache.store.rejected_rows import RejectedRow, RejectedRows
 from ...cache.store.store import COMPRESSION, EMBEDS, LATENTS, Store
 from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
-from ...config.datasets import Dataset
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file
@@ -27,7 +26,7 @@ from ..models.flavours import Flavour
 from ..models.templates import prefix_text
 from ..samples.other_flavours import made_for_others
 from ..samples.sample import Sample
-from ..samples.table import captions_beside, read_pairs, used_main_datasets
+from ..samples.table import used_main_datasets
 from .recipes import latent_recipe, mask_recipe, prompt_recipe
 
 WEIGHTS = Layout("weights", ("sample", "channel", "height", "width"), ragged=False)
@@ -195,20 +194,3 @@ def add_missing(store: Store, rows: Mapping[str, np.ndarray]) -> int:
     if keys:
         store.add(keys, [rows[key] for key in keys])
     return len(keys)
-
-
-def accepted_samples(
-    configuration: Configuration,
-    main: Dataset,
-    checkpoint: Checkpoint,
-    *,
-    stores: RunStores | None = None,
-) -> Sequence[Sample]:
-    """The samples of `main` without those of which a row was rejected, as the user accepted.
-
-    Raises:
-        NotComplete: there are no pairs, or nobody has accepted to go on without some rows.
-    """
-    samples = read_pairs(configuration, main, checkpoint.flavour).samples
-    stores = stores or open_stores(configuration, checkpoint)
-    return stores.without_rejected(samples, captions_beside(configuration.settings))

@@ -27,7 +27,7 @@ def keep_rows(configuration: Configuration, plan: Plan, progress: Progress) -> P
     """
     stores = plan.feed.stores
     there = [store for store in stores.all_stores() if store.path.is_dir()]
-    also = keys_only_previewed(configuration, plan.checkpoint.flavour, stores)
+    also = keys_only_previewed(plan.opened)
     use = use_of(configuration, also=also)
     before = _notes(there, use)
     try:

@@ -89,7 +89,7 @@ class Previews:
         settings = plan.settings
         if settings.validation_disable:
             return None
-        samples, held_out = preview_samples(configuration, plan.checkpoint)
+        samples, held_out = preview_samples(plan.opened)
         negative = (settings.validation_negative_prompt,)
         plan.feed.stores.missing(samples, negative).refuse(len(samples), then="qedit train")
         if not held_out:

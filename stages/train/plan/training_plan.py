@@ -13,11 +13,12 @@ from ....cache.store.store import COMPRESSION
 from ....config.loading import Configuration
 from ....config.settings import Settings
 from ...frozen_base.wanted import refuse_incomplete_base
-from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint, model_digest, open_checkpoint
+from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint, model_digest
 from ...models.checkpoint.digests import digests_file
 from ...samples.sample import NULL_CAPTION
 from ...samples.table import captions_beside
-from ...stores.run_stores import RunStores, accepted_samples, open_stores
+from ...stores.run import Run
+from ...stores.run_stores import RunStores
 from ..data.batches import Order, Source
 from ..data.feed import Feed
 from ..data.mixture import Mixture
@@ -39,6 +40,7 @@ class Plan:
     """A run that can begin: the rows are there and settings and checkpoint agree.
 
     Attributes:
+        opened: the configuration with its checkpoint, stores and tables.
         steps: how many optimizer steps the run has in all.
         run: what decides it, as in run.json.
         held_out: the samples that are only measured, one a step; None where there are none.
@@ -46,14 +48,21 @@ class Plan:
         warnings: what a user is to know before it begins.
     """
 
-    settings: Settings
-    checkpoint: Checkpoint
+    opened: Run
     feed: Feed
     steps: int
     run: dict[str, Any]
     held_out: Feed | None = None
     held_out_count: int = 0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Settings:
+        return self.opened.settings
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.opened.checkpoint
 
 
 def make_plan(configuration: Configuration) -> Plan:
@@ -71,9 +80,9 @@ def make_plan(configuration: Configuration) -> Plan:
 def _make_plan(configuration: Configuration) -> Plan:
     settings = configuration.settings
     refuse_to_train(settings)
-    checkpoint = open_checkpoint(settings, spared=ENCODERS)
-    stores = open_stores(configuration, checkpoint)
-    sources = _sources(configuration, checkpoint, stores)
+    opened = Run(configuration, spared=ENCODERS)
+    checkpoint, stores = opened.checkpoint, opened.stores
+    sources = _sources(opened)
     refuse_incomplete_base(checkpoint, settings)
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
     digests = {}
@@ -109,19 +118,19 @@ def _make_plan(configuration: Configuration) -> Plan:
         start=start_digest(settings),
     )
     steps = _steps(settings, order)
-    held_out = _held_out(configuration, checkpoint, feed)
+    held_out = _held_out(opened, feed)
     count = _held_out_count(settings, held_out)
     leak = leak_in_words(configuration, checkpoint)
     warnings = (*_cut_off(settings, order, sources), *((leak,) if leak else ()))
-    return Plan(settings, checkpoint, feed, steps, run, held_out, count, warnings)
+    return Plan(opened, feed, steps, run, held_out, count, warnings)
 
 
-def _held_out(configuration: Configuration, checkpoint: Checkpoint, feed: Feed) -> Feed | None:
+def _held_out(opened: Run, feed: Feed) -> Feed | None:
     """One sample a step, in an order of its own that does not depend on the training's."""
-    settings = configuration.settings
+    settings = opened.settings
     sources = [
-        Source(main.id, accepted_samples(configuration, main, checkpoint, stores=feed.stores))
-        for main in configuration.eval_datasets()
+        Source(main.id, opened.accepted_samples(main))
+        for main in opened.configuration.eval_datasets()
     ]
     if not any(source.samples for source in sources):
         return None
@@ -142,19 +151,17 @@ def _held_out_count(settings: Settings, held_out: Feed | None) -> int:
     return min(held_out.order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
 
 
-def _sources(
-    configuration: Configuration, checkpoint: Checkpoint, stores: RunStores
-) -> Sequence[Source]:
+def _sources(opened: Run) -> Sequence[Source]:
     return [
         Source(
             name=main.id,
-            samples=accepted_samples(configuration, main, checkpoint, stores=stores),
+            samples=opened.accepted_samples(main),
             repeats=main.repeats,
             probability=main.probability,
             start_step=main.start_step,
             end_step=main.end_step,
         )
-        for main in configuration.main_datasets()
+        for main in opened.configuration.main_datasets()
     ]
 
 

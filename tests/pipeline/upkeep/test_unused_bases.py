@@ -26,6 +26,7 @@ from qedit.stages.frozen_base.modulation_table import modulation_table
 from qedit.stages.frozen_base.quantized import quantized_base
 from qedit.stages.models.checkpoint.checkpoint import model_digest, open_checkpoint
 from qedit.stages.models.checkpoint.digests import digests_file
+from qedit.stages.stores.run import Run
 
 INT8 = {"mixed_precision": "bf16", "base_model_precision": "int8-quanto"}
 
@@ -35,7 +36,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose table and quantised base are there."""
     folder = tmp_path_factory.mktemp("cached")
     configuration = made_runs(folder, tmp_path_factory)(SAMPLES, **INT8)
-    cache_base.run(configuration, Quiet(), device="cpu")
+    cache_base.run(Run(configuration), Quiet(), device="cpu")
     return folder
 
 
@@ -78,7 +79,7 @@ def _flip(path: Path, at: int) -> None:
 
 
 def _made_anew(configuration: Configuration) -> int:
-    return cache_base.run(configuration, Quiet(), device="cpu").computed
+    return cache_base.run(Run(configuration), Quiet(), device="cpu").computed
 
 
 def test_a_whole_base_is_found_whole(made: Callable[..., Configuration]) -> None:

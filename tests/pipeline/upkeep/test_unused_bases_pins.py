@@ -28,6 +28,7 @@ from qedit.stages.frozen_base.quantized import QuantizedBase, quantized_base
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.stores import pins
 from qedit.stages.stores.pins import USES, Kept, note_file, use_of
+from qedit.stages.stores.run import Run
 
 TABLE = {"mixed_precision": "bf16", "base_model_precision": "no_change"}
 BASE = {"mixed_precision": "no", "base_model_precision": "int8-quanto"}  # without a table
@@ -64,7 +65,7 @@ def _gone(run: Configuration) -> Leftovers:
 
 
 def _made(run: Configuration, **options: Any) -> int:
-    return cache_base.run(run, Quiet(), device="cpu", **options).computed
+    return cache_base.run(Run(run), Quiet(), device="cpu", **options).computed
 
 
 def _base_of(run: Configuration) -> QuantizedBase:

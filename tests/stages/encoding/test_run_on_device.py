@@ -43,6 +43,7 @@ from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.text.prompt import PromptEncoder
 from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.samples.store_keys import Keys, PairsKeys
+from qedit.stages.stores.run import Run
 from qedit.stages.stores.run_stores import open_stores
 
 PLAIN = ("--vae-batch-size", "1"), ("--text-batch-size", "1")
@@ -173,9 +174,8 @@ def test_stages_of_their_own_decode_what_they_need(here: Path, decodes: Counter[
 
 def test_a_reference_that_sets_share_is_decoded_once(here: Path, decodes: Counter[str]) -> None:
     found = configuration()
-    checkpoint = open_checkpoint(found.settings)
-    encoding = embeds_encoding.ReferenceEncoding(found, checkpoint, device="cpu")
-    one, *_ = find_wanted(found, checkpoint.flavour, open_stores(found, checkpoint)).work.values()
+    encoding = embeds_encoding.ReferenceEncoding(found, Run(found).checkpoint, device="cpu")
+    one, *_ = find_wanted(Run(found)).work.values()
     swapped = replace(one.sample, references=one.sample.references[::-1])
     encoding.read(one)
     encoding.read(ReferenceSet(swapped, one.tails))
@@ -428,16 +428,16 @@ def test_rejected_rows_are_tried_again_when_asked(here: Path, spoilt: Counter[st
 def _reject_everything(stage: str) -> list[set[str]]:
     """Have every row of a stage rejected; the keys of each of two shares."""
     found = configuration()
-    checkpoint = open_checkpoint(found.settings)
-    stores = open_stores(found, checkpoint)
+    run = Run(found)
+    stores = run.stores
     shares: list[set[str]] = [set(), set()]
     rows: list[tuple[Path, str]] = []
     if stage == "cache-vae":
-        for key, picture in find_pictures(found, checkpoint.flavour, stores).latents.items():
+        for key, picture in find_pictures(run).latents.items():
             shares[int(key[:8], 16) % 2].add(key)
             rows.append((stores.latents.of(picture.dataset).path, key))
     else:  # a set of references is one piece of work, with all captions after it
-        for key, one in find_wanted(found, checkpoint.flavour, stores).work.items():
+        for key, one in find_wanted(run).work.items():
             shares[int(key[:8], 16) % 2] |= {key, *one.tails}
             rows.append((stores.prefixes.of("edited").path, key))
             rows += ((stores.tails.of("edited").path, tail) for tail in one.tails)

@@ -23,6 +23,7 @@ from qedit.stages.encoding import sharing_messages
 from qedit.stages.encoding.sharing_messages import SAY_AGAIN_SECONDS, Waiting
 from qedit.stages.encoding.work_split import shard_named
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.stores.run import Run
 from qedit.stages.stores.run_stores import open_stores
 
 
@@ -122,9 +123,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _keys(number: str) -> set[str]:
     """The latents of one share."""
     configuration = load(Path("config.json"), Path("data.json"))
-    checkpoint = open_checkpoint(configuration.settings)
-    stores = open_stores(configuration, checkpoint)
-    wanted = find_pictures(configuration, checkpoint.flavour, stores)
+    wanted = find_pictures(Run(configuration))
     return set(wanted.of_share(shard_named(number)).latents)
 
 
@@ -156,7 +155,7 @@ def test_a_share_that_a_dead_machine_has_claimed_goes_on_after_unlock(folder: Pa
     claims = _claim_elsewhere(folder, mine)
     told = Listener(lambda: with_files("unlock", "--yes"))
     configuration = load(Path("config.json"), Path("data.json"))
-    made = cache_vae.run(configuration, told, shard="1/2")
+    made = cache_vae.run(Run(configuration), told, shard="1/2")
     assert made.computed == len(mine)
     (line,) = told.warned
     assert "process 12 on elsewhere" in line

@@ -19,7 +19,7 @@ from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.samples.sample import Picture, Sample
 from qedit.stages.samples.sizes import size_of_area
 from qedit.stages.stores.previewed import as_at_inference, only_previewed
-from qedit.stages.stores.run_stores import open_stores
+from qedit.stages.stores.run import Run
 from qedit.stages.train.evaluation import previews
 from qedit.stages.train.evaluation.preview_process import Decoding
 
@@ -91,12 +91,12 @@ def test_gc_keeps_them_and_verify_names_their_sample(
     assert counted("cache-vae", *CROP) == (9, 0)
     assert counted("cache-embeds", *CROP) == (15, 0)
     found = configuration()
-    checkpoint = open_checkpoint(found.settings)
-    (one,) = only_previewed(found, checkpoint.flavour, open_stores(found, checkpoint))
-    store_set = open_stores(found, checkpoint).latents
+    run = Run(found)
+    (one,) = only_previewed(run)
+    shelf = run.stores.latents
     (picture,) = one.sample.references
-    damage = Damage(store_set.of(picture.dataset).path, picture.latent_key, "spoilt")
-    named = verify._samples(found, checkpoint, store_set.of(picture.dataset), [damage])
+    damage = Damage(shelf.of(picture.dataset).path, picture.latent_key, "spoilt")
+    named = verify._samples(found, run.checkpoint, shelf.of(picture.dataset), [damage])
     assert named == ["p1.png"]
     # who no longer previews wants them no longer
     with_files("gc", *CROP, "--set", "validation_disable=true", "--yes")

@@ -34,6 +34,7 @@ from qedit.stages.models.quantization.quantize import (
     unpacked_bits,
 )
 from qedit.stages.models.quantization.quantized_linear import QuantizedLinear
+from qedit.stages.stores.run import Run
 from qedit.stages.train import loop, model
 from qedit.stages.train.plan.training_plan import make_plan
 
@@ -61,7 +62,7 @@ def made(made: Any) -> Callable[..., Configuration]:
 
 
 def cached(configuration: Configuration, **options: Any) -> Any:
-    return cache_base.run(configuration, Quiet(), device="cpu", **options)
+    return cache_base.run(Run(configuration), Quiet(), device="cpu", **options)
 
 
 def weight(outputs: int = 48, inputs: int = 256, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:

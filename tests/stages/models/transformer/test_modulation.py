@@ -28,6 +28,7 @@ from qedit.stages.models.layers import PRESETS, trains_modulation
 from qedit.stages.models.timesteps import every_timestep, row_key, row_shape, spared_bytes
 from qedit.stages.models.transformer import modulation
 from qedit.stages.models.transformer.modulation import bits_of, tabulate
+from qedit.stages.stores.run import Run
 from qedit.stages.train import loop, model
 from qedit.stages.train.model import remarks
 from qedit.stages.train.plan.training_plan import Plan, make_plan
@@ -51,7 +52,7 @@ def made(made: Any) -> Callable[..., Configuration]:
 
 
 def cached(configuration: Configuration, **options: Any) -> Any:
-    return cache_base.run(configuration, Quiet(), device="cpu", **options)
+    return cache_base.run(Run(configuration), Quiet(), device="cpu", **options)
 
 
 def with_table(configuration: Configuration) -> None:

@@ -24,9 +24,9 @@ from qedit.stages.models.transformer.transformer import load_transformer
 from qedit.stages.run_output.previews import stem_of, stored_previews
 from qedit.stages.samples.sample import Sample
 from qedit.stages.samples.store_keys import PairsKeys
-from qedit.stages.stores import previewed as preview_samples_module
 from qedit.stages.stores.bfloat16 import tensor_of
 from qedit.stages.stores.previewed import preview_size
+from qedit.stages.stores.run import Run
 from qedit.stages.stores.run_stores import open_stores
 from qedit.stages.train import loop
 from qedit.stages.train.evaluation import preview_process as decoding_module
@@ -117,19 +117,15 @@ class MadeTable(PairsKeys):
 def test_held_out_pairs_are_shown_where_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = open_checkpoint(made_configuration(tmp_path).settings)
     tables = {name: MadeTable(tmp_path / name) for name in ("main", "held", "more")}
-    monkeypatch.setattr(
-        preview_samples_module, "pairs_keys", lambda configuration, main, _: tables[main.id]
-    )
-    stores = open_stores(made_configuration(tmp_path), checkpoint)
-    monkeypatch.setattr(preview_samples_module, "open_stores", lambda *_: stores)
+    monkeypatch.setattr(Run, "pairs", lambda self, main: tables[main.id])
+    monkeypatch.setattr(Run, "stores", Run(made_configuration(tmp_path)).stores)
     held = [image(id=name, dataset_type="eval") for name in ("held", "more")]
     without = configured(tmp_path, {"num_eval_images": 2})
-    chosen, held_out = previews.preview_samples(without, checkpoint)
+    chosen, held_out = previews.preview_samples(Run(without))
     assert ([one.name for one in chosen], held_out) == (["main0", "main1"], False)
     configuration = configured(tmp_path, {"num_eval_images": 3}, image(), reference(), *held)
-    chosen, held_out = previews.preview_samples(configuration, checkpoint)
+    chosen, held_out = previews.preview_samples(Run(configuration))
     assert ([one.name for one in chosen], held_out) == (["held0", "more0", "held1"], True)
 
 
