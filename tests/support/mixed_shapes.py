@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, made_transformer, randomize
 from torch import Tensor, nn
 
 from qedit.stages.models.lora.lora import add_lora, target_modules
@@ -80,7 +80,7 @@ def with_lora(*, zero_cond_t: bool, dtype: torch.dtype) -> tuple[nn.Module, dict
         init="default",
         seed=1,
     )
-    drawn(weights)
+    randomize(weights)
     for weight in weights.values():
         weight.data = weight.data.to(dtype)
     transformer.train()

@@ -60,7 +60,7 @@ def one_forward(transformer: nn.Module) -> Tensor:
     return output[:, :4]
 
 
-def drawn(weights: Mapping[str, nn.Parameter], *, seed: int = 1) -> None:
+def randomize(weights: Mapping[str, nn.Parameter], *, seed: int = 1) -> None:
     """Give every LoRA weight a value, as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for weight in weights.values():

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_checkpoints import opened
-from tiny_transformer import drawn, made_transformer, one_forward
+from tiny_transformer import made_transformer, one_forward, randomize
 from torch import Tensor, nn
 from training import LORA, lora, train
 
@@ -66,7 +66,7 @@ def test_a_fresh_adapter_changes_nothing_and_its_file_loads_in_diffusers(
     targets = target_modules(transformer, "all-linear")
     weights = add_lora(transformer, targets, rank=rank, alpha=rank / 2, kind=kind)
     assert torch.equal(one_forward(transformer), before)
-    drawn(weights)
+    randomize(weights)
     for name, weight in weights.items():
         if "magnitude" in name:  # a norm: what it is, but for a third
             weight.data = 1.3 + weight.data.abs()

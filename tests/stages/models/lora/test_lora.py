@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_transformer import drawn, made_transformer, one_forward
+from tiny_transformer import made_transformer, one_forward, randomize
 from torch import nn
 
 from qedit.cache.errors import WrongUse
@@ -28,7 +28,7 @@ def test_the_default_preset_is_the_image_streams_attention() -> None:
 def test_every_layer_of_a_preset_learns_in_every_block(preset: str) -> None:
     transformer = made_transformer()
     weights = add_lora(transformer, target_modules(transformer, preset), rank=2, alpha=2.0)
-    drawn(weights)
+    randomize(weights)
     one_forward(transformer).square().sum().backward()
     idle = [
         name
@@ -122,7 +122,7 @@ def test_lora_weights_are_float32_on_a_bfloat16_base() -> None:
     assert {weight.dtype for weight in transformer.parameters() if not weight.requires_grad} == {
         torch.bfloat16
     }
-    drawn(weights)
+    randomize(weights)
     assert one_forward(transformer).dtype == torch.bfloat16
 
 
@@ -131,7 +131,7 @@ def test_dropout_works_only_while_training() -> None:
     weights = add_lora(
         transformer, target_modules(transformer, "attention"), rank=2, alpha=2.0, dropout=0.5
     )
-    drawn(weights)
+    randomize(weights)
     transformer.eval()
     assert torch.equal(one_forward(transformer), one_forward(transformer))
     transformer.train()

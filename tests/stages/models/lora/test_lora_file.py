@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import qedit, said
-from tiny_transformer import drawn, made_transformer, one_forward
+from tiny_transformer import made_transformer, one_forward, randomize
 from torch import nn
 
 from qedit.cache.errors import WrongUse
@@ -38,7 +38,7 @@ def trained(*, preset: str | list[str] = "attention", alpha: float = 10.0) -> An
     transformer = made_transformer()
     targets = target_modules(transformer, preset)
     weights = add_lora(transformer, targets, rank=4, alpha=alpha)
-    drawn(weights)
+    randomize(weights)
     return transformer, weights
 
 
@@ -211,7 +211,7 @@ def test_a_lora_of_several_lower_ranks_begins_to_the_same_effect(tmp_path: Path)
     layers = {}
     for rank, name in zip((2, 3), names, strict=True):
         weights = add_lora(made_transformer(), [name], rank=rank, alpha=5.0)
-        drawn(weights)
+        randomize(weights)
         down, up = weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"]
         layers[name] = LowRank(down.detach(), up.detach(), 5.0)
         done.get_parameter(f"{name}.weight").data += (up @ down).detach() * 5.0 / rank

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from small_run import qedit, said
-from tiny_transformer import drawn, made_transformer, one_forward
+from tiny_transformer import made_transformer, one_forward, randomize
 from torch import nn
 
 from qedit.cache.errors import WrongUse
@@ -34,7 +34,7 @@ def saved_lora(
     """A transformer with a trained LoRA of alpha unequal to its rank, and its file."""
     transformer = made_transformer().to(torch.bfloat16)
     weights = add_lora(transformer, target_modules(transformer, preset), rank=4, alpha=2.0)
-    drawn(weights)
+    randomize(weights)
     about = {"flavour": "edit-v2", "base": "made", "steps": 3, "zero_cond_t": False, **about}
     (folder / LORA_FILE).write_bytes(lora_file(weights, rank=4, alpha=2.0, about=about))
     return transformer, folder / LORA_FILE

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, made_transformer, randomize
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,7 +50,7 @@ def trained(
         return transformer.train(), train_weights(transformer)
     names = target_modules(transformer, targets)
     weights = add_lora(transformer, names, rank=2, alpha=2.0, dropout=0.2, seed=1)
-    drawn(weights)
+    randomize(weights)
     return transformer.train(), weights
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, made_transformer, randomize
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -38,7 +38,7 @@ def trained_transformer(
     transformer.requires_grad_(False)
     targets = target_modules(transformer, "joint-attention")
     weights = add_lora(transformer, targets, rank=2, alpha=2.0, dropout=dropout, seed=1)
-    drawn(weights)
+    randomize(weights)
     return transformer.to(device).train(), weights
 
 
@@ -196,7 +196,7 @@ def test_nothing_is_kept_of_blocks_below_the_first_that_learns(
     transformer = made_transformer(layers=LAYERS).requires_grad_(False)
     targets = target_modules(transformer, [f"transformer_blocks.{LAYERS - 2}.attn.to_q"])
     weights = add_lora(transformer, targets, rank=2, alpha=2.0, seed=1)
-    drawn(weights)
+    randomize(weights)
     recompute_blocks(transformer.train(), Recomputation(inputs_to_host=True))
     step(transformer, weights)
     assert len(put) == 2 * 2
@@ -235,7 +235,7 @@ def trained_in_few_bits(precision: str) -> tuple[nn.Module, dict[str, nn.Paramet
     fill(transformer, made, dtype=torch.float32, device=CPU, source=Path("made"))
     targets = target_modules(transformer, "attention")
     weights = add_lora(transformer, targets, rank=2, alpha=2.0, seed=1)
-    drawn(weights)
+    randomize(weights)
     return transformer.train(), weights
 
 

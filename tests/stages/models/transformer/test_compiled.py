@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from paths import SUPPORT
-from tiny_transformer import TEXT_WIDTH, drawn, made_transformer
+from tiny_transformer import TEXT_WIDTH, made_transformer, randomize
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from training import metrics, train
@@ -51,7 +51,7 @@ def trained(
         fill(transformer, made, dtype=torch.float32, device=CPU, source=Path("made"))
     targets = target_modules(transformer, "attention")
     weights = add_lora(transformer, targets, rank=2, alpha=2.0, dropout=0.2, seed=1)
-    drawn(weights)
+    randomize(weights)
     drop_by_sample(transformer)
     return transformer.train(), weights
 

@@ -1,4 +1,4 @@
-"""Sigmas, shifts and losses against their closed forms."""
+"""Sigmas have the distribution and the shift that the settings ask for."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from qedit.stages.train.data.seeds import seed_of, stream
+from qedit.stages.train.data.seeds import stream
 from qedit.stages.train.data.sigmas import AutoShift, Sigmas, shifted
-from qedit.stages.train.objective.loss import noised, sample_losses
 
 
 def drawn(sigmas: Sigmas, *, tokens: int = 1024, count: int = 6_000) -> np.ndarray:
     random = stream(0, "test")
     return np.array([sigmas.draw(random, target_tokens=tokens) for _ in range(count)])
-
-
-def test_a_stream_belongs_to_its_place() -> None:
-    again = stream(42, "noise", 7, 0).random(4)
-    np.testing.assert_array_equal(stream(42, "noise", 7, 0).random(4), again)
-    for other in (("noise", 7, 1), ("noise", 8, 0), ("sigma", 7, 0), ("noise", 70)):
-        assert not np.array_equal(stream(42, *other).random(4), again)
-    assert not np.array_equal(stream(43, "noise", 7, 0).random(4), again)
-    assert seed_of(42, "lora", 7) != seed_of(42, "lora", 8)
 
 
 def test_sigmoid_sigmas_are_the_sigmoid_of_a_normal_number() -> None:
@@ -97,62 +86,3 @@ def test_a_larger_target_gets_more_noise() -> None:
     large = sigmas.draw(stream(3), target_tokens=8192)
     ratio = large / (1 - large) / (small / (1 - small))
     assert ratio == pytest.approx(math.exp(0.9 - 0.5))
-
-
-def test_noise_is_mixed_in_along_a_straight_line() -> None:
-    clean, noise = torch.full((2, 3, 2, 2), 10.0), torch.full((2, 3, 2, 2), -2.0)
-    mixed = noised(clean, noise, torch.tensor([0.25, 1.0]))
-    torch.testing.assert_close(mixed[0], torch.full((3, 2, 2), 7.0))
-    torch.testing.assert_close(mixed[1], torch.full((3, 2, 2), -2.0))
-
-
-@pytest.mark.parametrize(
-    ("loss_type", "expected"),
-    [
-        ("l2", [(9 + 1) / 2, 0.25]),
-        (
-            "huber",
-            [(0.2 * (9.01**0.5 - 0.1) + 0.2 * (1.01**0.5 - 0.1)) / 2, 0.2 * (0.26**0.5 - 0.1)],
-        ),
-        ("smooth_l1", [(2 * (9.01**0.5 - 0.1) + 2 * (1.01**0.5 - 0.1)) / 2, 2 * (0.26**0.5 - 0.1)]),
-    ],
-)
-def test_losses_are_means_of_their_closed_forms(loss_type: str, expected: list[float]) -> None:
-    predicted = torch.tensor([[3.0, -1.0], [0.5, 0.5]]).view(2, 1, 1, 2)
-    losses = sample_losses(predicted, torch.zeros_like(predicted), loss_type=loss_type, huber_c=0.1)
-    torch.testing.assert_close(losses, torch.tensor(expected))
-
-
-def test_the_loss_is_taken_in_float32() -> None:
-    predicted = torch.full((1, 1, 1, 3), 1.0, dtype=torch.bfloat16)
-    velocity = torch.full((1, 1, 1, 3), 1.001)
-    losses = sample_losses(predicted, velocity)
-    assert losses.dtype == torch.float32
-    assert losses.item() == pytest.approx(1e-6, rel=1e-3)
-
-
-@pytest.mark.parametrize("loss_type", ["l2", "huber", "smooth_l1"])
-def test_a_mask_weighs_the_errors_and_is_normalised_by_its_sum(loss_type: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    predicted = torch.randn(2, 3, 4, 4, generator=generator)
-    nothing = torch.zeros_like(predicted)
-    pointwise = torch.stack(
-        [
-            sample_losses(one.view(-1, 1, 1, 1), torch.zeros(48, 1, 1, 1), loss_type=loss_type)
-            for one in predicted
-        ]
-    ).view(2, 3, 4, 4)
-    weights = torch.rand(2, 1, 4, 4, generator=generator)
-    losses = sample_losses(predicted, nothing, loss_type=loss_type, weights=weights)
-    for place in range(2):
-        mask = weights[place].expand(3, 4, 4)
-        expected = (mask * pointwise[place]).sum() / mask.sum()
-        torch.testing.assert_close(losses[place], expected)
-    same = sample_losses(predicted, nothing, loss_type=loss_type, weights=0.2 * weights)
-    torch.testing.assert_close(same, losses)
-    half = torch.zeros(2, 1, 4, 4)
-    half[..., :2] = 1
-    left = sample_losses(predicted[..., :2], nothing[..., :2], loss_type=loss_type)
-    torch.testing.assert_close(
-        sample_losses(predicted, nothing, loss_type=loss_type, weights=half), left
-    )

@@ -1,4 +1,4 @@
-"""One optimizer step: its loss and gradient by hand, the average, and the LoRA file it ends in."""
+"""One optimizer step: its loss and its gradient, by hand."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ from typing import Any
 import pytest
 import torch
 from filled_run import made_samples_with_edits
-from tiny_transformer import drawn
-from training import train
+from tiny_transformer import randomize
 
-from qedit.cache.errors import QeditError
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
-from qedit.stages.models.transformer.transformer import load_transformer
 from qedit.stages.samples.sample import Sample
 from qedit.stages.stores.bfloat16 import tensor_of
 from qedit.stages.train import loop
 from qedit.stages.train.data.feed import Batch
-from qedit.stages.train.objective.step import StepLosses
 from qedit.stages.train.plan.training_plan import make_plan
-from qedit.stages.train.state.ema import Ema
-from qedit.stages.train.state.skips import Skips, what_is_not_finite
 
 
 def plain_loss(
@@ -115,7 +108,7 @@ def test_a_step_of_joined_shapes_is_that_of_a_plain_computation(made: Any) -> No
     assert [batch.joins for batch in batches] == [False, True, True]
     trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
     weights = trainer.trained.weights
-    drawn(weights)
+    randomize(weights)
     calls = []
     trainer.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     loss = trainer.objective.backward(trainer.transformer, batches, step=1).mean
@@ -218,7 +211,7 @@ def test_dropout_is_that_of_each_sample_however_a_step_is_divided(
     targets = {"lora_target_modules": "all-linear+modulation", "flavour": "edit-v3"}
     plan = make_plan(made(samples, train_batch_size=4, **settings, **targets))
     trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
-    drawn(trainer.trained.weights)
+    randomize(trainer.trained.weights)
 
     def of_step(world: int, step: int = 1) -> tuple[float, torch.Tensor]:
         feeds = (replace(plan.feed, rank=rank, world=world) for rank in range(world))
@@ -241,87 +234,3 @@ def test_dropout_is_that_of_each_sample_however_a_step_is_divided(
         assert (found - whole).norm() < 1e-5 * whole.norm()
     trainer.objective = replace(trainer.objective, seed=7)
     assert of_step(1)[0] != pytest.approx(loss, rel=1e-2), "another seed drops otherwise"
-
-
-def test_the_sample_that_broke_a_run_can_be_inspected_as_it_is_said() -> None:
-    losses = StepLosses(
-        torch.tensor([1.0, torch.nan]), torch.zeros(2), ("a", "b c.png"), ("", ""), 2
-    )
-    broken = what_is_not_finite(7, losses, 1.0)
-    skips = Skips(in_a_row=3, in_all=3)
-    with pytest.raises(QeditError, match=r"loss of b c.png .*step 7 is nan") as stopped:
-        skips.skipped(broken)
-    assert "`qedit inspect 'b c.png'`" in stopped.value.do
-    whole = replace(losses, values=torch.ones(2))
-    assert what_is_not_finite(7, whole, float("inf")).sample == "a"
-    assert what_is_not_finite(7, whole, 1.0) is None
-
-
-def test_a_sample_that_is_in_a_step_twice_is_told_with_the_caption_it_broke_with() -> None:
-    losses = StepLosses(
-        torch.tensor([1.0, torch.nan, torch.inf]), torch.zeros(3), ("a",) * 3, ("x", "y", "z"), 3
-    )
-    assert list(losses.not_finite) == [1, 2]
-    broken = what_is_not_finite(7, losses, 1.0)
-    assert broken.sample == "a"
-    assert "(caption: 'y') at step 7 is nan" in broken.why
-
-
-# -- the average -----------------------------------------------------------------------------
-
-
-def test_the_average_follows_its_formula() -> None:
-    weights = {"w": torch.tensor([1.0])}
-    ema = Ema(weights, decay=0.2)
-    expected = 1.0
-    for step, value in enumerate((2.0, 4.0, 8.0, 16.0), start=1):
-        k = step - 1
-        decay = min(0.2, (1 + k) / (10 + k))
-        expected -= (1 - decay) * (expected - value)
-        ema.follow({"w": torch.tensor([value])}, step=step)
-    assert ema.shadow["w"].item() == pytest.approx(expected)
-    assert weights["w"].item() == 1.0
-
-
-def test_a_bfloat16_weight_is_averaged_in_float32_at_its_interval() -> None:
-    ema = Ema({"w": torch.ones(1, dtype=torch.bfloat16)}, decay=0.995, every_steps=2)
-    assert ema.shadow["w"].dtype == torch.float32
-    ema.follow({"w": torch.zeros(1)}, step=1)
-    assert ema.shadow["w"].item() == 1.0
-    ema.follow({"w": torch.zeros(1)}, step=2)
-    assert ema.shadow["w"].item() < 1.0
-
-
-def test_without_an_average_there_is_none(made: Any) -> None:
-    configuration = made(use_ema=False, max_train_steps=1)
-    train(configuration)
-    assert not (configuration.settings.output_dir / "ema").exists()
-
-
-# -- the file in the stock pipeline ----------------------------------------------------------
-
-
-def test_the_published_file_predicts_what_training_predicts(made: Any) -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline
-
-    configuration = made(lora_alpha=2.0, learning_rate=0.1, max_train_steps=3)
-    train(configuration)
-    plan = make_plan(configuration)
-    trainer = loop.Trainer.load(plan, device=torch.device("cpu"))
-    where = configuration.settings.output_dir
-    trainer.trained.restore(where / "checkpoint-3")
-    (batch,) = plan.feed.step(9)
-    stock = load_transformer(
-        open_checkpoint(configuration.settings), dtype=torch.float32, device="cpu"
-    )
-    with torch.no_grad():
-        ours = trainer.objective.losses(trainer.transformer, batch)
-        base = trainer.objective.losses(stock, batch)
-        parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "processor"))
-        pipeline = QwenImageEditPlusPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(), transformer=stock, **parts
-        )
-        pipeline.load_lora_weights(where)
-        loaded = trainer.objective.losses(stock, batch)
-    torch.testing.assert_close(loaded, ours, rtol=1e-5, atol=1e-6)
-    assert (base - ours).abs().max() > 1e-3

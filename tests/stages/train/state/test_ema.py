@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from training import train
 
 from qedit.stages.train.state import ema as averages
 from qedit.stages.train.state.ema import Ema
@@ -76,3 +77,31 @@ def test_what_goes_wrong_aside_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
     ema.follow({"w": torch.ones(2)}, step=1)
     with pytest.raises(RuntimeError, match="no memory"):
         _ = ema.shadow
+
+
+def test_the_average_follows_its_formula() -> None:
+    weights = {"w": torch.tensor([1.0])}
+    ema = Ema(weights, decay=0.2)
+    expected = 1.0
+    for step, value in enumerate((2.0, 4.0, 8.0, 16.0), start=1):
+        k = step - 1
+        decay = min(0.2, (1 + k) / (10 + k))
+        expected -= (1 - decay) * (expected - value)
+        ema.follow({"w": torch.tensor([value])}, step=step)
+    assert ema.shadow["w"].item() == pytest.approx(expected)
+    assert weights["w"].item() == 1.0
+
+
+def test_a_bfloat16_weight_is_averaged_in_float32_at_its_interval() -> None:
+    ema = Ema({"w": torch.ones(1, dtype=torch.bfloat16)}, decay=0.995, every_steps=2)
+    assert ema.shadow["w"].dtype == torch.float32
+    ema.follow({"w": torch.zeros(1)}, step=1)
+    assert ema.shadow["w"].item() == 1.0
+    ema.follow({"w": torch.zeros(1)}, step=2)
+    assert ema.shadow["w"].item() < 1.0
+
+
+def test_without_an_average_there_is_none(made: Any) -> None:
+    configuration = made(use_ema=False, max_train_steps=1)
+    train(configuration)
+    assert not (configuration.settings.output_dir / "ema").exists()
