@@ -29,6 +29,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's folder is the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Configuration]:
     """A function that gives a filled run with any settings, its output in `tmp_path`."""
     from training import made_runs

@@ -8,14 +8,14 @@ from pathlib import Path
 import bad_pictures as bad
 import numpy as np
 import pytest
-from picture_pairs import configured, folder, go, in_own_folder, table
+from picture_pairs import configured, folder, go, table
 
 from qedit.stages.pair.checks import REASONS
 from qedit.stages.pair.pictures import examine
 from qedit.stages.pictures.images import open_upright, quiet_decoding
 from qedit.stages.samples.table import read_rejections
 
-_ = in_own_folder
+pytestmark = pytest.mark.usefixtures("in_own_folder")
 
 KINDS = {
     "JPEG": {"quality": 90},

@@ -15,7 +15,6 @@ from picture_pairs import (
     draw,
     folder,
     go,
-    in_own_folder,
     pairs,
     rejected,
     table,
@@ -32,8 +31,6 @@ from qedit.stages.pair.stage import run
 from qedit.stages.samples.store_keys import PairsKeys, pairs_keys
 from qedit.stages.samples.table import manifest_in
 from qedit.stages.stores.pins import USES
-
-_ = in_own_folder
 
 
 @pytest.fixture

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import drawn
-from picture_pairs import configured, damage, draw, folder, go, in_own_folder, pairs, written
+from picture_pairs import configured, damage, draw, folder, go, pairs, written
 from PIL import Image
 
 from qedit.config.datasets import Dataset
 from qedit.stages.pair import overview
 from qedit.stages.pair.perceptual_hash import ALIKE_BITS, alike_groups, are_alike, look_of
 from qedit.stages.pair.thumbnails import share_changed
-
-_ = in_own_folder
 
 
 def smooth(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:

@@ -6,13 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from picture_pairs import draw, in_own_folder, pairs
+from picture_pairs import draw, pairs
 from small_run import qedit, said
 
 from qedit.config.loading import load
 from qedit.stages.pair.proposal import propose
-
-_ = in_own_folder
 
 
 def started(*arguments: str, expect: int = 0) -> str:

@@ -15,7 +15,6 @@ from picture_pairs import (
     draw,
     folder,
     go,
-    in_own_folder,
     pairs,
     rejected,
     table,
@@ -23,8 +22,6 @@ from picture_pairs import (
 
 from qedit.cache.errors import NotComplete
 from qedit.stages.pair.stage import run
-
-_ = in_own_folder
 
 WHOLE = (0.0, 0.0, 120.0, 80.0)
 

@@ -13,7 +13,6 @@ from picture_pairs import (
     draw,
     folder,
     go,
-    in_own_folder,
     pairs,
     rejected,
     table,
@@ -28,8 +27,6 @@ from qedit.stages.models.flavours import FLAVOURS
 from qedit.stages.pair.folders import used_datasets
 from qedit.stages.samples.store_keys import pairs_keys
 from qedit.stages.samples.table import manifest_in, pairs_recipe
-
-_ = in_own_folder
 
 FLAVOUR = FLAVOURS["edit-v2"]
 

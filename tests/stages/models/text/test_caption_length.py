@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from picture_pairs import configured, folder, go, in_own_folder, pairs, rejected, table
+from picture_pairs import configured, folder, go, pairs, rejected, table
 from tiny_checkpoints import ModelSettings
 
 from qedit.cache.errors import NotComplete, WrongUse
@@ -18,7 +18,7 @@ from qedit.stages.models.text.caption_length import CaptionLength, tokenizer_in
 from qedit.stages.models.tiny.tiny_tokenizer import train_tokenizer
 from qedit.stages.samples.table import read_rejections
 
-_ = in_own_folder
+pytestmark = pytest.mark.usefixtures("in_own_folder")
 
 TEXTS = [
     "make the sky red, don't touch the 12 boats\r\n\n  please  ",
