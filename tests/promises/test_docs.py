@@ -7,7 +7,6 @@ import re
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import click
@@ -23,7 +22,9 @@ from documents import (
     settings_and_data,
 )
 from drawn_epoch import drawn_epochs
-from messages import Message, messages
+from message_values import VALUES
+from messages import Reader
+from messages import page as _messages
 
 from qedit.config.datasets import Dataset
 from qedit.config.loading import load
@@ -38,24 +39,11 @@ This page is made from `--help`: `pytest tests/promises/test_docs.py --renew`.
 Exit codes: 0 done (also nothing to do), 1 failed, 2 wrong use, 3 another recipe, 4 not complete,
 5 damaged, 6 locked, 130 interrupted.
 """
-MESSAGES_HEAD = """# Every message
-
-This page is made from the source: `pytest tests/promises/test_docs.py --renew`. Where
-something is filled in, there is "...". [troubleshooting.md](troubleshooting.md) goes by symptoms.
-"""
 KEYS_HEAD = """# Every key
 
 This page is made from the program: `pytest tests/promises/test_docs.py --renew`. A
 default that follows another key is shown as it is where nothing else is set.
 """
-KINDS = {
-    1: "It failed",
-    2: "Wrong use: nothing was started",
-    3: "Made by other settings",
-    4: "Not complete: an earlier stage, or you, have something to do first",
-    5: "Damaged: bytes are not those that were written",
-    6: "Locked: another process is writing there",
-}
 # blocks of these pages are run by another test, which names the page
 RUN_ELSEWHERE = {"docs/inference.md": "tests/promises/test_preview_parity.py"}
 CONTRACT = "docs/cache-format.md"
@@ -71,23 +59,6 @@ def _cli() -> Iterator[str]:
         assert result.exit_code == 0, result.output
         title = f"qedit {name}".strip()
         yield f"\n## `{title}`\n\n```text\n{result.output.rstrip()}\n```\n"
-
-
-@cache
-def _read() -> list[Message]:
-    return messages()
-
-
-def _messages() -> Iterator[str]:
-    yield MESSAGES_HEAD
-    for code, title in KINDS.items():
-        yield f"\n## {title} (exit code {code})\n"
-        # files come in any order, so equal beginnings are told apart by what follows
-        for one in sorted(_read(), key=lambda one: (one.what, one.do)):
-            if one.exit_code == code:
-                do = " ".join(one.do.split())
-                yield f"\n- {' '.join(one.what.split())}" + (f"\n  *{do}*" if do else "")
-        yield "\n"
 
 
 def _instead(key: str) -> str:
@@ -255,8 +226,12 @@ def test_the_guides_own_errors_are_answered() -> None:
         assert named in text
 
 
-def test_the_messages_are_found_and_say_what_to_do() -> None:
-    found = _read()
-    assert len(found) > 80
+def test_every_message_is_filled_in_and_says_what_to_do() -> None:
+    reader = Reader()
+    found = reader.messages()
+    assert len(found) > 100
+    assert not reader.lacking, "give these an example in tests/support/message_values.py"
+    known = {(place, expression) for place, values in VALUES.items() for expression in values}
+    assert not known - reader.used, "no message has these: tests/support/message_values.py"
     for one in found:
-        assert one.do or "\n" in one.what or one.exit_code in (1, 4, 5), one
+        assert one.do or one.exit_code in (1, 4, 5), one

@@ -1,0 +1,383 @@
+"""Examples of what is filled into messages, for docs/messages.md.
+
+They stand under the name of the file that raises the message (with `:function` where functions of
+one file differ), by the expression in its f-string. What several files share is under `EVERYWHERE`.
+A test names the expressions that are missing here, and those that no message has any more.
+"""
+
+from __future__ import annotations
+
+EVERYWHERE = "everywhere"
+_FLAVOURS = "edit-v1, edit-v2, edit-v2+, edit-v3"
+_HOLDER = "process 4711 on gpu-box (train, since 2026-11-30 20:15)"
+_HF_FOLDER = "/models/Qwen-Image-Edit-2509"
+_STORE = "cache/vae/edited/4ab4ae5a9f0831b1"
+_TABLE = "cache/pairs/edited/f7990e7d51013abf"
+_NOT_JSON = "Expecting value: line 1 column 1 (char 0)"
+
+VALUES: dict[str, dict[str, str]] = {
+    EVERYWHERE: {
+        "', '.join(FLAVOURS)": _FLAVOURS,
+        "Path.cwd()": "/home/me/my-run",
+        "best_device(device)": "cuda",
+        "caption": "7",
+        "dataset": "edited",
+        "error": _NOT_JSON,
+        "flavour.name": "edit-v2",
+        "here": "[16, 3072]",
+        "key": "48defbf53e5fbd1dcdf8b1aec8e12428",
+        "main": "edited",
+        "main.id": "edited",
+        "output_dir": "output/edited",
+        "sample.name": "cat-01.png",
+        "str(error).splitlines()[0]": "CUDA out of memory. Tried to allocate 594.00 MiB.",
+        "use.output_dir": "output/dogs",
+    },
+    # cache/
+    "atomic.py": {
+        "do": "Make room, or choose a folder on another disk.",
+        "error.strerror": "Not a directory",
+        "path": "cache/vae/edited",
+        "what": "cache/vae/edited cannot be written: the disk is full.",
+    },
+    "claims.py": {
+        "claim.holder": "process 4711 on gpu-box (cache-vae, since 2026-11-30 20:15)",
+        "folder": _STORE,
+        "path": f"{_STORE}/claims/gpu-box-4711.json",
+    },
+    "contents.py": {
+        "error": "a chunk does not match its checksum",
+        "part": f"{_STORE}/parts/gpu-box-4711~3",
+        "subject": "Row 48defbf53e5fbd1dcdf8b1aec8e12428",
+    },
+    "free_space.py": {
+        "folders[0][0]": "cache/vae/edited",
+        "free / 1000000000.0": "1.2",
+        "needed / 1000000000.0": "5.4",
+        "what": "10000 latents",
+    },
+    "lock.py": {
+        "other": _HOLDER,
+        "path": "output/edited/writer.json",
+        "path.parent": "output/edited",
+    },
+    "recipe_file.py": {
+        "folder": _STORE,
+        "path": f"{_STORE}/recipe.json",
+        "what": "it is not the recipe that the folder is named after, 4ab4ae5a9f0831b1",
+    },
+    "rejected_rows.py": {"path": f"{_STORE}/rejected/48defbf53e5fbd1dcdf8b1aec8e12428.json"},
+    "store.py": {"self.path": _STORE},
+    "tables.py": {
+        "error": "Parquet magic bytes not found in footer",
+        "path": f"{_TABLE}/pairs-9be1ac34.parquet",
+    },
+    "workspace.py": {"folder": "/home/me/qedit/cache", "path": "/home/me/qedit/cache/cats"},
+    # config/
+    "mistakes.py": {
+        "'\\n'.join([heading, *(f'  {line}' for line in lines)])": (
+            "The configuration has 2 mistakes:\nconfig.json: `lora_rnk` is not a key. Did you mean "
+            "`lora_rank`?\ndata.json, dataset edited: `resolution` must be greater than 0"
+        ),
+    },
+    # pipeline/
+    "collect.py": {"folder": "output/dogs", "holder": _HOLDER},
+    "examples.py": {"assignment": "lora_rank=32"},
+    "other_runs.py": {
+        "', '.join(gone)": "/mnt/dogs/cache/pairs/dogs",
+        "where": f"{_STORE}/uses/5d0c1f7e.json",
+    },
+    "run_command.py": {"folder": "my-run", "make_it": "Make it: `mkdir -p my-run`."},
+    "unused_rows.py": {
+        "manifest_file": "cache/pairs/dogs/11c8f7a2b4e0d395/manifest.json",
+        "place": "cache/pairs/dogs/11c8f7a2b4e0d395",
+        "place / manifest['pairs']": "cache/pairs/dogs/11c8f7a2b4e0d395/pairs-9be1ac34.parquet",
+    },
+    "verify.py": {
+        "'\\n'.join([*self.lines, self.needed_by()])": (
+            f"{_STORE}/parts/gpu-box-4711~3: row 48defbf5: a chunk does not match its "
+            "checksum\nSamples that need what is damaged: cat-01.png"
+        ),
+    },
+    # stages/encoding, stages/cache_*
+    "acceptance.py": {
+        "'\\n'.join(lines)": (
+            "1 samples are rejected: 1 rows could not be made.\nnot_finite: 1\n"
+            "edited: cat-01.png: not_finite: 64 of 65536 numbers"
+        ),
+        "samples": "1",
+        "stage": "cache-vae",
+    },
+    "devices.py": {"worker.device": "cuda:1", "worker.process.exitcode": "-9"},
+    "open_pictures.py": {"path": "edited/cat-01.png"},
+    "pipeline.py": {"count": "This does", "device": "cuda", "shown": "edited/poster.png"},
+    "work_split.py": {"text": "9"},
+    # stages/models/checkpoint, weights
+    "checkpoint.py": {
+        "' or '.join(fitting)": "edit-v1",
+        "', '.join((path.name for path in there)) or 'none'": "checkpoint-500, checkpoint-1000",
+        "_go_on(checkpoint)": (
+            "Delete output/edited/checkpoint-1000: the same command then goes on from the one "
+            "before."
+        ),
+        "checkpoint / STATE_FILE": "output/edited/checkpoint-1000/state.json",
+        "folder / AREAS_FILE": "models/tiny/areas.json",
+        "missing[0]": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
+        "name": "edit-v4",
+        "others": " (and 2 more)",
+        "path": "output/edited/checkpoint-1000/optimizer.safetensors",
+        "says": "its pipeline is QwenImageEditPipeline",
+        "source": "/models/Qwen-Image-Edit",
+        "there[-1].name": "checkpoint-1000",
+        "wanted": "checkpoint-700",
+    },
+    "digests.py": {
+        "folder": f"{_HF_FOLDER}/vae",
+        "missing[0]": "config.json",
+        "path": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
+        "remember": "cache/digests.json",
+        "self.file": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
+    },
+    "hub.py": {
+        "_by_hand(repository)": (
+            "Fetch it on any machine (`hf download Qwen/Qwen-Image-Edit-2509 --local-dir FOLDER`) "
+            "and set pretrained_model_name_or_path to the folder."
+        ),
+        "folder.absolute()": "/home/me/my-run/models/qwen",
+        "key": "pretrained_model_name_or_path",
+        "name": "models/qwen",
+        "named": "Qwen/Qwen-Image-Edit-2509",
+        "problem": "does not exist",
+        "repository": "Qwen/Qwen-Image-Edit-2509",
+        "revision": "v2",
+    },
+    "json_file.py": {"path": f"{_HF_FOLDER}/vae/config.json"},
+    "loading.py": {
+        "folder": f"{_HF_FOLDER}/vae",
+        "gaps[0]": "encoder.conv_in.weight",
+        "kind.__name__": "AutoencoderKLQwenImage",
+        "len(gaps)": "12",
+        "name": "AutoencoderKLQwenImage",
+        "str(error).splitlines()[0]": "no file named diffusion_pytorch_model.safetensors was found",
+    },
+    "part_config.py": {
+        "file": "config.json",
+        "name": "me/my-model",
+        "part": "transformer",
+    },
+    "streaming.py": {
+        "error": "header too large",
+        "gaps[0]": "transformer_blocks.0.attn.to_q.weight",
+        "len(gaps)": "12",
+        "name": "img_in.weight",
+        "path": f"{_HF_FOLDER}/transformer/diffusion_pytorch_model.safetensors",
+        "self.folder": f"{_HF_FOLDER}/transformer",
+        "source": f"{_HF_FOLDER}/transformer",
+    },
+    "device.py": {
+        "name": "cuda:4",
+        "str(error).splitlines()[0]": "CUDA error: invalid device",
+    },
+    # stages/models/text
+    "caption_length.py": {
+        "CAPTION_LIMIT_TOKENS": "1024",
+        "error": "No such file or directory (os error 2)",
+        "error.do": "Correct the path, or name a repository as owner/name.",
+        "error.what": "pretrained_model_name_or_path is models/qwen, which does not exist.",
+        "folder": f"{_HF_FOLDER}/tokenizer",
+    },
+    "prompt_reader.py": {
+        "DROPPED_TOKENS": "64",
+        "caption": "'Put <|image_pad|> on the left.'",
+        "count": "61",
+        "token": "<|image_pad|>",
+    },
+    "text_encoder.py": {
+        "folder": f"{_HF_FOLDER}/text_encoder",
+        "str(error).splitlines()[0]": "The config is not one of Qwen2.5-VL.",
+    },
+    # stages/pair, stages/samples
+    "caption_tables.py": {
+        "', '.join(missing)": "caption",
+        "', '.join(table.column_names)": "filename, text",
+        "_LAYOUTS[str(main.caption_strategy)]": (
+            "UTF-8, a first line of column names, captions with commas in double quotes"
+        ),
+        "error": "CSV parse error: Expected 2 columns, got 3",
+        "field.name": "caption",
+        "field.type": "int64",
+        "layout.path": "captions.csv",
+        "main.caption_strategy": "csv",
+    },
+    "captions.py": {"entry": "'s/(cat/dog/'", "error": "missing ), unterminated subpattern"},
+    "folders.py": {
+        "'\\n'.join(dict.fromkeys(wrong))": "Dataset edited: the folder eddited does not exist."
+    },
+    "match.py": {
+        "_examples(candidates)": "0001.jpg, 0002.jpg, ...",
+        "_examples(targets)": "cat-01.png, cat-02.png, ...",
+        "dataset": "original",
+    },
+    "proposal.py": {
+        "' and '.join(map(str, taken))": "config.json and multidatabackend.json",
+        "MOST_REFERENCES": "3",
+        "folder": "edited",
+        "len(references)": "4",
+    },
+    "recipe.py": {"error": "No such file or directory", "listed": "filters.txt"},
+    "source_folders.py": {"here": "/data/cats", "there": "/data/dogs"},
+    "summary.py": {
+        "'\\n'.join([what, *rejected_lines(rejections), f'All of them: {tables}'])": (
+            "2 of 20 samples are rejected.\nrejected: 2 missing_reference\n"
+            "edited: cat-07.png: no picture in original\nedited: cat-09.png: no picture in "
+            f"original\nAll of them: {_TABLE}/rejected-07ab5c11.parquet"
+        ),
+        "do": (
+            "Fix the files and run `qedit pair` again, or go on without them: `qedit pair "
+            "--on-reject skip` or `--max-rejected 2`."
+        ),
+    },
+    "table.py": {
+        "beside": "; what is there was made for edit-v1",
+        "count": "2",
+        "folder": _TABLE,
+        "len(table.samples)": "18",
+        "path": f"{_TABLE}/manifest.json",
+    },
+    "table.py:verified": {"path": f"{_TABLE}/pairs-9be1ac34.parquet"},
+    # stages/stores
+    "pins.py": {"path": f"{_STORE}/uses/5d0c1f7e.json"},
+    "run_file.py": {"path": "output/edited/run.json"},
+    "run_stores.py": {
+        "beside": "",
+        "command": "qedit cache-vae",
+        "have": "have",
+        "len(names)": "17",
+        "names[0]": "cat-03.png",
+        "row": "edited: cat-01.png: not_finite: 64 of 65536 numbers",
+        "row.stage": "cache-vae",
+        "self.flavour": "edit-v2",
+        "then": "qedit train",
+        "total": "256",
+        "what": "latents",
+    },
+    # stages/train
+    "feed.py": {
+        "error.do": (
+            "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes them anew."
+        ),
+        "error.what": (
+            "Row 48defbf53e5fbd1dcdf8b1aec8e12428 is damaged: a chunk does not match its checksum; "
+            f"it lies in {_STORE}/parts/gpu-box-4711~3."
+        ),
+        "names": "cat-01.png",
+    },
+    "initial_lora.py": {
+        "max(lora.ranks)": "32",
+        "ranks": "32",
+        "settings.init_lora": "cat-hats.safetensors",
+        "settings.lora_rank": "16",
+    },
+    "layers.py": {
+        "', '.join(PRESETS)": (
+            "attention, joint-attention, attention+mlp, all-linear, all-linear+modulation"
+        ),
+        "hint": " Did you mean `attn.to_q`?",
+        "name": "transformer_blocks.59.attn.to_add_out",
+    },
+    "layers.py:_refuse_unknown": {"name": "attn.to_query"},
+    "learning_rate.py": {
+        "', '.join(SCHEDULE_OPTIONS)": "constant, constant_with_warmup, linear, cosine, polynomial",
+        "name": "cosin",
+        "option": "num_cycles",
+        "why": "is not an option of `lr_scheduler` polynomial, which takes lr_end and power",
+    },
+    "lora.py": {
+        "init": "pissa",
+        "layer": "transformer_blocks.0.attn.to_out.0",
+        "len(layers)": "240",
+        "list(value.shape)": "[16, 1024]",
+        "min(layers)": "transformer_blocks.0.attn.to_k",
+        "name": "transformer_blocks.0.attn.to_q.lora_A.weight",
+        "source": "cat-hats.safetensors",
+    },
+    "memory_plan.py": {"budget_bytes / GIGABYTE": "7.6", "smallest / GIGABYTE": "9.1"},
+    "optimizers.py": {
+        "error": "No module named 'prodigyopt'",
+        "kind.install": "'qedit[optimizers]'",
+        "kind.module": "torch.optim",
+        "kind.name": "AdamW",
+        "kind.package": "prodigyopt",
+        "name": "prodigy",
+        "said": "AdamW.__init__() got an unexpected keyword argument 'beta'",
+    },
+    "phases.py": {
+        "'; '.join((source.in_words() for source in sources))": (
+            "edited has 20 pairs from step 1 to 500"
+        ),
+        "before": ", or end the run before with `max_train_steps` 500",
+        "step": "501",
+    },
+    "quantize.py": {
+        "device": "mps",
+        "error": "No module named 'bitsandbytes'",
+        "name": "nf4-bnb",
+        "others": "no_change, int8-quanto, int4-quanto",
+    },
+    "ranks.py": {"self.rank": "1", "self.world": "2", "what": "has ended"},
+    "ranks.py:saying_who": {
+        "do": "Make room, or choose a folder on another disk.",
+        "what": "cache/digests.json cannot be written: the disk is full.",
+    },
+    "run_record.py": {
+        "'\\n'.join((f'  {line}' for line in differences))": (
+            "learning_rate: 0.0001 there, 5e-05 now"
+        ),
+        "names": "pytorch_lora_weights.safetensors, optimizer.bin",
+        "where": "output/edited",
+    },
+    "trackers.py": {"name": "wandb"},
+    "transformer_result.py": {"folder": "output/edited/transformer"},
+    "wanted.py": {"settings.base_model_precision": "int8-quanto"},
+    # preview, inspect, export, demo
+    "denoise.py": {"steps": "1"},
+    "export_lora.py": {
+        "_named_so(to)": "out/cat-hats.safetensors",
+        "base": "/models/Qwen-Image-Edit-2509-int8",
+        "to": "out/cat-hats",
+    },
+    "export_lora.py:_transformer_in": {"base": "/models/Qwen-Image-Edit-2509.safetensors"},
+    "export_lora.py:merge_lora": {"to": "out/transformer"},
+    "inspect_sample.py": {
+        "', '.join(near)": "cat-01.png, cat-10.png",
+        "among or len(samples)": "20",
+        "len(sample.captions)": "2",
+        "len(sample.captions) - 1": "1",
+        "name": "cat-1",
+        "names": "edited:cat-1.png, photos:cat-1.png",
+    },
+    "lora_file.py": {
+        "error": "header too large",
+        "key": "text_encoder.layers.0.q_proj.lora_A.weight",
+        "layer": "transformer_blocks.0.attn.to_q",
+        "path": "cat-hats.safetensors",
+        "shapes": "[16, 3072] and [3072, 8]",
+        "what": "down",
+    },
+    "merging.py": {
+        "len(left)": "4",
+        "list(added.shape)": "[3072, 3072]",
+        "list(tensor.shape)": "[1024, 1024]",
+        "min(left)": "transformer_blocks.60.attn.to_k",
+        "name": "transformer_blocks.0.attn.to_q.weight",
+        "source": _HF_FOLDER,
+    },
+    "pictures.py": {"folder": "qedit-tiny/pictures"},
+    "stage.py": {
+        "', '.join(map(str, steps))": "0, 500, 1000",
+        "step": "700",
+        "stored.path": "output/edited/previews/step-000500/00-cat-01.now.safetensors",
+    },
+    "tiny.py": {"folder": "qedit-tiny/models/edit-v1", "name": "edit-v4"},
+    "tour.py": {"folder": "qedit-demo"},
+}
