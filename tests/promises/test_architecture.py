@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,51 @@ def _nodes() -> Iterator[tuple[Path, ast.AST]]:
         for source in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
                 yield source, node
+
+
+def test_every_test_stands_where_its_source_does() -> None:
+    """tests/a/b/test_x_more.py tests a/b/x.py or the folder a/b/x; only promises are of no file."""
+    tests = ROOT / "tests"
+    homeless = []
+    for test in tests.rglob("test_*.py"):
+        room, name = test.parent.relative_to(tests), test.stem.removeprefix("test_")
+        sources = {path.stem.strip("_") for path in (ROOT / room).glob("*")} - {"init", "pycache"}
+        if room != Path("promises") and not any(f"{name}_".startswith(f"{s}_") for s in sources):
+            homeless.append(str(test.relative_to(ROOT)))
+    assert homeless == []
+
+
+def _names_in(module: Path) -> set[str]:
+    """The names that a module defines or imports."""
+    names: set[str] = set()
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_benchmarks_import_what_is_there(script: Path) -> None:
+    # nothing else runs them, so a renamed function would go unnoticed
+    folders = (script.parent, ROOT / "benchmarks", ROOT / "tests/support")
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        package, *path = node.module.split(".")
+        places = [ROOT.joinpath(*path)] if package == "qedit" else [f / package for f in folders]
+        homes = [place.with_suffix(".py") for place in places]
+        home = next((home for home in homes if home.is_file()), None)
+        if home is not None:
+            assert {alias.name for alias in node.names} <= _names_in(home), f"{node.module}: {home}"
+        elif package == "qedit":
+            for alias in node.names:
+                module = places[0] / alias.name
+                assert module.with_suffix(".py").is_file() or module.is_dir(), module
+        else:
+            assert find_spec(package) is not None, f"{script}: there is no module {package}"
