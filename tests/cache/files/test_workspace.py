@@ -23,7 +23,7 @@ def test_source_folders_are_never_written_to(tmp_path: Path, room: str) -> None:
     refuse_source_folder(tmp_path)
 
 
-def test_another_projects_folders_are_its_own_affair(tmp_path: Path) -> None:
+def test_folders_of_another_project_raise_nothing(tmp_path: Path) -> None:
     refuse_source_folder(tmp_path / "cache")
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\n')
     refuse_source_folder(tmp_path / "cache")

@@ -102,7 +102,8 @@ def test_training_does_not_begin_while_somebody_removes_rows(
         raise Locked("caches is being written by another.", "Wait for it.")
 
     monkeypatch.setattr(pins, "writer_lock", at_work)
-    with_files("train", *ONE, expect=6)
+    assert "written by another" in with_files("train", *ONE, expect=6).stderr
+    assert not Path("out/metrics.jsonl").exists()
 
 
 def test_a_run_that_has_noted_itself_takes_no_lock(
