@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from drawn_epoch import drawn_epochs
 from message_values import VALUES
 from messages import Reader
 from messages import page as _messages
+from PIL import Image
 
 from qedit.config.datasets import Dataset
 from qedit.config.loading import load
@@ -146,6 +148,18 @@ def test_the_picture_of_the_readme_is_small() -> None:
     picture = ROOT / "docs" / "demo.webp"
     assert picture.stat().st_size < 200_000
     assert "(docs/demo.webp)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_script_draws_a_row_for_each_edit() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_picture.py"))
+    wide, tall = Image.new("RGB", (160, 96), "red"), Image.new("RGB", (96, 160), "blue")
+    one = script["Edit"]("Make it night.", (wide,), wide, wide, wide)
+    two = script["Edit"]("Put the cat of picture 2 into picture 1.", (wide, tall), *[tall] * 3)
+    page, taller = (script["draw_edits"](edits, "a note") for edits in ([one], [one, two]))
+    assert page.width == taller.width
+    assert page.height < taller.height
+    drawn = {colour for _, colour in taller.getcolors(maxcolors=1 << 24)}
+    assert {(255, 0, 0), (0, 0, 255)} <= drawn
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
