@@ -1,1 +1,1 @@
-"""What is kept on disk, whole or not at all; nothing here knows pictures, models or settings."""
+"""Rows kept on disk, whole or not at all; nothing here knows pictures, models or settings."""

@@ -1,4 +1,4 @@
-"""What can go wrong, in words: what is wrong, where, and what to type next.
+"""The errors that a user can act on: each says what is wrong, where, and what to type next.
 
 Only `pipeline/terminal/run_command.py` turns these into text on the terminal and into an exit code.
 """
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class QeditError(Exception):
-    """Something a user can act on. `exit_code` is what the process ends with.
+    """An error that a user can act on. `exit_code` is the exit status of the process.
 
     Args:
         what: what is wrong and where, one sentence or a short list.
@@ -24,42 +24,42 @@ class QeditError(Exception):
 
 
 class WrongUse(QeditError):
-    """A wrong option, configuration or folder: nothing was started."""
+    """Raised for a wrong option, configuration or folder, before anything was started."""
 
     exit_code = 2
 
 
 class Unreachable(WrongUse):
-    """What is named has to be fetched, and where it lies nobody answers."""
+    """Raised when something must be downloaded and the host does not answer."""
 
 
 class AnotherRecipe(QeditError):
-    """What lies there was made by other settings than these."""
+    """Raised when the files in a folder were made with other settings than the present ones."""
 
     exit_code = 3
 
 
 class NotComplete(QeditError):
-    """An earlier stage has not done all that this one needs."""
+    """Raised when an earlier stage has not finished what this one needs."""
 
     exit_code = 4
 
 
 class Damaged(QeditError):
-    """Bytes on disk are not the bytes that were written."""
+    """Raised when bytes on disk are not the bytes that were written."""
 
     exit_code = 5
 
 
 class Locked(QeditError):
-    """Another process is writing there."""
+    """Raised when another process is writing in the same folder."""
 
     exit_code = 6
 
 
 class OfOneProcess(QeditError):
-    """What has gone wrong in one of several processes, which the others know nothing of."""
+    """Raised for an error in one of several processes that the others do not know of."""
 
 
 class Broken(Exception):
-    """What lies on disk is not what was written; says how, not where. Becomes a Damaged."""
+    """Raised inside cache/ for unreadable data; says how, not where. Callers make it a Damaged."""

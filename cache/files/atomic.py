@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def readable_json(value: Any) -> str:
-    """`value` as qedit writes JSON files: indented, in the order given, no NaN."""
+    """Return `value` as qedit writes JSON files: indented, in the order given, no NaN."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -120,7 +120,7 @@ def file_in_place(path: Path) -> Iterator[BinaryIO]:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Make `path` hold `data` if there is no such file; whether it was made.
+    """Make `path` hold `data` if there is no such file; return whether it was created.
 
     Of any number of processes that try, one succeeds. Nobody ever sees the file half written,
     except on a file system without hard links.
@@ -138,7 +138,7 @@ def create(path: Path, data: bytes) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Have a folder at `path`."""
+    """Create the folder `path` and its parents, if they are missing."""
     with _in_words(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -148,11 +148,13 @@ def make_folder(path: Path) -> None:
             do = "Choose another folder."
             if error.errno in (errno.EEXIST, errno.ENOTDIR):
                 do = "A file stands where a folder is wanted: move it, or choose another folder."
-            raise QeditError(f"There can be no folder {path} ({error.strerror}).", do) from error
+            raise QeditError(
+                f"The folder {path} cannot be created ({error.strerror}).", do
+            ) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names of the files in `folder` to the disk."""
+    """Flush the names of the files in `folder` to the disk (fsync)."""
     with _in_words(folder):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -178,14 +180,14 @@ def remove(path: Path) -> None:
 
 
 def rename(path: Path, name: str) -> None:
-    """Give the file or the tree at `path` another name in its folder, which nothing there has."""
+    """Rename the file or the tree at `path` within its folder, to a name not yet used there."""
     with _in_words(path):
         path.rename(path.with_name(name))
         sync_folder(path.parent)
 
 
 def sweep(folder: Path) -> int:
-    """Remove what dead processes left in `folder`; how many files and trees that were."""
+    """Remove the leftovers of dead processes in `folder`; return how many files and trees."""
     if not folder.is_dir():
         return 0
     with _in_words(folder):
@@ -193,18 +195,18 @@ def sweep(folder: Path) -> int:
 
 
 def unique_name() -> str:
-    """A name that no other file ever has, and that tells whose it is."""
+    """Return a name that no other file ever has and that names this process."""
     return f"{this_process()}~{next(_count)}"
 
 
 def owner_of(name: str) -> Owner | None:
-    """The process that a `unique_name` or a leftover was named after; None for other names."""
+    """Return the process in a `unique_name` or a leftover's name; None for other names."""
     named = re.fullmatch(rf"(?:\..*~)?([^~]+)~\d+(?:{re.escape(LEFTOVER)})?", name)
     return owner_in(named[1]) if named else None
 
 
 def _swept(path: Path) -> bool:
-    """Remove `path` if it is a leftover of a process that has ended."""
+    """Remove `path` if it is a leftover of a process that has ended; return whether it was."""
     owner = owner_of(path.name) if path.name.endswith(LEFTOVER) else None
     if owner is None or not is_dead(owner):
         return False
@@ -216,12 +218,12 @@ def _swept(path: Path) -> bool:
 
 
 def _leftover_of(path: Path) -> Path:
-    """A name beside `path` that nobody else uses and that tells whose it is."""
+    """Return a unique temporary name beside `path` that names this process."""
     return path.with_name(f".{path.name}~{unique_name()}{LEFTOVER}")
 
 
 def _meant(path: Path) -> Path:
-    """The file that a leftover would have become; any other path as it is."""
+    """Return the final path of a leftover; any other path unchanged."""
     named = re.fullmatch(rf"\.(.+)~[^~]+~\d+{re.escape(LEFTOVER)}", path.name)
     return path.with_name(named[1]) if named else path
 
@@ -231,7 +233,7 @@ def _open_new(path: Path) -> BinaryIO:
 
 
 def _linked(partial: Path, path: Path) -> bool:
-    """Give the finished file `partial` the name `path` too, if that is free."""
+    """Hard-link the finished file `partial` to `path`; return False if `path` exists."""
     try:
         os.link(partial, path)
     except FileExistsError:
@@ -245,7 +247,7 @@ def _linked(partial: Path, path: Path) -> bool:
 
 
 def _copied(partial: Path, path: Path) -> bool:
-    """The same on a file system without hard links (exFAT): for an instant it is empty."""
+    """Copy `partial` to `path`, for file systems without hard links (exFAT); False if it exists."""
     try:
         with file_in_place(path) as file:
             file.write(partial.read_bytes())
@@ -264,7 +266,7 @@ def _sync_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _in_words(path: Path) -> Iterator[None]:
-    """Say in words what a user can mend: a full disk, a folder one may not write to."""
+    """Turn OSErrors that a user can fix (full disk, no permission) into QeditErrors."""
     try:
         yield
     except OSError as error:
@@ -274,10 +276,10 @@ def _in_words(path: Path) -> Iterator[None]:
             do = "Make room and run the same command again: what is finished is kept."
         elif error.errno in BROKEN_DISK:
             what = f"{path} cannot be written: the disk fails ({error.strerror})."
-            do = "Look after the disk, or choose a folder on another one."
+            do = "Check the disk, or choose a folder on another one."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what = f"{path} may not be written ({error.strerror})."
-            do = "Allow it, or choose another folder."
+            do = "Change its permissions, or choose another folder."
         else:
             raise
         raise QeditError(what, do) from error

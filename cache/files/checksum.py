@@ -19,10 +19,14 @@ _iscsi: Callable[..., int] = iscsi
 
 
 def crc32c(data: npt.NDArray[Any] | bytes) -> int:
-    """The CRC-32C of `data`, a contiguous array or bytes."""
+    """Return the CRC-32C of `data`.
+
+    Args:
+        data: bytes, or a contiguous array of any shape and type.
+    """
     return _iscsi(data)
 
 
 def crc32c_of_more(checksum: int, data: npt.NDArray[np.uint8]) -> int:
-    """The CRC-32C of what `checksum` is of, followed by `data`."""
+    """Return the CRC-32C of the data that has `checksum`, followed by `data` (uint8)."""
     return _iscsi(data, checksum)

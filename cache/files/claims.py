@@ -1,4 +1,4 @@
-"""Who computes what: so that several processes fill one store and none does another's work.
+"""Claims: which process computes which keys, so that several fill one store without doubled work.
 
 To add rows takes no lock, because every part has a name of its own. What is to be computed
 is claimed first: a small file under `claims/` names the process and the keys. Claims are
@@ -9,7 +9,6 @@ removes rows holds the writer lock and waits for no claim: there must be none.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from ..errors import Locked
 from .atomic import make_folder, remove, sweep, unique_name, write_json
-from .lock import Holder, new_holder, writer_lock
-from .owner import Owner, is_dead
+from .lock import Holder, holder_from, new_holder, read_held, writer_lock
+from .owner import is_dead
 
 CLAIMS = "claims"
 LOCK_PATIENCE_SECONDS = 60.0
@@ -27,7 +26,7 @@ LOOK_AGAIN_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Claim:
-    """The keys that a process computes at the moment, as the file at `path` says."""
+    """The keys that one process is computing, read from the file at `path`."""
 
     path: Path
     holder: Holder
@@ -36,41 +35,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Task:
-    """Keys to compute, in order, that no other process is at until `release`."""
+    """Keys to compute, in order; no other process computes them until `release`."""
 
     keys: list[str]
     claim: Claim
 
     def release(self) -> None:
-        """Let others have what is still missing of it."""
+        """Remove the claim, so that others may compute what is still missing."""
         remove(self.claim.path)
-
-
-def shared_work(
-    folder: Path,
-    batches: Iterable[Sequence[str]],
-    *,
-    doing: str,
-    still: Callable[[Sequence[str]], list[str]],
-    waiting: Callable[[Holder], None],
-) -> Iterator[list[str]]:
-    """Give the keys of batch after batch to compute, until none is missing.
-
-    While the caller computes what it was given, no other process is given the same. Batches
-    that others are at are looked at again at the end: what a process that has died did not
-    finish is given out anew.
-
-    Args:
-        folder: of the store.
-        still: which of some keys are missing, as it is now.
-        waiting: told, whenever all that is left is others' work, who does it.
-    """
-    for task in claimed_work(folder, batches, doing=doing, still=still, waiting=waiting):
-        if task is not None:
-            try:
-                yield task.keys
-            finally:
-                task.release()
 
 
 def claimed_work(
@@ -81,10 +53,20 @@ def claimed_work(
     still: Callable[[Sequence[str]], list[str]],
     waiting: Callable[[Holder], None],
 ) -> Iterator[Task | None]:
-    """The same for a caller who is at several batches at once and releases each when it is done.
+    """Yield tasks of batch after batch, until none of their keys is missing.
 
-    None says that all that is left is others' work: who goes on to ask then waits for them,
-    and must have released its own tasks before.
+    No other process is given the keys of a task until it is released. Batches that others are
+    computing are looked at again at the end: what a dead process did not finish is handed out anew.
+
+    Args:
+        folder: of the store.
+        doing: what the process does, for the messages of others.
+        still: returns those of some keys that are missing now.
+        waiting: called with the holder, whenever all that is left is others' work.
+
+    Yields:
+        A task; or None when all that is left is others' work. A caller that asks for more then
+        waits for them, and must have released its own tasks before.
     """
     left = [list(batch) for batch in batches]
     while left:
@@ -107,7 +89,7 @@ def claimed_work(
 def _take(
     folder: Path, batch: list[str], *, doing: str, still: Callable[[Sequence[str]], list[str]]
 ) -> tuple[Claim | None, Holder | None]:
-    """Claim what is missing of `batch` and free; and somebody who is at the rest of it."""
+    """Claim the missing, unclaimed keys of `batch`; return the claim and a holder of other keys."""
     missing = still(batch)
     if not missing:
         return None, None
@@ -126,26 +108,26 @@ def _take(
 
 
 def _free(folder: Path, keys: Sequence[str]) -> tuple[list[str], Holder | None]:
-    """Those of `keys` that nobody living has claimed, and one who has claimed others."""
+    """Return the unclaimed keys among `keys`, and the holder of a claimed one."""
     taken = {key: claim.holder for claim in living_claims(folder) for key in claim.keys}
     holders = [taken[key] for key in keys if key in taken]
     return [key for key in keys if key not in taken], holders[0] if holders else None
 
 
 def living_claims(folder: Path) -> list[Claim]:
-    """The claims of processes that are not known to be dead."""
+    """Return the claims of processes that are not known to be dead."""
     return [claim for claim in claims_in(folder) if not is_dead(claim.holder.owner)]
 
 
 def claims_in(folder: Path) -> list[Claim]:
-    """Every claim there is in the store at `folder`."""
+    """Return every claim there is in the store at `folder`."""
     claims = folder / CLAIMS
     paths = sorted(claims.glob("*.json")) if claims.is_dir() else []
     return [claim for path in paths if (claim := _read(path)) is not None]
 
 
 def refuse_claims(folder: Path) -> None:
-    """Make sure that nobody is at work in the store at `folder`; holds the writer lock.
+    """Make sure that no process is filling the store at `folder`; the caller has the writer lock.
 
     Raises:
         Locked: somebody is.
@@ -160,7 +142,7 @@ def refuse_claims(folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone_in(folders: Iterable[Path], *, doing: str) -> Iterator[None]:
-    """Have nobody add rows or remove any, while the block runs, in the stores at `folders`.
+    """Keep others from adding or removing rows in the stores at `folders` while the block runs.
 
     A stage claims in one store what it makes for several: to be alone in one of them takes
     the others as well.
@@ -184,14 +166,7 @@ def _remove_dead(folder: Path) -> None:
 
 
 def _read(path: Path) -> Claim | None:
-    try:
-        said = json.loads(path.read_bytes())
-        keys = frozenset(said.pop("keys"))
-        return Claim(path, Holder(**{**said, "owner": Owner(**said["owner"])}), keys)
-    except FileNotFoundError:
-        return None  # done this very moment
-    except (ValueError, TypeError, KeyError) as error:
-        raise Locked(
-            f"{path} says that somebody is at work there, but it cannot be read: {error}.",
-            f"If no other qedit is at work there, delete {path}.",
-        ) from error
+    return read_held(
+        path,
+        lambda fields: Claim(path, keys=frozenset(fields.pop("keys")), holder=holder_from(fields)),
+    )

@@ -1,4 +1,4 @@
-"""What a failing disk no longer gives: it is as good as other bytes than were written, damaged."""
+"""Reads that raise Broken where the disk fails, so that lost bytes count as damaged ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LOST = (errno.EIO, errno.ESTALE, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.
 
 
 @contextlib.contextmanager
-def lost_is_broken() -> Iterator[None]:
-    """Raise Broken where the disk cannot give what the block reads."""
+def io_errors_as_damaged() -> Iterator[None]:
+    """Raise Broken for the I/O errors of the block that mean a failing disk."""
     try:
         yield
     except OSError as error:
@@ -26,6 +26,6 @@ def lost_is_broken() -> Iterator[None]:
 
 
 def bytes_of(path: Path) -> bytes:
-    """All that the file at `path` holds; raises Broken if the disk cannot read it."""
-    with lost_is_broken():
+    """Return the content of the file at `path`; raise Broken if the disk cannot read it."""
+    with io_errors_as_damaged():
         return path.read_bytes()

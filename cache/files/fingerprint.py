@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Broken
-from .failing_disk import lost_is_broken
+from .failing_disk import io_errors_as_damaged
 
 FILE_BLOCK_BYTES = 1 << 20
 BLOCK_ITEMS = 4096
 
 
 def canonical_json(value: Any) -> str:
-    """The one way to write `value`: sorted keys, no blanks, no NaN."""
+    """Return `value` as canonical JSON: sorted keys, no blanks, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
     )
 
 
 def fingerprint(recipe: Mapping[str, Any]) -> str:
-    """Name `recipe` in 16 hex digits: equal recipes have equal names on every machine.
+    """Return the name of `recipe`, 16 hex digits: equal recipes have equal names everywhere.
 
     >>> fingerprint({"stage": "pair", "version": 1})
     '8f6cd239adccad91'
@@ -33,7 +33,7 @@ def fingerprint(recipe: Mapping[str, Any]) -> str:
 
 
 def fingerprint_of_list(name: str, items: Iterable[Any]) -> str:
-    """`fingerprint({name: [*items]})` of a list too long to be held.
+    """Return `fingerprint({name: [*items]})` of a list too long to be held in memory.
 
     >>> fingerprint_of_list("a", iter([1, 2])) == fingerprint({"a": [1, 2]})
     True
@@ -48,36 +48,36 @@ def fingerprint_of_list(name: str, items: Iterable[Any]) -> str:
 
 
 def key_of(value: Any) -> str:
-    """The 32-hex-digit key of a cached row: a digest of what went in, as JSON."""
+    """Return the 32-hex-digit key of a cached row: a digest of its inputs as JSON."""
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=16).hexdigest()
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
-    """The 32-hex-digit content digest (blake2b-128) of `data`."""
+    """Return the 32-hex-digit content digest (blake2b-128) of `data`."""
     digest = new_digest()
     digest.update(data)
     return digest.hexdigest()
 
 
 def new_digest() -> hashlib.blake2b:
-    """The content digest of what it is given piece by piece (`update`, at last `hexdigest`)."""
+    """Return an empty content digest, to be fed with `update` and read with `hexdigest`."""
     return hashlib.blake2b(digest_size=16)
 
 
 def has_digest(path: Path, digest: str) -> bool:
-    """Whether there is a file at `path` whose content digest begins so.
+    """Return whether the file at `path` exists and its content digest begins with `digest`.
 
     One that the disk cannot read has none.
     """
     try:
-        with lost_is_broken():
+        with io_errors_as_damaged():
             return path.is_file() and digest_file(path).startswith(digest)
     except Broken:
         return False
 
 
 def digest_file(path: Path) -> str:
-    """The content digest of the file at `path`: same bytes, same digest, whatever its name."""
+    """Return the content digest of the file at `path`: it depends on the bytes alone."""
     digest = new_digest()
     with path.open("rb") as file:
         while block := file.read(FILE_BLOCK_BYTES):

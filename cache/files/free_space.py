@@ -1,4 +1,4 @@
-"""Whether what is about to be written has room on its disk."""
+"""Disk space: the bytes of a tree, and the check for enough room before a stage writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPARE_BYTES = 64 << 20  # tables, manifests, and what else is going on
 
 
 def refuse_full_disk(wanted: Mapping[Path, int], *, what: str) -> None:
-    """Make sure that about so many bytes have room under each of these folders.
+    """Make sure that each folder's disk has room for the given number of bytes.
 
     Raises:
         QeditError: they have not; nothing has been written.
@@ -34,8 +34,14 @@ def refuse_full_disk(wanted: Mapping[Path, int], *, what: str) -> None:
             )
 
 
+def tree_bytes(folder: Path) -> int:
+    """Return the bytes that all files below `folder` take; 0 if there is no such folder."""
+    files = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
+    return sum(file.stat().st_size for file in files)
+
+
 def _there(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

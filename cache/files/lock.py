@@ -7,10 +7,11 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..errors import Locked
 from .atomic import create, readable_json, remove, sweep, write_bytes
@@ -23,11 +24,12 @@ SHORTEST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.2
 
 _count = itertools.count()
+_Held = TypeVar("_Held")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock, and for what; `turn` tells two locks of one process apart."""
+    """The holder of a lock and its purpose; `turn` tells two locks of one process apart."""
 
     owner: Owner
     turn: int
@@ -44,7 +46,7 @@ class Holder:
 
 @contextlib.contextmanager
 def writer_lock(folder: Path, *, doing: str, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Be the only writer in `folder` while the block runs; what dead ones left there goes first.
+    """Be the only writer in `folder` while the block runs; remove dead writers' leftovers first.
 
     Args:
         patience_seconds: how long to wait for another writer to finish.
@@ -76,18 +78,18 @@ def writer_lock(folder: Path, *, doing: str, patience_seconds: float = 0.0) -> I
 
 
 def new_holder(doing: str) -> Holder:
-    """This process, about to do something."""
+    """Return this process as a holder, since now."""
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return Holder(this_process(), next(_count), doing, since)
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who has the lock of `folder`; None if nobody has."""
+    """Return the holder of the lock of `folder`; None if it is free."""
     return _holder(folder / LOCK_FILE)
 
 
 def _acquire(path: Path, me: Holder) -> None:
-    """Make the file at `path` name `me`, if it names nobody or somebody dead."""
+    """Make the file at `path` name `me`, if it does not exist or names a dead process."""
     while not create(path, me.as_bytes()):
         other = _holder(path)
         if other is None:
@@ -102,7 +104,7 @@ def _acquire(path: Path, me: Holder) -> None:
 
 
 def _succeed(path: Path, dead: Holder, me: Holder) -> bool:
-    """Put `me` in the place of `dead`; False if somebody else was faster.
+    """Replace `dead` by `me`; return False if another process was faster.
 
     Only who holds the claim to this very dead holder's place may replace the file: whoever
     gets the claim later finds another name in it. A claim is a lock like any other, so one
@@ -120,7 +122,7 @@ def _succeed(path: Path, dead: Holder, me: Holder) -> bool:
 
 
 def _sweep_claims(folder: Path) -> None:
-    """Remove the claims to former holders' places that died with those who made them."""
+    """Remove succession claims whose makers have died."""
     for claim in folder.glob(f"{LOCK_FILE}{CLAIM}*"):
         claimant = _holder(claim)
         if claimant is not None and is_dead(claimant.owner):
@@ -128,14 +130,27 @@ def _sweep_claims(folder: Path) -> None:
 
 
 def _holder(path: Path) -> Holder | None:
-    """Who is named in the file at `path`; None if there is no such file."""
+    """Return the holder in the file at `path`; None if there is no such file."""
+    return read_held(path, holder_from)
+
+
+def holder_from(fields: dict[str, Any]) -> Holder:
+    """Return the holder in the fields of a lock's or a claim's file."""
+    return Holder(**{**fields, "owner": Owner(**fields["owner"])})
+
+
+def read_held(path: Path, parse: Callable[[dict[str, Any]], _Held]) -> _Held | None:
+    """Return what `parse` makes of the JSON of a lock or a claim; None if there is no such file.
+
+    Raises:
+        Locked: the file cannot be read.
+    """
     try:
-        named = json.loads(path.read_bytes())
-        return Holder(**{**named, "owner": Owner(**named["owner"])})
+        return parse(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise Locked(
-            f"{path} says that somebody is writing there, but it cannot be read: {error}.",
+            f"{path} says that another qedit is at work there, but it cannot be read: {error}.",
             f"If no other qedit is at work there, delete {path}.",
         ) from error

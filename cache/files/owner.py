@@ -1,4 +1,4 @@
-"""Who is writing: one running process, told apart from every other one there ever was.
+"""Owners: one running process, told apart from every other one there ever was.
 
 A process number alone is used again sooner or later. With the host, the start of the machine
 and the start of the process it is unique, and no clock is asked: a clock that jumps changes
@@ -21,7 +21,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Owner:
-    """One process: `boot` names the start of its machine, `space` its process numbering.
+    """One process: `boot` identifies the start of its machine, `space` its process numbering.
 
     `started` is when the process began, in the words of its system (only ever compared).
     """
@@ -37,7 +37,7 @@ class Owner:
 
 
 def owner_in(name: str) -> Owner | None:
-    """The owner that the file name part `name` was made from by `str`, None if it is not one."""
+    """Return the owner in a file name part made by `str(owner)`; None for other names."""
     found = re.fullmatch(r"([\w.-]+)-(\d+)-(\w+)\.(\w+)\.(\w+)", name)
     if found is None:
         return None
@@ -46,7 +46,7 @@ def owner_in(name: str) -> Owner | None:
 
 
 def this_process() -> Owner:
-    """The running process; a forked child is somebody else."""
+    """Return the running process; a forked child is another owner."""
     return _this_process(os.getpid())
 
 
@@ -59,7 +59,7 @@ def _this_process(pid: int) -> Owner:
 
 
 def is_dead(owner: Owner) -> bool:
-    """Whether `owner` certainly runs no more; False when that cannot be known from here.
+    """Return whether `owner` has certainly ended; False when that cannot be known from here.
 
     Another host's processes, and those of another container, cannot be seen. Machines that
     share a folder must have different host names: a host that was started anew since is
@@ -71,7 +71,7 @@ def is_dead(owner: Owner) -> bool:
 
 
 def can_be_asked(owner: Owner) -> bool:
-    """Whether it can be known from here if `owner` runs: not of another host or container."""
+    """Return whether this host and container can see if `owner` runs."""
     here = this_process()
     if owner.host != here.host:
         return False
@@ -83,19 +83,19 @@ def _host() -> str:
 
 
 def _boot() -> str:
-    """Name the start of this machine; "0" where the system does not tell (macOS)."""
-    told = PROC / "sys/kernel/random/boot_id"
-    return told.read_text()[:8] if told.exists() else "0"
+    """Return an id of this start of the machine; "0" where the system has none (macOS)."""
+    boot_id = PROC / "sys/kernel/random/boot_id"
+    return boot_id.read_text()[:8] if boot_id.exists() else "0"
 
 
 def _space() -> str:
-    """Name the numbering that this container's process numbers belong to."""
-    told = PROC / "self/ns/pid"
-    return re.sub(r"\D", "", os.readlink(told)) if told.exists() else "0"
+    """Return an id of this container's process numbering."""
+    namespace = PROC / "self/ns/pid"
+    return re.sub(r"\D", "", os.readlink(namespace)) if namespace.exists() else "0"
 
 
 def _runs(owner: Owner) -> bool:
-    """Whether process `owner.pid` of this machine is still the one that `owner` names."""
+    """Return whether process `owner.pid` of this machine is still the one in `owner`."""
     started = _started(owner.pid)
     if started is not None:
         return started == owner.started
@@ -109,7 +109,7 @@ def _runs(owner: Owner) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When process `pid` began; "" if it has ended (a zombie), None if it cannot be seen."""
+    """Return the start time of process `pid`; "" if it has ended (zombie), None if unseen."""
     if not PROC.joinpath("self/stat").exists():
         return _started_by_ps(pid)
     try:
@@ -122,16 +122,16 @@ def _started(pid: int) -> str | None:
 
 
 def _started_by_ps(pid: int) -> str | None:
-    """The same where there is no /proc."""
-    told = subprocess.run(
+    """Return the same from `ps`, on systems without /proc."""
+    fields = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
         env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
         capture_output=True,
         text=True,
         check=False,
     ).stdout.split(maxsplit=1)
-    if len(told) < 2:
+    if len(fields) < 2:
         return None
-    if told[0].startswith("Z"):
+    if fields[0].startswith("Z"):
         return ""
-    return hashlib.sha256(told[1].strip().encode()).hexdigest()[:12]
+    return hashlib.sha256(fields[1].strip().encode()).hexdigest()[:12]

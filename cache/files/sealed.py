@@ -1,4 +1,4 @@
-"""JSON that says its own checksum, so that a flipped bit is no other name, number or path."""
+"""JSON with a checksum inside, so that corruption is detected."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .fingerprint import canonical_json
 CHECKSUM = "crc32c"
 
 
-def sealed(said: Mapping[str, Any]) -> dict[str, Any]:
-    """`said`, as it will be read again, with its checksum."""
-    as_read = json.loads(json.dumps(said))
+def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields`, as they will be read again, with their checksum added."""
+    as_read = json.loads(json.dumps(fields))
     return {**as_read, CHECKSUM: checksum_of(as_read)}
 
 
-def unsealed(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What was sealed; what earlier versions wrote without a checksum as it is.
+def unsealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields without the checksum; those of earlier versions, without one, as they are.
 
     Raises:
         ValueError: it is something else.
     """
-    left = dict(said)
+    left = dict(fields)
     if CHECKSUM in left and left.pop(CHECKSUM) != checksum_of(left):
         raise ValueError("it does not match its checksum")
     return left
 
 
-def checksum_of(said: Mapping[str, Any]) -> str:
-    """Of all fields but the checksum."""
-    return f"{crc32c(canonical_json(said).encode()):08x}"
+def checksum_of(fields: Mapping[str, Any]) -> str:
+    """Return the checksum of all fields but the checksum itself."""
+    return f"{crc32c(canonical_json(fields).encode()):08x}"

@@ -1,4 +1,4 @@
-"""Where qedit may write: never into its own source folders."""
+"""The guard that keeps qedit from writing into its own source folders."""
 
 from __future__ import annotations
 

@@ -32,7 +32,17 @@ BLOCK_BYTES = 1 << 21
 def write_array(
     folder: Path, grid: Grid, *, starts: list[int], rows: Iterable[Bits], zarr_json: bytes
 ) -> list[int]:
-    """Write `rows` ([length, ...] each) into a new array; the checksum of each row."""
+    """Write `rows` into a new Zarr array at `folder`.
+
+    Args:
+        grid: how the array is cut; starts and rows fit it.
+        starts: where each row starts along the first axis.
+        rows: uint16 bits of bfloat16, `[length, ...]` each.
+        zarr_json: the content of the array's zarr.json.
+
+    Returns:
+        The checksum of each row: the CRC-32C of its chunks' CRC-32Cs.
+    """
     make_folder(folder)
     checksums: list[int] = []
     remaining = list(zip(starts, rows, strict=True))
@@ -49,7 +59,7 @@ def write_array(
 
 
 def _write_shard(file: BinaryIO, grid: Grid, rows: Sequence[tuple[int, Bits]]) -> list[int]:
-    """Write the chunks of `rows` (start, row) and the index; the checksum of each row."""
+    """Write the chunks of `rows` (start, row) and the index; return the checksum of each row."""
     index = np.full((grid.chunks_a_shard, 2), NOT_THERE, "<u8")
     checksums, offset, blocks = [], 0, _Blocks(file)
     for start, row in rows:
@@ -69,14 +79,14 @@ def _write_shard(file: BinaryIO, grid: Grid, rows: Sequence[tuple[int, Bits]]) -
 
 
 class _Blocks:
-    """Hands on to `file` what is written, in blocks of `BLOCK_BYTES`."""
+    """A buffer that hands what is written on to `file` in blocks of `BLOCK_BYTES`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._filled = file, 0
         self._block = memoryview(bytearray(BLOCK_BYTES))
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take in `data`, bytes one after the other."""
+        """Take in the bytes of `data`."""
         while data:
             some = data[: BLOCK_BYTES - self._filled]
             self._block[self._filled : self._filled + len(some)] = some
@@ -86,13 +96,13 @@ class _Blocks:
                 self.flush()
 
     def flush(self) -> None:
-        """Hand on the last, shorter one."""
+        """Hand on the last, shorter block."""
         self._file.write(self._block[: self._filled])
         self._filled = 0
 
 
 def _chunks(grid: Grid, row: Bits) -> Iterator[Bits]:
-    """`row` chunk by chunk, the last one padded with zeros."""
+    """Yield `row` chunk by chunk, the last one padded with zeros."""
     for begin in range(0, len(row), grid.chunk[0]):
         chunk = row[begin : begin + grid.chunk[0]]
         if len(chunk) < grid.chunk[0]:
@@ -103,7 +113,7 @@ def _chunks(grid: Grid, row: Bits) -> Iterator[Bits]:
 
 
 def _write_chunk(blocks: _Blocks, chunk: Bits, crcs: list[int], *, packs: bool) -> int:
-    """Write a chunk and its checksum, which is added to `crcs`; how many bytes that were."""
+    """Write a chunk and its checksum, which is added to `crcs`; return the number of bytes."""
     data = np.frombuffer(packed(chunk) if packs else chunk.data, np.uint8)
     crcs.append(crc32c(data))
     blocks.write(data.data)

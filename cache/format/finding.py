@@ -1,4 +1,4 @@
-"""Which row a key names: for millions of keys without an object for each.
+"""Row numbers by key, for millions of keys without an object for each.
 
 A large column of keys is sorted once, as numbers made of the ends of the keys, and searched by
 halving. Keys are digests: hardly two of them have one end. Who adds a few rows now and then has
@@ -20,7 +20,7 @@ MANY = 4096  # rows: sorting them takes less than to make an object of each
 
 
 class Numbers:
-    """Row numbers by key. Rows are numbered in the order of `add`. Threads may share it."""
+    """Row numbers by key, counted in the order of `add`. Threads may share it."""
 
     def __init__(self) -> None:
         self._few: dict[str, int] = {}
@@ -30,12 +30,12 @@ class Numbers:
         self._changing = threading.Lock()
 
     def add(self, keys: pa.ChunkedArray) -> None:
-        """Number these keys; no work is done before the first is asked for."""
+        """Number these keys; the work is put off until the first is looked up."""
         with self._changing:
             self._new.append(keys)
 
     def get(self, key: str) -> int | None:
-        """The number of a row of `key`; None if there is none. Several rows of a key are alike."""
+        """Return the number of a row of `key`, any one of several; None if there is none."""
         if self._new:
             self._take_in()
         number = self._few.get(key)
@@ -71,7 +71,7 @@ class _Sorted:
         self._borders, self._letters = borders.data, letters.data
 
     def find(self, key: str) -> int | None:
-        """The number of the row of `key`."""
+        """Return the number of the row of `key`."""
         name, ends = key.encode(), self._ends
         end = int.from_bytes(name[-END_BYTES:], "big")
         at = bisect.bisect_left(ends, end)
@@ -84,7 +84,7 @@ class _Sorted:
 
 
 def ends_of(keys: pa.StringArray) -> npt.NDArray[np.uint64]:
-    """The last eight bytes of each key as a number; of a shorter one all."""
+    """Return the last eight bytes of each key as a uint64; all bytes of a shorter key."""
     ends = np.zeros(len(keys), np.uint64)
     borders, letters = _buffers(keys)
     for back in range(END_BYTES, 0, -1):
@@ -95,7 +95,7 @@ def ends_of(keys: pa.StringArray) -> npt.NDArray[np.uint64]:
 
 
 def count_different(keys: pa.ChunkedArray) -> int:
-    """How many keys there are without their repetitions.
+    """Return the number of distinct keys.
 
     Only those are compared whose ends are those of others: a fifth of the time, less memory.
     """
@@ -107,7 +107,7 @@ def count_different(keys: pa.ChunkedArray) -> int:
 
 
 def _buffers(keys: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Where each key begins, and where the last one ends, in all their letters."""
+    """Return the offsets of the keys (one more than keys) into their letters, and the letters."""
     _, offsets, letters = keys.buffers()
     borders = np.frombuffer(offsets, np.int32)[keys.offset :][: len(keys) + 1]
     return borders, np.frombuffer(letters, np.uint8)

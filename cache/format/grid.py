@@ -1,4 +1,4 @@
-"""How an array is cut: shards of chunks along the first axis, and where its rows start."""
+"""Grids: how an array is cut into shards of chunks, and where its rows start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALIGNED_BYTES = 64
 
 @dataclass(frozen=True)
 class Grid:
-    """How an array is cut: `shape`, `shard` and `chunk` differ along the first axis only.
+    """The cut of an array: `shape`, `shard` and `chunk` differ along the first axis only.
 
     `compressed` says whether chunks are packed by `packing.py`; if not, each has
     `chunk_bytes`. How long the files of packed shards are, which follows from nothing else, is in
@@ -39,7 +39,7 @@ class Grid:
 
     @property
     def stride_bytes(self) -> int:
-        """From where a chunk begins in a shard's file to where the next one does, if not packed."""
+        """The distance in bytes between the beginnings of two unpacked chunks in a shard's file."""
         stored = self.chunk_bytes + CRC_BYTES
         return stored + -stored % ALIGNED_BYTES
 
@@ -52,26 +52,26 @@ class Grid:
         return -(-self.shape[0] // self.shard[0])
 
     def as_json(self) -> dict[str, Any]:
-        """How manifests and indices say it; `grid_in` reads it."""
-        said: dict[str, Any] = {"shape": self.shape, "shard": self.shard, "chunk": self.chunk}
+        """Return the fields of the grid in manifests and indices; `grid_in` reads them."""
+        fields: dict[str, Any] = {"shape": self.shape, "shard": self.shard, "chunk": self.chunk}
         if self.compressed:
-            said["compression"] = "zstd"
+            fields["compression"] = "zstd"
         if self.shard_bytes is not None:
-            said["shard_bytes"] = self.shard_bytes
-        return said
+            fields["shard_bytes"] = self.shard_bytes
+        return fields
 
     def shard_name(self, number: int) -> str:
-        """The file of shard `number`: Zarr's default chunk key with `.` between its parts."""
+        """Return the file name of shard `number`: Zarr's default chunk key with `.` between."""
         return ".".join(["c", str(number), *("0" for _ in self.shape[1:])])
 
 
-def grid_in(said: dict[str, Any]) -> Grid:
-    """The grid that `as_json` wrote; raises KeyError, TypeError or ValueError for another."""
-    compression = said.get("compression")
+def grid_in(fields: dict[str, Any]) -> Grid:
+    """Return the grid that `as_json` wrote; raise KeyError, TypeError or ValueError for others."""
+    compression = fields.get("compression")
     if compression not in (None, "zstd"):
         raise ValueError(f"compression {compression} is unknown")
-    shape, shard, chunk = (tuple(said[name]) for name in ("shape", "shard", "chunk"))
-    lengths = said.get("shard_bytes")
+    shape, shard, chunk = (tuple(fields[name]) for name in ("shape", "shard", "chunk"))
+    lengths = fields.get("shard_bytes")
     return Grid(
         shape,
         shard,
@@ -82,7 +82,7 @@ def grid_in(said: dict[str, Any]) -> Grid:
 
 
 def chunk_length(lengths: Sequence[int]) -> int:
-    """The longest chunk with which rows of these lengths take little more than the least room.
+    """Return the longest chunk that pads rows of these lengths little more than the shortest does.
 
     Long chunks are fewer and faster, but the last one of a row is padded: an instruction of
     seven tokens in a chunk of 64 would take nine times its room.
@@ -99,10 +99,18 @@ def _padded(lengths: Sequence[int], chunk: int) -> int:
 def place(
     lengths: Sequence[int], row_shape: tuple[int, ...], *, chunk: int, compressed: bool = False
 ) -> tuple[Grid, list[int]]:
-    """Lay rows of these lengths along the first axis.
+    """Lay rows along the first axis: each starts on a chunk border and none crosses a shard.
 
-    Each starts on a chunk border and none crosses a shard; `row_shape` is what comes after
-    the first axis. Returns the grid and where each row starts.
+    Args:
+        lengths: of the rows along the first axis.
+        row_shape: of a row without its first axis.
+        chunk: length of a chunk.
+
+    Returns:
+        The grid, and where each row starts.
+
+    Raises:
+        ValueError: a row is empty or longer than a shard.
     """
     shard = SHARD_LENGTH // chunk * chunk
     starts, end = [], 0
@@ -119,7 +127,7 @@ def place(
 
 
 def zarr_metadata(grid: Grid) -> dict[str, Any]:
-    """What zarr.json says of an array cut like this."""
+    """Return the content of zarr.json for an array cut like this."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     packing = [codec()] if grid.compressed else []
     sharding = {

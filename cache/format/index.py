@@ -1,4 +1,4 @@
-"""An index: what the tables of many parts say, in one file, so that a store opens in no time.
+"""An index: the tables of many parts in one file, so that a store opens quickly.
 
 It is derived and never the truth. It speaks of parts by their names, which are never used
 again, and a complete part never changes: so it is right about every part that is still
@@ -41,12 +41,12 @@ def write_index(folder: Path, listing: Listing, *, store: str) -> Path:
 
 
 def indices_in(folder: Path) -> list[Path]:
-    """The indices of the store at `folder`; two writers at once may leave more than one."""
+    """Return the indices of the store at `folder`; two writers at once may leave more than one."""
     return sorted(path for path in _files(folder) if NAME.fullmatch(path.name))
 
 
 def read_index(path: Path, *, store: str) -> Listing | None:
-    """What the index at `path` says; None if it is not the one that was written."""
+    """Return the listing in the index at `path`; None if the file is damaged or gone."""
     try:
         data = bytes_of(path)
     except (FileNotFoundError, Broken):  # not there: another writer has put a larger one there
@@ -61,20 +61,20 @@ def read_index(path: Path, *, store: str) -> Listing | None:
     parts = json.loads(about[b"parts"])
     return Listing(
         [name for name, _, _ in parts],
-        [grid_in(said) for _, _, said in parts],
+        [grid_in(grid) for _, _, grid in parts],
         np.array([count for _, count, _ in parts], np.int64),
         table.replace_schema_metadata(None),
     )
 
 
 def spoilt_indices(folder: Path, *, store: str) -> list[Path]:
-    """Those that are not what was written: they do no harm, but to open the store takes longer."""
+    """Return the damaged indices: they do no harm, but the store opens more slowly."""
     spoilt = (path for path in indices_in(folder) if read_index(path, store=store) is None)
     return [path for path in spoilt if path.exists()]  # else another has just taken its place
 
 
 def replace_indices(folder: Path, listing: Listing, *, store: str) -> None:
-    """Have one index of `listing` in the place of those that are there."""
+    """Write an index of `listing` and remove the others."""
     former = indices_in(folder)
     new = write_index(folder, listing, store=store)
     for path in former:

@@ -1,4 +1,4 @@
-"""Which rows there are, and where each lies: as columns, because there may be millions.
+"""Listings: the rows there are and where each lies, as columns, because there may be millions.
 
 A store's listing is put together from the tables of its parts, or from an index that holds
 many of them (`index.py`).
@@ -21,7 +21,7 @@ from .grid import Grid
 
 
 class Row(NamedTuple):
-    """Where a row lies along the first axis of its part's array, and its checksum."""
+    """The place of a row along the first axis of its part's array, and its checksum."""
 
     start: int
     length: int
@@ -44,7 +44,7 @@ class Listing:
     rows: pa.Table
 
     def only(self, names: Set[str]) -> Listing:
-        """The part of this listing that speaks of the parts called `names`."""
+        """Return the listing of those parts alone that are called `names`."""
         stay = np.array([name in names for name in self.names], bool)
         if stay.all():
             return self
@@ -59,7 +59,7 @@ class Listing:
 
 
 def joined(listings: Sequence[Listing]) -> Listing:
-    """All these listings, one after the other, as one."""
+    """Return all these listings, one after the other, as one."""
     return Listing(
         [name for listing in listings for name in listing.names],
         [grid for listing in listings for grid in listing.grids],
@@ -81,7 +81,7 @@ class _Block:
         self.checksums = table["crc32c"].to_numpy().data
 
     def place(self, number: int) -> tuple[int, Row]:
-        """Which of the listing's parts row `number` lies in, and where in it."""
+        """Return the index of the part that holds row `number`, and the row's place in it."""
         at = number - self.first
         part = bisect.bisect_right(self.part_ends, at)
         return part, Row(self.starts[at], self.lengths[at], self.checksums[at])
@@ -109,12 +109,12 @@ class Rows:
         return self._numbers.get(key) is not None
 
     def keys(self) -> pa.ChunkedArray:
-        """The key of every row; one that lies in several parts is there as often."""
+        """Return the key of every row; a key that lies in several parts comes several times."""
         there = [block.listing.rows["key"] for block in self._blocks]
         return pa.chunked_array([chunk for column in there for chunk in column.chunks], pa.string())
 
     def find(self, key: str) -> tuple[str, Row] | None:
-        """The name of the part in which the row of `key` lies, and where; None if there is none."""
+        """Return the name of the part that holds `key`, and the place in it; None if none does."""
         number = self._numbers.get(key)
         if number is None:
             return None
@@ -123,13 +123,13 @@ class Rows:
         return block.names[part], row
 
     def contains_many(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-        """Which of `keys` have a row: for millions of them, without an object for each."""
+        """Return a mask, one bool for each key: whether it has a row. For millions of keys."""
         return np.asarray(pc.is_in(keys, value_set=self.keys()), bool)
 
     def listing(self, names: Iterable[str] | None = None) -> Listing | None:
-        """Everything (or what is in the parts called `names`) as one listing."""
+        """Return all rows (or those of the parts called `names`) as one listing."""
         listings = [block.listing for block in self._blocks]
         if names is not None:
             wanted = set(names)
-            listings = [one for listing in listings if len((one := listing.only(wanted)).names)]
+            listings = [part for listing in listings if len((part := listing.only(wanted)).names)]
         return joined(listings) if listings else None

@@ -18,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a part holds.
+    """The contents of a part.
 
     `store` is the fingerprint of the store it was written for, `arrays` how each array is
     cut. `files` gives every file's length in bytes, by its path in the part, where a grid that
@@ -34,8 +34,8 @@ class Manifest:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """What the file says that completes a part."""
-    said = {
+    """Return the content of manifest.json, the file that completes a part."""
+    fields = {
         "format": FORMAT,
         "store": manifest.store,
         "rows": manifest.rows,
@@ -43,17 +43,17 @@ def manifest_text(manifest: Manifest) -> str:
         "files": manifest.files,
         "checksums": {name: f"{crc:08x}" for name, crc in manifest.checksums.items()},
     }
-    return readable_json({**said, CHECKSUM: checksum_of(said)})
+    return readable_json({**fields, CHECKSUM: checksum_of(fields)})
 
 
 def is_as_written(part: Path) -> bool:
-    """Whether the manifest of `part`, which can be read, is what was written to the byte."""
+    """Return whether the readable manifest of `part` is, byte by byte, what was written."""
     data = bytes_of(part / MANIFEST_FILE)
     return data == readable_json(json.loads(data)).encode()
 
 
 def read_manifest(part: Path) -> Manifest | None:
-    """The manifest of `part`; None if there is none, so that the part does not exist.
+    """Return the manifest of `part`; None if there is none, and so no part.
 
     Raises:
         Broken: it is not the one that was written, or of a format this version cannot read.
@@ -63,27 +63,27 @@ def read_manifest(part: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        said = json.loads(data)
-        if said.pop(CHECKSUM) != checksum_of(said):
+        fields = json.loads(data)
+        if fields.pop(CHECKSUM) != checksum_of(fields):
             raise Broken("its manifest does not match its checksum")
-        if said["format"] != FORMAT:
-            raise Broken(f"it has format {said['format']}, this qedit reads {FORMAT}")
+        if fields["format"] != FORMAT:
+            raise Broken(f"it has format {fields['format']}, this qedit reads {FORMAT}")
         return Manifest(
-            store=said["store"],
-            rows=said["rows"],
+            store=fields["store"],
+            rows=fields["rows"],
             arrays={
-                name: _with_lengths(grid_in(grid), name, files=said["files"])
-                for name, grid in said["arrays"].items()
+                name: _with_lengths(grid_in(grid), name, files=fields["files"])
+                for name, grid in fields["arrays"].items()
             },
-            files=said["files"],
-            checksums={name: int(crc, 16) for name, crc in said["checksums"].items()},
+            files=fields["files"],
+            checksums={name: int(crc, 16) for name, crc in fields["checksums"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Broken("its manifest cannot be read") from error
 
 
 def _with_lengths(grid: Grid, array: str, *, files: dict[str, int]) -> Grid:
-    """The same grid, which knows how long its shards are if that does not follow from it."""
+    """Return the grid with the byte lengths of its shards, where chunks are compressed."""
     if not grid.compressed:
         return grid
     shards = (f"{array}/{grid.shard_name(number)}" for number in range(grid.shards))

@@ -1,14 +1,17 @@
-"""A file's bytes copied from where they lie in memory, as long as they lie there.
+"""Reads from a memory map, for pages that already lie in memory; the row reader's fast path.
 
-To copy what a map shows takes a seventh less time than to have the system copy it. But a page
-that must first come from the disk comes many times slower through a map, and if the disk fails,
-the process ends with SIGBUS and without a word. So it is asked first whether all pages are there
-(`mincore`), and if not, nothing is copied: then the system is to be called. And it is asked how
-long the file is: of one that was cut off `mincore` may still find in memory what lay behind the
-cut, where the map shows nothing any more. Only a page that went within the thirty microseconds
-after these questions, on a disk that failed at the same time, would still end the process.
+Measured gain: copying cached pages from a map takes about a seventh less time than `pread`.
 
-Linux only. Where `mincore` does not tell the truth, nothing is mapped.
+A page that must first come from the disk is many times slower through a map, and if the disk
+fails, the process dies of SIGBUS without a message. So each copy asks first:
+
+1. `mincore`: are all pages in memory? If not, nothing is copied and the caller uses `pread`.
+2. The file's length: `mincore` may still find pages behind the end of a truncated file.
+
+Only a page that is evicted in the 30 microseconds after these questions, on a disk that fails
+at the same moment, would still end the process.
+
+Linux only. Where `mincore` does not tell the truth (some sandboxes), nothing is mapped.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ Mincore = Callable[[int, int, int], int]
 
 
 class _Answers(threading.local):
-    """A byte for each page asked about: every thread has its own."""
+    """The answer of `mincore`, a byte for each page; every thread has its own."""
 
     def __init__(self) -> None:
         self.pages = bytearray(LARGEST_BYTES // PAGE_BYTES + 2)
@@ -44,7 +47,7 @@ _ANSWERS = _Answers()
 
 
 class MappedFile:
-    """All bytes of the open file of this number, mapped until nobody holds this any more."""
+    """A map of the whole open file of this descriptor."""
 
     __slots__ = ("_address", "_bytes", "_length", "_mincore", "_number")
 
@@ -55,7 +58,7 @@ class MappedFile:
         self._number = number
 
     def copy(self, space: npt.NDArray[np.uint8], offset: int) -> bool:
-        """Fill `space` with the bytes at `offset` if all lie in memory; whether they did."""
+        """Fill `space` with the bytes at `offset` if all lie in memory; return whether they did."""
         length = len(space)
         if not SMALLEST_BYTES <= length <= LARGEST_BYTES or offset + length > self._length:
             return False
@@ -72,7 +75,7 @@ class MappedFile:
 
 
 def mapped_file(number: int) -> MappedFile | None:
-    """The file of this number, which stays open, mapped; None where one must not or cannot be."""
+    """Return a map of the file of this descriptor; None where mapping is not safe or possible."""
     mincore, about = _mincore(), os.fstat(number)
     # of a file that belongs to others the system does not tell, but says "in memory" always
     if mincore is None or about.st_uid != os.geteuid():
@@ -85,7 +88,7 @@ def mapped_file(number: int) -> MappedFile | None:
 
 @functools.cache
 def _mincore() -> Mincore | None:
-    """The system's `mincore`, if there is one that tells the truth."""
+    """Return the system's `mincore`; None if there is none that tells the truth."""
     if sys.platform != "linux":
         return None
     mincore = ctypes.PyDLL(None).mincore  # keeps the interpreter: it is done in a moment
@@ -94,13 +97,13 @@ def _mincore() -> Mincore | None:
 
 
 def tells_the_truth(mincore: Mincore) -> bool:
-    """Whether it knows a page that is there from one that is not: in some sandboxes all are."""
+    """Return whether `mincore` tells a present page from an absent one; some sandboxes do not."""
     page = mmap.mmap(-1, PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address, said = np.frombuffer(page, np.uint8).ctypes.data, []
+    address, answers = np.frombuffer(page, np.uint8).ctypes.data, []
     for value in (0, 1):
         if value:
             page[0] = value  # to write to it puts it there
         if mincore(address, PAGE_BYTES, _ANSWERS.address):
             return False
-        said.append(_ANSWERS.pages[0])
-    return said == [_GONE, _THERE]
+        answers.append(_ANSWERS.pages[0])
+    return answers == [_GONE, _THERE]

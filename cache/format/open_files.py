@@ -1,4 +1,4 @@
-"""Files kept open between reads: to open, close and find a file again costs as much as it holds.
+"""Files kept open between reads, because opening one costs as much as reading a row from it.
 
 Safe for threads: a file that is given up is closed when the last one who reads from it is done.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Broken
-from ..files.failing_disk import LOST, lost_is_broken
+from ..files.failing_disk import LOST, io_errors_as_damaged
 from .mapped_file import MappedFile, mapped_file
 
 MOST_OPEN = 128  # of the 256 (macOS) or 1024 files that a process may have open
@@ -22,7 +22,7 @@ MOST_MAPPED_BYTES = 1 << 30
 
 
 class OpenFile:
-    """A file that is read from at given places; closed when nobody holds it any more."""
+    """A file for reads at given offsets; closed when it is no longer referenced."""
 
     __slots__ = ("_mapped", "mapped_bytes", "number")
 
@@ -36,16 +36,16 @@ class OpenFile:
             os.close(self.number)
 
     def size(self) -> int:
-        """Its length in bytes, as it is now."""
+        """Return its length in bytes, as it is now."""
         return os.fstat(self.number).st_size
 
     def map(self) -> None:
-        """Have what lies in memory copied from a map from now on, where there can be one."""
+        """Copy from a memory map from now on where pages lie in memory (see mapped_file.py)."""
         self._mapped = mapped_file(self.number)
         self.mapped_bytes = 0 if self._mapped is None else self.size()
 
     def fill(self, space: npt.NDArray[np.uint8], offset: int) -> None:
-        """Fill `space` with the bytes at `offset`, however many the system gives at a time.
+        """Fill `space` (uint8) with the bytes at `offset`, in as many system calls as it takes.
 
         Raises:
             Broken: the file is too short, cannot be read, or has gone (on a network's disk).
@@ -66,7 +66,7 @@ class OpenFile:
 
 
 class OpenFiles:
-    """The files that were opened last, at most so many; the oldest is given up first.
+    """The files opened last, up to a number; the oldest is given up first.
 
     Args:
         most: files.
@@ -79,13 +79,13 @@ class OpenFiles:
         self._changing = threading.Lock()
 
     def get(self, path: str) -> OpenFile:
-        """The file at `path`, opened if it is not open; raises Broken if there is none."""
+        """Return the file at `path`, opened if it is not open; raise Broken if there is none."""
         file = self._files.get(path)
         return self._opened(path) if file is None else file
 
     def _opened(self, path: str) -> OpenFile:
         try:
-            with lost_is_broken():
+            with io_errors_as_damaged():
                 file = OpenFile(path)
         except FileNotFoundError as error:
             raise Broken(f"the file {os.path.basename(path)} is missing") from error

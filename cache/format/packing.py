@@ -1,4 +1,4 @@
-"""Chunks made smaller without a loss: Zarr's `blosc` codec, zstd over the bits of bfloat16.
+"""Lossless compression of chunks: Zarr's `blosc` codec, zstd over bit-shuffled bfloat16.
 
 The first bits of neighbouring values (sign and exponent) are much alike, the last ones are
 noise. So bits of one place are put together before they are compressed.
@@ -16,7 +16,7 @@ TYPE_BYTES = 2
 
 
 def codec() -> dict[str, Any]:
-    """What zarr.json says of it."""
+    """Return the codec's entry in zarr.json."""
     return {
         "name": "blosc",
         "configuration": {
@@ -30,14 +30,14 @@ def codec() -> dict[str, Any]:
 
 
 def packed(chunk: npt.NDArray[np.uint16]) -> bytes:
-    """The bytes that `unpack_into` makes `chunk` of again, bit by bit."""
+    """Return `chunk` (uint16) compressed; `unpack_into` restores it bit by bit."""
     from numcodecs import blosc
 
     return bytes(blosc.compress(chunk.reshape(-1).view("<u2"), b"zstd", LEVEL, blosc.BITSHUFFLE, 0))
 
 
 def unpack_into(space: npt.NDArray[np.uint8], data: npt.NDArray[np.uint8]) -> None:
-    """Fill `space` with the chunk that `data` was packed from.
+    """Fill `space` (uint8) with the chunk that was compressed to `data`.
 
     Raises:
         ValueError, RuntimeError: it was packed from something else.

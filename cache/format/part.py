@@ -28,7 +28,7 @@ ATTRIBUTES = {"qedit_dtype": "bfloat16"}
 
 @dataclass(frozen=True)
 class Layout:
-    """What the rows of a store look like.
+    """The form of the rows of a store.
 
     Args:
         array: the name of the array they lie in.
@@ -53,11 +53,14 @@ class Part:
         self._ragged, self._rest = layout.ragged, grid.shape[1:]
 
     def read(self, row: Row, *, into: Bits | None = None, verified: bool = True) -> Bits:
-        """The row's bits, in `into` if that is given; raises Broken.
+        """Return the row's bits (uint16): `[length, ...]` if rows are ragged, else `[...]`.
 
         Args:
-            into: a contiguous array of the row's shape.
-            verified: whether its checksums are looked at.
+            into: a contiguous array of the row's shape to read into.
+            verified: whether its checksums are verified.
+
+        Raises:
+            Broken: the row is not what was written.
         """
         start, length, checksum = row
         shape = (length, *self._rest) if self._ragged else self._rest
@@ -73,7 +76,7 @@ class Part:
         return into
 
     def check(self, row: Row, space: npt.NDArray[np.uint8] | None = None) -> None:
-        """Make sure that the row can be read as it was written; raises Broken.
+        """Make sure that the row can be read as it was written; raise Broken otherwise.
 
         Args:
             space: at least of some hundred bytes, to read into.
@@ -81,7 +84,7 @@ class Part:
         self._array.check(row.start, row.length, checksum=row.checksum, space=space)
 
     def shape(self, row: Row) -> tuple[int, ...]:
-        """The row's shape; nothing is read."""
+        """Return the row's shape without reading it."""
         return (row.length, *self._rest) if self._ragged else self._rest
 
 
@@ -94,7 +97,7 @@ def write_part(
     rows: Sequence[Bits],
     packs: bool = False,
 ) -> None:
-    """Write a new part of these rows at `path`; it exists once its manifest does.
+    """Write these rows as a new part at `path`; it exists once its manifest does.
 
     The manifest's file is begun before all others, under the name of a leftover: a part that
     has neither it nor the manifest is not unfinished, but has lost its manifest.
@@ -127,7 +130,7 @@ def write_part(
 
 
 def read_part(path: Path, layout: Layout, *, store: str) -> Listing | None:
-    """What the part at `path` says of its rows; None if there is no such part.
+    """Return the listing of the part at `path`; None if there is no such part.
 
     Raises:
         Broken: what lies there is not what was written.
@@ -149,13 +152,13 @@ def read_part(path: Path, layout: Layout, *, store: str) -> Listing | None:
 
 
 def rows_in(listing: Listing) -> Iterator[tuple[str, Row]]:
-    """Every row of a listing with its key."""
-    for said in listing.rows.to_pylist():
-        yield said["key"], Row(said["start"], said["length"], said["crc32c"])
+    """Yield the key and the place of every row of a listing."""
+    for row in listing.rows.to_pylist():
+        yield row["key"], Row(row["start"], row["length"], row["crc32c"])
 
 
 def _files_of(part: Path) -> list[str]:
-    """Every file of a part that is being written, but for its manifest."""
+    """Return the files of a part that is being written, without its manifest."""
     files = (path for path in part.rglob("*") if path.is_file() and path.suffix != LEFTOVER)
     return sorted(path.relative_to(part).as_posix() for path in files)
 
@@ -174,7 +177,7 @@ def _rows_table(
 
 
 def refuse_misfits(keys: Sequence[str], rows: Sequence[np.ndarray], layout: Layout) -> None:
-    """Refuse what is not rows of `layout`: a mistake of the program, never of its user."""
+    """Refuse arrays that are no rows of `layout`: a mistake of the program, never of its user."""
     if len(keys) != len(rows) or len(set(keys)) != len(keys):
         raise ValueError(f"{len(rows)} rows need as many different keys, not {len(keys)}")
     dimensions = len(layout.dimension_names) - (0 if layout.ragged else 1)

@@ -1,8 +1,8 @@
-"""Rows read from a Zarr v3 array, straight to where they belong, each checked as it comes.
+"""Rows read from a Zarr v3 array straight into the caller's memory, each checksum verified.
 
-What a shard's file looks like is said in `arrays.py`, which writes it. The checksums that lie
-between the chunks say nothing that a row's checksum does not, which is one of theirs: so it
-is enough to sum up what was read. `check` looks at them as well.
+`arrays.py` describes and writes the shards' files. The checksums between the chunks add nothing
+to a row's checksum, which is a checksum of theirs: so it is enough to sum up the bytes that were
+read. `check` compares them as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOT_ITS_CHECKSUM = "its bytes do not match their checksum"
 
 
 class _Shard(NamedTuple):
-    """What a shard's index says.
+    """The index of a shard.
 
     Attributes:
         offsets, sizes: where each chunk begins, and how long it is with its checksum.
@@ -44,7 +44,7 @@ class _Shard(NamedTuple):
 
 
 class ArrayReader:
-    """Reads rows of one array, each checked against its checksum. Threads may share it.
+    """A reader of one array's rows that verifies their checksums. Threads may share it.
 
     Args:
         files: which keeps the shards' files open.
@@ -92,7 +92,7 @@ class ArrayReader:
             raise Broken("it was read as something else than it is: the memory may be at fault")
 
     def check(self, start: int, length: int, *, checksum: int, space: Bytes | None = None) -> None:
-        """Make sure that the row is there as it was written; raises Broken. Keeps nothing.
+        """Make sure that the row is there as it was written; raise Broken otherwise. Keeps nothing.
 
         Args:
             space: at least of some hundred bytes, to read into.
@@ -118,7 +118,7 @@ class ArrayReader:
             raise Broken("another row lies in its place")
 
     def _place(self, start: int, length: int) -> tuple[_Shard, int, int]:
-        """The shard of a row, and which of its chunks are the row's: the first, and how many."""
+        """Return a row's shard, the first of its chunks there, and how many chunks it has."""
         chunk, number = self._chunk_length, start // self._shard_length
         first, count = start % self._shard_length // chunk, (length + chunk - 1) // chunk
         shard = self._shards.get(number)
@@ -131,7 +131,7 @@ class ArrayReader:
         return shard, first, count
 
     def _fill(self, file: OpenFile, offset: int, space: Bytes, *, apart: int) -> None:
-        """Fill `space` with chunk after chunk, whatever the bytes between them say."""
+        """Fill `space` with chunk after chunk, skipping the checksums between them."""
         step = self._chunk_bytes
         if len(space) <= step:
             file.fill(space, offset)
@@ -143,7 +143,7 @@ class ArrayReader:
     def _unpack(
         self, shard: _Shard, first: int, space: Bytes, *, count: int, checksum: int | None
     ) -> None:
-        """Fill `space` with the chunks unpacked."""
+        """Fill `space` with the decompressed chunks."""
         from .packing import unpack_into
 
         file, crcs, step = self._files.get(shard.path), bytearray(), self._chunk_bytes
@@ -169,7 +169,7 @@ class ArrayReader:
 
 
 def _filled(file: OpenFile, offset: int, space: Bytes, checksum: int) -> int:
-    """Fill `space` piece by piece; the checksum of what `checksum` is of and it together."""
+    """Fill `space` piece by piece; return `checksum` continued over its bytes."""
     if len(space) <= PIECE_BYTES:
         file.fill(space, offset)
         return crc32c_of_more(checksum, space)
@@ -181,7 +181,7 @@ def _filled(file: OpenFile, offset: int, space: Bytes, checksum: int) -> int:
 
 
 def _index_of(file: OpenFile, path: str, grid: Grid) -> _Shard:
-    """What the index at the end of a shard's file says."""
+    """Return the index at the end of a shard's file; raise Broken if it is damaged."""
     index = np.empty((grid.chunks_a_shard, 2), "<u8")
     stored = np.empty(1, "<u4")
     begin = file.size() - index.nbytes - stored.nbytes
@@ -200,7 +200,7 @@ def _index_of(file: OpenFile, path: str, grid: Grid) -> _Shard:
 def _gap_of(
     offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], grid: Grid, *, end: int
 ) -> int:
-    """What lies behind every chunk: nothing where they do not begin at round numbers.
+    """Return the bytes between two chunks: none where they do not begin at round numbers.
 
     So were shards written once, and so does zarr-python write them.
     """
@@ -217,7 +217,7 @@ def _following(
     *,
     gap_bytes: int,
 ) -> npt.NDArray[np.int64]:
-    """How many chunks of this array follow each other in the file, from each on; 0: no chunk."""
+    """Return, for each chunk, how many from it on lie contiguously in the file; 0: no chunk."""
     plain = grid.chunk_bytes + CRC_BYTES
     packed = (sizes > CRC_BYTES) & (sizes <= 2 * plain + 64)
     there = packed if grid.compressed else sizes == plain

@@ -26,7 +26,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table (or these columns of it) in the file at `path`.
+    """Return the table (or these columns of it) in the file at `path`.
 
     Raises:
         Damaged: the file is not the one that was written.
@@ -44,7 +44,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def table_bytes(table: pa.Table, *, repeats: bool = True) -> bytes:
-    """`table` as the bytes of a Parquet file with a checksum on every page.
+    """Return `table` as the bytes of a Parquet file with a checksum on every page.
 
     Args:
         repeats: whether values come more than once, so that it pays to look for that.
@@ -59,7 +59,7 @@ def table_bytes(table: pa.Table, *, repeats: bool = True) -> bytes:
 def write_blocks(
     schema: pa.Schema, blocks: Iterable[pa.RecordBatch], *, write: Callable[[bytes], object]
 ) -> None:
-    """The same of a table that is never held as a whole: one row group a block.
+    """Write a table that is never held as a whole, one row group for each block.
 
     Args:
         write: takes the bytes of the file as they come.
@@ -71,7 +71,7 @@ def write_blocks(
 
 
 class _Written(io.RawIOBase):
-    """What a Parquet writer asks of a file."""
+    """The file interface that a Parquet writer expects, over a `write` function."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write, self._written_bytes = write, 0
@@ -89,14 +89,14 @@ class _Written(io.RawIOBase):
 
 
 def table_blocks(path: Path) -> Iterator[pa.Table]:
-    """The table in the file at `path`, one row group after the other."""
+    """Yield the table in the file at `path`, one row group after the other."""
     with path.open("rb") as file, pq.ParquetFile(file, **AS_ASKED) as table:
         for number in range(table.num_row_groups):
             yield table.read_row_group(number, use_threads=False)
 
 
 def table_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table (or these columns of it) whose Parquet file is `data`."""
+    """Return the table (or these columns of it) in `data`, the bytes of a Parquet file."""
     with pq.ParquetFile(pa.BufferReader(data), **AS_ASKED) as file:
         # to wake threads takes longer than to read a small table
         many = len(data) > SMALL_BYTES

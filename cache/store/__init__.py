@@ -1,1 +1,1 @@
-"""Stores and sets of stores: rows found, added, moved, verified and dropped; not what made them."""
+"""Stores and sets of stores: rows found, added, moved, verified and dropped; not how they arise."""

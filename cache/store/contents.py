@@ -1,4 +1,4 @@
-"""What a store holds, as it was last looked up: by the indices, then part by part.
+"""The contents of a store as last looked up: from the indices, then part by part.
 
 Rows move while others read (`repacking.py`): a part may go while its table is read. Those it
 went for were there before it went, so that who looks until there is nothing new misses none.
@@ -32,7 +32,7 @@ class Contents:
         self._looking = threading.RLock()
 
     def rows(self) -> Rows:
-        """What is there, looked up once. What has been handed out only ever grows."""
+        """Return the rows, looked up once. The object handed out only ever grows."""
         if self._known is None:
             with self._looking:
                 if self._known is None:
@@ -40,7 +40,7 @@ class Contents:
         return self._known
 
     def refresh(self) -> bool:
-        """See what others have added or removed meanwhile; whether that was anything."""
+        """Look up what others have added or removed meanwhile; return whether they have."""
         with self._looking:
             if self._known is None:
                 self.rows()
@@ -59,13 +59,13 @@ class Contents:
                 self._admit([name], known)
 
     def leave_out(self, names: Set[str]) -> None:
-        """Take the rows of the parts called `names` for missing from now on."""
+        """Treat the rows of the parts called `names` as missing from now on."""
         with self._looking:
             self._left_out |= names
             self._known = self._looked_up()
 
     def part_names(self) -> set[str]:
-        """The names of all parts, unfinished ones too."""
+        """Return the names of all parts, unfinished ones too."""
         try:
             names = os.listdir(self._path / "parts")
         except FileNotFoundError:
@@ -73,12 +73,12 @@ class Contents:
         return {name for name in names if not name.endswith(LEFTOVER)}
 
     def in_indices(self) -> set[str]:
-        """The names of the parts that an index speaks of now: those were complete once."""
+        """Return the names of the parts that the indices list: those were complete once."""
         listings = (read_index(path, store=self._store) for path in indices_in(self._path))
         return {name for listing in listings if listing is not None for name in listing.names}
 
     def keep_index(self, unlisted: int) -> None:
-        """Write an index anew if more parts than these are in none."""
+        """Write a new index if more than `unlisted` parts are in none."""
         with self._looking:
             known = self.rows()
             if len(known.parts) - len(self._indexed) <= unlisted:
@@ -102,7 +102,7 @@ class Contents:
         return known
 
     def _admit_new(self, known: Rows, *, looked_at: set[str]) -> int:
-        """Read the tables of all other parts, until there is no other; how many there were."""
+        """Read the tables of parts until none is new; return how many there were."""
         count = 0
         while new := self._names() - looked_at:
             count += self._admit(sorted(new), known)
@@ -110,7 +110,7 @@ class Contents:
         return count
 
     def _admit(self, names: Iterable[str], known: Rows) -> int:
-        """Read the tables of these parts; how many there were."""
+        """Read the tables of these parts; return how many there were."""
         count = 0
         for name in names:
             path = self._path / "parts" / name
@@ -127,7 +127,7 @@ class Contents:
 
 
 def damaged(part: Path, subject: str, error: Broken) -> Damaged:
-    """What is said of the `subject`, which lies in `part`."""
+    """Return the Damaged error for `subject`, which lies in `part`."""
     return Damaged(
         f"{subject} is damaged: {error}; it lies in {part}.",
         "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes them anew.",

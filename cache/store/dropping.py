@@ -1,4 +1,4 @@
-"""Giving up what is damaged, and nothing else."""
+"""Removal of damaged rows and parts, and of nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TORN = "giving up what a part has lost"
 
 
 def drop(store: Store, damages: Sequence[Damage]) -> None:
-    """Remove the rows that are damaged; the others of their parts move to new parts.
+    """Remove the damaged rows; the other rows of their parts move to new parts.
 
     A part whose table cannot be read goes as a whole. What is lost is missing from now on,
     and its stage makes it anew. Only for who is alone in the store (`claims.alone_in`).
@@ -41,7 +41,7 @@ def drop(store: Store, damages: Sequence[Damage]) -> None:
 
 
 def drop_torn(stores: Sequence[Store]) -> int:
-    """Give up what is lost with the files that parts have lost; how many parts there were.
+    """Drop the parts that have lost files, keeping their readable rows; return how many parts.
 
     Several processes may begin with this at once: one does it, and the others wait for it.
 
@@ -83,7 +83,7 @@ def _planned(store: Store, damages: Sequence[Damage]) -> Repacking:
 
 
 def _whole_rows(store: Store, path: Path) -> list[str]:
-    """The keys of the rows of a part that can still be read."""
+    """Return the keys of the rows of a part that can still be read."""
     try:
         listing = read_part(path, store.layout, store=store.fingerprint)
     except Broken:
@@ -101,7 +101,7 @@ def _whole_rows(store: Store, path: Path) -> list[str]:
 
 
 def pass_over_torn(stores: Sequence[Store], *, drops: bool) -> tuple[str, ...]:
-    """Have rows that went with a file count as missing; a sentence where there are any.
+    """Treat rows whose files are lost as missing; return a sentence about them, if there are any.
 
     While somebody is at work there they stay as they are, so that one may join the work.
 
@@ -119,7 +119,7 @@ def pass_over_torn(stores: Sequence[Store], *, drops: bool) -> tuple[str, ...]:
 
 
 def torn_words(count: int) -> str:
-    """How many parts have lost a file, in words; nothing of none."""
+    """Return "3 parts have lost a file" for a count of 3; an empty text for 0."""
     if not count:
         return ""
     return f"{count} part has lost a file" if count == 1 else f"{count} parts have lost a file"

@@ -1,4 +1,4 @@
-"""What writers left unfinished: of the dead, and of those who cannot be asked from here."""
+"""Unfinished files of dead processes, and of processes on unreachable hosts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECENT_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or a tree at `path` that is nobody's result, and who began it."""
+    """An unfinished file or tree at `path`, and the process that began it."""
 
     path: Path
     owner: Owner
@@ -31,7 +31,7 @@ class Leftover:
 
 
 def leftovers_in(folder: Path) -> Iterator[Leftover]:
-    """What lies in `folder` under another than its final name, unless its writer lives here."""
+    """Yield the entries of `folder` with temporary names, except those of live local processes."""
     for path in _entries(folder):
         owner = owner_of(path.name) if path.name.endswith(LEFTOVER) else None
         if owner is not None and not _lives_here(owner):
@@ -39,7 +39,7 @@ def leftovers_in(folder: Path) -> Iterator[Leftover]:
 
 
 def unfinished_parts(parts: Path) -> Iterator[Leftover]:
-    """Parts without a manifest, unless their writer lives here."""
+    """Yield parts without a manifest, except those of live local processes."""
     for path in _entries(parts):
         owner = None if path.name.endswith(LEFTOVER) else owner_of(path.name)
         if owner is None or _lives_here(owner) or (path / MANIFEST_FILE).exists():
@@ -48,7 +48,7 @@ def unfinished_parts(parts: Path) -> Iterator[Leftover]:
 
 
 def may_be_at_work(leftover: Leftover) -> bool:
-    """Whether its writer may still run: it cannot be asked, and wrote something within a day.
+    """Return whether its writer may still run: it cannot be asked, and wrote within a day.
 
     For what no lock tells of. A change at a time to come, by a clock that jumps or by another
     host's, counts as recent.
@@ -57,12 +57,12 @@ def may_be_at_work(leftover: Leftover) -> bool:
 
 
 def seconds_unchanged(path: Path) -> float:
-    """How long ago the file or anything in the tree at `path` changed last; below 0: to come."""
+    """Return the age in seconds of the last change at `path`; negative if it lies in the future."""
     newest = 0.0
     for where, _, names in os.walk(path):
-        for one in (Path(where), *(Path(where, name) for name in names)):
+        for entry in (Path(where), *(Path(where, name) for name in names)):
             with contextlib.suppress(FileNotFoundError):  # its writer is at work this moment
-                newest = max(newest, one.lstat().st_mtime)
+                newest = max(newest, entry.lstat().st_mtime)
     with contextlib.suppress(FileNotFoundError):
         newest = max(newest, path.lstat().st_mtime)
     return time.time() - newest

@@ -1,4 +1,4 @@
-"""recipe.json in a store's folder: for people, and to know what the folder is named after."""
+"""recipe.json in a store's folder: the recipe whose fingerprint names the folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ RECIPE_FILE = "recipe.json"
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
-    """What recipe.json in `folder` says; None if it is missing or cannot be read."""
+    """Return the recipe.json in `folder`; None if it is missing or unreadable."""
     try:
-        said = json.loads((folder / RECIPE_FILE).read_bytes())
+        recipe = json.loads((folder / RECIPE_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return recipe if isinstance(recipe, dict) else None
 
 
 def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write recipe.json, or make sure that it says the same.
+    """Write recipe.json, or make sure that the one there says the same.
 
     Raises:
         AnotherRecipe: it says something else.
@@ -41,7 +41,7 @@ def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def wrong_recipe(folder: Path, recipe: Mapping[str, Any], *, has_parts: bool) -> Iterator[str]:
-    """What is wrong with the recipe.json in `folder`, in words.
+    """Yield what is wrong with the recipe.json in `folder`, in words.
 
     Args:
         has_parts: a store without any needs none.
@@ -52,8 +52,8 @@ def wrong_recipe(folder: Path, recipe: Mapping[str, Any], *, has_parts: bool) ->
             yield f"{RECIPE_FILE} is missing"
         return
     try:
-        said = fingerprint(json.loads(bytes_of(path)))
+        found = fingerprint(json.loads(bytes_of(path)))
     except (ValueError, Broken):
-        said = "nothing readable"
-    if said != name:
+        found = ""
+    if found != name:
         yield f"it is not the recipe that the folder is named after, {name}"

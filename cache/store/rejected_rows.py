@@ -23,7 +23,7 @@ SUFFIX = ".json"
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """Why there is no row of this key.
+    """The reason why there is no row of this key.
 
     Attributes:
         stage: the command that could not make it.
@@ -45,21 +45,21 @@ class RejectedRow:
 
 
 class RejectedRows:
-    """The rejections of one store, as they are now: nothing is held in memory."""
+    """The rejections of one store, read from disk at every call."""
 
     def __init__(self, store: Path) -> None:
         self._folder = store / FOLDER
         self._swept = False
 
     def all_keys(self) -> set[str]:
-        """The keys of all of them; no file is read."""
+        """Return the keys of all rejections, from the file names alone."""
         if not self._folder.is_dir():
             return set()
         names = (path.name for path in self._folder.iterdir())
         return {name.removesuffix(SUFFIX) for name in names if not name.endswith(LEFTOVER)}
 
     def read(self, key: str) -> RejectedRow | None:
-        """The rejection of `key`; None if it has been forgotten since it was seen.
+        """Return the rejection of `key`; None if it has been forgotten meanwhile.
 
         Raises:
             Damaged: its file is not one of ours.
@@ -76,7 +76,7 @@ class RejectedRows:
             ) from error
 
     def add(self, row: RejectedRow) -> None:
-        """Remember that there is no such row."""
+        """Record a rejection."""
         if not self._swept:  # once: to look through thousands of files for each is slow
             sweep(self._folder)
             self._swept = True
@@ -90,7 +90,7 @@ class RejectedRows:
                 self.add(replace(row, accepted=True))
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Have the rows of `keys` tried again."""
+        """Remove the rejections of `keys`, so that their rows are tried again."""
         for key in self.all_keys().intersection(keys):
             remove(self._path(key))
 

@@ -1,4 +1,4 @@
-"""Rows moved from parts into fewer ones: to drop what nobody wants, and to join small parts.
+"""Rows moved into fewer parts: to drop unused rows, and to join small parts.
 
 New parts are written before old ones go, so that every row is there at any moment; for a
 while some are there twice, which is allowed. A reader whose part has gone looks again.
@@ -6,11 +6,9 @@ while some are there twice, which is allowed. A reader whose part has gone looks
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +16,7 @@ import pyarrow.compute as pc
 
 from ..errors import Broken
 from ..files.atomic import remove
+from ..files.free_space import tree_bytes
 from ..format.arrays import Bits
 from ..format.grid import SHARD_LENGTH
 from ..format.listing import Listing, Row
@@ -30,7 +29,7 @@ MOST_ROWS = 64
 
 @dataclass
 class Repacking:
-    """What is to be done with a store.
+    """A plan of which parts of a store are removed and which rows move.
 
     Attributes:
         gone: names of parts of which nothing is kept.
@@ -50,7 +49,7 @@ class Repacking:
 def plan_repacking(
     store: Store, wanted: pa.ChunkedArray | None = None, *, compact: bool = False
 ) -> Repacking:
-    """What it takes to keep the rows of these keys alone (None: all there are).
+    """Return the plan that keeps the rows of `wanted` alone (None: all rows).
 
     Args:
         compact: whether to join parts that are less than half full as well, where that makes
@@ -80,14 +79,14 @@ def plan_repacking(
             (plan.moved if not kept.all() else small)[name] = here
         lost = count - int(kept.sum())
         plan.rows += lost
-        plan.count_bytes += bytes_of_part(store.parts_folder / name) * lost // count
+        plan.count_bytes += tree_bytes(store.parts_folder / name) * lost // count
     alike = Counter(shapes[name] for name in (*small, *plan.moved))
     plan.moved |= {name: keys for name, keys in small.items() if alike[shapes[name]] > 1}
     return plan
 
 
 def carry_out(store: Store, plan: Repacking) -> None:
-    """Do what was planned; inside `store.writing()`, because rows disappear.
+    """Carry out a plan; called inside `store.writing()`, because rows disappear.
 
     Raises:
         Damaged: a row that is to be moved. Nothing of its part has gone.
@@ -100,7 +99,7 @@ def carry_out(store: Store, plan: Repacking) -> None:
 
 
 def _move(store: Store, plan: Repacking) -> None:
-    """Add what is kept of parts in new ones, and remove each once all of it has been added."""
+    """Add the kept rows to new parts, and remove each old part once all its rows have moved."""
     left = {name: len(keys) for name, keys in plan.moved.items()}
     sources = _Sources(store)
     for group in _groups(store, plan.moved):
@@ -114,7 +113,7 @@ def _move(store: Store, plan: Repacking) -> None:
 
 
 class _Sources:
-    """Rows as they lie in a part of their own: another one may hold them too, but damaged."""
+    """Rows read from one given part: another part may hold them too, but damaged."""
 
     def __init__(self, store: Store) -> None:
         listing = store.listing()
@@ -127,7 +126,7 @@ class _Sources:
         self._open: dict[str, tuple[Part, dict[str, Row]]] = {}
 
     def read(self, name: str, key: str) -> Bits:
-        """The row of `key` in the part called `name`; raises Damaged."""
+        """Return the row of `key` in the part called `name`; raise Damaged."""
         if name not in self._open:
             grid, begin, end = self._places[name]
             rows = self._table.slice(begin, end - begin)
@@ -141,15 +140,8 @@ class _Sources:
             raise damaged(part.path, f"Row {key}", error) from error
 
     def close(self, name: str) -> None:
-        """Forget a part: all that is wanted of it has been read, or lay in another one too."""
+        """Forget a part, all of whose kept rows have been read."""
         self._open.pop(name, None)
-
-
-def bytes_of_part(path: Path) -> int:
-    """How many bytes a part takes on the disk."""
-    return sum(
-        Path(where, name).stat().st_size for where, _, names in os.walk(path) for name in names
-    )
 
 
 def _is_small(store: Store, listing: Listing, begin: int, end: int) -> bool:
@@ -160,7 +152,7 @@ def _is_small(store: Store, listing: Listing, begin: int, end: int) -> bool:
 
 
 def _groups(store: Store, moved: dict[str, list[str]]) -> Iterator[Sequence[tuple[str, str]]]:
-    """(part, key) of rows that are written together, each group one full part."""
+    """Yield groups of (part, key) of rows that are written together, each one full part."""
     by_shape: dict[tuple[int, ...], list[tuple[str, str]]] = defaultdict(list)
     filled: dict[tuple[int, ...], int] = defaultdict(int)
     most = SHARD_LENGTH if store.layout.ragged else MOST_ROWS

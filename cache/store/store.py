@@ -1,4 +1,4 @@
-"""Stores: what has been computed, found again by what it was computed from.
+"""Stores: computed rows, found again by a digest of what they were computed from.
 
 A store is a folder of parts made by one recipe. What a stage still has to do is
 `store.missing(wanted)`; that one line resumes, grows and repairs.
@@ -7,7 +7,6 @@ A store is a folder of parts made by one recipe. What a stage still has to do is
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..errors import Broken, NotComplete, QeditError
 from ..files.atomic import make_folder, owner_of, remove, sweep, unique_name
 from ..files.claims import refuse_claims
 from ..files.fingerprint import fingerprint
+from ..files.free_space import tree_bytes
 from ..files.lock import writer_lock
 from ..files.owner import is_dead
 from ..format.arrays import Bits
@@ -45,7 +45,7 @@ MANY_ROWS = 1 << 14  # to keep in mind where so many lie takes 4 MB
 class Store:
     """The rows that one recipe makes, at `folder`/<fingerprint of the recipe>.
 
-    To construct one touches nothing. The parts are looked up at first use; what another
+    Constructing it reads nothing. The parts are looked up at first use; what another
     process adds later is seen by a new Store, after `refresh()`, and inside `adding()`.
     """
 
@@ -64,7 +64,7 @@ class Store:
         return self.path / "parts"
 
     def keys(self) -> Set[str]:
-        """The keys of all rows there are, an object for each.
+        """Return the keys of all rows, as a set of Python objects.
 
         Raises (as everything that looks rows up):
             Damaged: the table of a part is not the one that was written.
@@ -78,16 +78,16 @@ class Store:
         return count_different(self._contents.rows().keys())
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
-        """Those of `wanted` that are not there, in their order, each once."""
+        """Return the keys of `wanted` that have no row, in their order, each once."""
         there = self._contents.rows()
         return [key for key in dict.fromkeys(wanted) if key not in there]
 
     def contains_many(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-        """Which of `keys` are there: for millions of them at once."""
+        """Return a mask, one bool for each key: whether it has a row. For millions of keys."""
         return self._contents.rows().contains_many(keys)
 
     def read(self, key: str, *, into: Bits | None = None, verified: bool = True) -> Bits:
-        """The row of `key`: bits of bfloat16, in the shape they were added in.
+        """Return the row of `key`: bits of bfloat16 (uint16), in the shape they were added in.
 
         Args:
             into: where to put them, a contiguous array of that shape: a place in a batch.
@@ -110,35 +110,34 @@ class Store:
                     raise damaged(gone.path, f"Row {key}", error) from error
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of the row of `key`; its bytes are not read."""
+        """Return the shape of the row of `key` without reading its bytes."""
         part, row = self._find(key)
         return part.shape(row)
 
     def nbytes(self) -> int:
-        """How many bytes the store takes on the disk, all its files together."""
-        files = (Path(where, name) for where, _, names in os.walk(self.path) for name in names)
-        return sum(file.stat().st_size for file in files)
+        """Return the bytes that all files of the store take on the disk."""
+        return tree_bytes(self.path)
 
     def listing(self) -> Listing | None:
-        """Every row of every part, as columns; None if there is none."""
+        """Return the rows of all parts as columns; None if there is no part."""
         return self._contents.rows().listing()
 
     def torn(self) -> set[str]:
-        """The names of parts that have lost a file, as far as is seen without reading any."""
+        """Return the names of parts that have lost a file, judged by file lengths alone."""
         listing = self.listing()
         if listing is None:
             return set()
         return torn_parts(self.parts_folder, listing, array=self.layout.array)
 
     def leave_out_torn(self) -> int:
-        """Take the rows of parts that have lost a file for missing; how many parts there are."""
+        """Treat the rows of parts that have lost a file as missing; return how many parts."""
         torn = self.torn()
         if torn:
             self._contents.leave_out(torn)
         return len(torn)
 
     def refresh(self) -> bool:
-        """See what others have added or removed meanwhile; whether that was anything."""
+        """Look up what others have added or removed meanwhile; return whether they have."""
         return self._contents.refresh()
 
     @contextlib.contextmanager
@@ -210,15 +209,15 @@ class Store:
         share: float = 1.0,
         seen: Callable[[int], None] = lambda parts: None,
     ) -> list[Damage]:
-        """Read everything (or the rows of `keys`) again; what is not as it was written.
+        """Read all rows (or those of `keys`) again; return what is not as it was written.
 
         Args:
             share: of the rows, drawn anew every time; the tables are read in any case.
-            seen: told how many parts have been read since it was last told.
+            seen: called with the number of parts read since its last call.
         """
         wanted = None if keys is None else set(keys)
-        said = wrong_recipe(self.path, self.recipe, has_parts=bool(self._contents.part_names()))
-        damages = [Damage(self.path, None, what) for what in said]
+        wrong = wrong_recipe(self.path, self.recipe, has_parts=bool(self._contents.part_names()))
+        damages = [Damage(self.path, None, what) for what in wrong]
         indexed = self._contents.in_indices()
         for path in self.part_paths():
             damages += verify_part(
@@ -233,11 +232,11 @@ class Store:
         return damages
 
     def part_paths(self) -> list[Path]:
-        """The folders of all parts, unfinished ones too."""
+        """Return the folders of all parts, unfinished ones too."""
         return [self.parts_folder / name for name in sorted(self._contents.part_names())]
 
     def sweep(self) -> None:
-        """Remove what processes that have died since left here, unfinished parts included.
+        """Remove the leftovers of processes that have died, unfinished parts included.
 
         What others have added meanwhile is looked up before.
         """

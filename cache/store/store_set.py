@@ -1,4 +1,4 @@
-"""Stores of one recipe, in the folders of several datasets, read as one.
+"""Sets of stores: stores of one recipe, in the folders of several datasets, read as one.
 
 What two datasets share is so encoded once.
 """
@@ -42,14 +42,14 @@ class StoreSet:
         return any(key in store for store in self._distinct)
 
     def contains_many(self, keys: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-        """Which of `keys` any of the stores has: for millions of them at once."""
+        """Return a mask, one bool for each key: whether any store has it. For millions of keys."""
         held = np.zeros(len(keys), bool)
         for store in self._distinct:
             held |= store.contains_many(keys)
         return held
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that no store has, as it is now."""
+        """Return the keys of `keys` that no store has now."""
         left = list(keys)
         for store in self._distinct:
             store.refresh()
@@ -57,32 +57,32 @@ class StoreSet:
         return left
 
     def of(self, dataset: str) -> Store:
-        """The store that new rows of `dataset` are added to."""
+        """Return the store that new rows of `dataset` are added to."""
         return self._stores[dataset]
 
     def stores_of(self, datasets: Iterable[str]) -> list[Store]:
-        """The distinct stores of those of these datasets that have one here."""
+        """Return the distinct stores of those of `datasets` that have one here."""
         return list(dict.fromkeys(self._stores[name] for name in datasets if name in self._stores))
 
     def stores(self) -> tuple[Store, ...]:
-        """Every distinct store."""
+        """Return every distinct store."""
         return self._distinct
 
     def reopened(self) -> StoreSet:
-        """The same stores once more, for another thread."""
+        """Return a new set of the same stores, for another thread."""
         return StoreSet(self._folders, self._recipe, self._layout)
 
     def rejected(self) -> dict[str, RejectedRows]:
-        """Every key that was rejected and has no row after all, and where that is remembered."""
+        """Return the keys that were rejected and still have no row, with their rejections."""
         places = (RejectedRows(store.path) for store in self._distinct)
         return {key: place for place in places for key in place.all_keys() if key not in self}
 
     def where(self) -> str:
-        """The folders of the stores, for people."""
+        """Return the folders of the stores, for messages."""
         return ", ".join(str(store.path) for store in self._distinct)
 
     def read(self, key: str, *, dataset: str, into: np.ndarray | None = None) -> np.ndarray:
-        """The row's bits, checksum verified; `dataset` says where to look first.
+        """Return the row's bits (uint16), checksum verified; look in `dataset`'s store first.
 
         Args:
             into: where to put them, a contiguous array of the row's shape.
@@ -98,7 +98,7 @@ class StoreSet:
         return store.read(key, into=into)
 
     def shape(self, key: str, *, dataset: str) -> tuple[int, ...]:
-        """The row's shape, without reading it."""
+        """Return the row's shape without reading it."""
         for store in (self._stores[dataset], *self._distinct):
             if key in store:
                 return store.shape(key)

@@ -1,4 +1,4 @@
-"""Parts that have lost a file, or the end of one: seen by its length, without opening any."""
+"""Torn parts: parts with a lost or truncated file, found by file lengths without opening any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INDEX_ENTRY_BYTES = 16
 
 
 class _Shard(NamedTuple):
-    """The file of a shard of the part called `part`, and the lengths that it may have."""
+    """A shard's file in the part called `part`, and the lengths in bytes that it may have."""
 
     part: str
     path: str
@@ -29,7 +29,7 @@ class _Shard(NamedTuple):
 
 
 def torn_parts(parts: Path, listing: Listing, *, array: str) -> set[str]:
-    """Which of these parts lack a shard, or have one of another length than was written.
+    """Return the names of parts that lack a shard or have one of a wrong length.
 
     Of packed parts that only an index of an earlier version speaks of nobody knows the lengths
     without asking every manifest: there only a shard is found that is shorter than any could be.
@@ -63,7 +63,7 @@ def _shards(parts: str, listing: Listing, array: str) -> Iterator[_Shard]:
 
 
 def _lengths(grid: Grid, number: int, *, chunks: int) -> Container[int]:
-    """How long a shard of so many chunks may be: with gaps between them or, once, without."""
+    """Return the possible file lengths of a shard of `chunks` chunks: with gaps or without."""
     if grid.shard_bytes is not None:
         return (grid.shard_bytes[number],)
     index_bytes = INDEX_ENTRY_BYTES * grid.chunks_a_shard + CRC_BYTES
@@ -74,7 +74,7 @@ def _lengths(grid: Grid, number: int, *, chunks: int) -> Container[int]:
 
 
 def _chunk_counts(listing: Listing) -> npt.NDArray[np.int64]:
-    """How many chunks there are in each shard of each part, one after the other."""
+    """Return the number of chunks in each shard of each part, as one flat array."""
     shards = np.array([grid.shards for grid in listing.grids])
     firsts = np.cumsum(shards) - shards
     cuts = np.array([(grid.shard[0], grid.chunk[0]) for grid in listing.grids])

@@ -1,4 +1,4 @@
-"""Reading everything again: what is not as it was written."""
+"""Verification: everything is read again and compared with its checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import Broken
 from ..files.atomic import LEFTOVER
 from ..files.checksum import PIECE_BYTES, crc32c
-from ..files.failing_disk import lost_is_broken
+from ..files.failing_disk import io_errors_as_damaged
 from ..format.manifest import MANIFEST_FILE, is_as_written, read_manifest
 from ..format.open_files import OpenFiles
 from ..format.part import ROWS_FILE, Layout, Part, read_part, rows_in
@@ -21,7 +21,7 @@ from ..format.part import ROWS_FILE, Layout, Part, read_part, rows_in
 
 @dataclass(frozen=True)
 class Damage:
-    """Something in a store that is not what was written; `key` is None if no row alone is."""
+    """A damaged row or file of a store; `key` is None if it is not a single row."""
 
     part: Path
     key: str | None
@@ -37,9 +37,9 @@ def verify_part(
     share: float = 1.0,
     indexed: Set[str] = frozenset(),
 ) -> list[Damage]:
-    """Read all of the part at `path` (or its rows of these keys); what is damaged in it.
+    """Read the part at `path` (or its rows of `wanted`); return what is damaged in it.
 
-    Of a part that goes meanwhile nothing is said: its rows have moved, or nobody wants them.
+    A part that is removed meanwhile has no damage: its rows have moved or are unused.
 
     Args:
         share: of the rows that are read, drawn anew every time.
@@ -85,7 +85,7 @@ def _damages(
 
 
 def _has_lost_its_manifest(path: Path) -> bool:
-    """Whether a part without a manifest is not unfinished, but was complete once.
+    """Return whether a part without a manifest was complete once, rather than unfinished.
 
     As long as it is written, and after its writer has died, the manifest lies there under the
     name of a leftover. That of a part which is done this very moment has just been renamed.
@@ -97,7 +97,7 @@ def _has_lost_its_manifest(path: Path) -> bool:
 
 
 def _broken_files(path: Path) -> Iterator[str]:
-    """What is wrong with the files of a part as such; the rows are another matter."""
+    """Yield what is wrong with the files of a part, without looking at its rows."""
     manifest = read_manifest(path)
     if manifest is None:
         yield f"{MANIFEST_FILE} is missing"
@@ -111,9 +111,9 @@ def _broken_files(path: Path) -> Iterator[str]:
 
 
 def _broken_file(file: Path, size: int, *, checksum: int | None) -> str:
-    """What is wrong with a file that had so many bytes of this checksum; nothing if nothing is."""
+    """Return what is wrong with a file, given its size in bytes and checksum; "" if nothing is."""
     try:
-        with lost_is_broken():
+        with io_errors_as_damaged():
             if not file.is_file():
                 return "is missing"
             if file.stat().st_size != size:

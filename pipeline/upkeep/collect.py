@@ -11,6 +11,7 @@ from typing import Any
 from ...cache.errors import Locked
 from ...cache.files.atomic import remove, sweep
 from ...cache.files.claims import CLAIMS, alone_in
+from ...cache.files.free_space import tree_bytes
 from ...cache.files.lock import holder_of, writer_lock
 from ...cache.files.owner import is_dead
 from ...cache.store.leftovers import (
@@ -22,7 +23,7 @@ from ...cache.store.leftovers import (
     unfinished_parts,
 )
 from ...cache.store.rejected_rows import FOLDER as REJECTED
-from ...cache.store.repacking import bytes_of_part, carry_out
+from ...cache.store.repacking import carry_out
 from ...config.configuration import Configuration
 from ...stages.frozen_base.folder import base_folder
 from ...stages.frozen_base.quantized import QuantizedBase
@@ -196,7 +197,7 @@ def bytes_of_path(path: Path) -> int:
     """How many bytes a file, or a tree, takes; 0 if it has gone."""
     if path.is_file():
         return path.stat().st_size
-    return bytes_of_part(path)
+    return tree_bytes(path)
 
 
 def _unfinished(

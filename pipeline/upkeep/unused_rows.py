@@ -10,9 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from ...cache.errors import Broken, Damaged, NotComplete, QeditError
+from ...cache.files.free_space import tree_bytes
 from ...cache.format.part import read_part
 from ...cache.store.recipe_file import read_recipe
-from ...cache.store.repacking import Repacking, bytes_of_part, plan_repacking
+from ...cache.store.repacking import Repacking, plan_repacking
 from ...cache.store.store import EMBEDS, LATENTS, Store
 from ...config.configuration import Configuration
 from ...stages.frozen_base.modulation_table import MODULATION
@@ -56,7 +57,7 @@ class Orphans:
     def count_bytes(self) -> int:
         if self.all_of_it:
             return self.store.nbytes()
-        return self.plan.count_bytes + sum(bytes_of_part(path) for path in self.broken)
+        return self.plan.count_bytes + sum(tree_bytes(path) for path in self.broken)
 
     def __bool__(self) -> bool:
         return self.all_of_it or bool(self.plan or self.broken)

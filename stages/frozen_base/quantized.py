@@ -14,7 +14,7 @@ from typing import Any
 
 from ...cache.errors import Broken
 from ...cache.files.atomic import readable_json
-from ...cache.files.failing_disk import lost_is_broken
+from ...cache.files.failing_disk import io_errors_as_damaged
 from ...cache.files.fingerprint import fingerprint, has_digest
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint, model_digest
@@ -90,7 +90,7 @@ class QuantizedBase:
         """
         said = self.folder / QUANTIZED_FILE
         try:
-            with lost_is_broken():
+            with io_errors_as_damaged():
                 files = self.files()
                 whole = {**self.recipe, "files": files}
                 is_ours = said.read_text(encoding="utf-8") == readable_json(whole)

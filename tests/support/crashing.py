@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from qedit.cache.files import atomic
-from qedit.cache.files.claims import alone_in, shared_work
+from qedit.cache.files.claims import alone_in, claimed_work
 from qedit.cache.files.lock import writer_lock
 from qedit.cache.store.dropping import drop
 from qedit.cache.store.repacking import carry_out, plan_repacking
@@ -194,13 +194,25 @@ def share(folder: Path, keys: Sequence[str], log: Path, seconds: float) -> None:
 
     batches = [keys[start : start + 6] for start in range(0, len(keys), 6)]
     with store.adding():
-        for mine in shared_work(
+        for keys in shared_work(
             store.path, batches, doing="sharing", still=still, waiting=lambda holder: None
         ):
             with log.open("a") as file:
-                file.write("".join(key + "\n" for key in mine))
+                file.write("".join(key + "\n" for key in keys))
             time.sleep(seconds)
-            store.add(mine, [row_of(key, LATENTS) for key in mine])
+            store.add(keys, [row_of(key, LATENTS) for key in keys])
+
+
+def shared_work(
+    folder: Path, batches: Iterable[Sequence[str]], **options: Any
+) -> Iterator[list[str]]:
+    """Yield the keys of one claimed task after another; each is released before the next."""
+    for task in claimed_work(folder, batches, **options):
+        if task is not None:
+            try:
+                yield task.keys
+            finally:
+                task.release()
 
 
 def repack(folder: Path, ragged: bool) -> None:

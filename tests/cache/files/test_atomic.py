@@ -256,7 +256,7 @@ def test_where_there_can_be_no_folder_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "deeper")
     for path in (Path("/proc/x"), tmp_path / "file" / "a", tmp_path / "nowhere" / "a"):
-        with pytest.raises(QeditError, match=r"can be no folder .*\(.+\)") as told:
+        with pytest.raises(QeditError, match=r"The folder .* cannot be created \(.+\)") as told:
             atomic.write_bytes(path / "b", b"1")
         assert "another folder" in told.value.do
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from crashing import RECIPE, row_of, share
+from crashing import RECIPE, row_of, share, shared_work
 
 from qedit.cache.errors import Locked
 from qedit.cache.files import claims
 from qedit.cache.files.atomic import unique_name, write_json
-from qedit.cache.files.claims import claims_in, living_claims, shared_work
+from qedit.cache.files.claims import claims_in, living_claims
 from qedit.cache.files.lock import new_holder
 from qedit.cache.files.owner import this_process
 from qedit.cache.store.store import LATENTS, Store

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_run import draw, make_run, said, with_files
 
-from qedit.cache.store.repacking import bytes_of_part
+from qedit.cache.files.free_space import tree_bytes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_each_dataset_has_a_line_of_its_own(run: Path) -> None:
     assert counts == {"edited": (8, 0), "more": (1, 1)}
     assert (latents["kept"], latents["missing"]) == (8, 1)
     stores = (run / "caches" / "vae").glob("*/*/parts")
-    files = {path.parents[1].name: bytes_of_part(path.parent) for path in stores}
+    files = {path.parents[1].name: tree_bytes(path.parent) for path in stores}
     sizes = {one["what"]: one["bytes"] for one in latents["datasets"]}
     assert sizes["edited"] == files["edited"] + files["reference-a"]
     assert sizes["more"] == files["reference-a"]
