@@ -43,7 +43,6 @@ VALUES: dict[str, dict[str, str]] = {
     "claims.py": {
         "claim.holder": "process 4711 on gpu-box (cache-vae, since 2026-11-30 20:15)",
         "folder": _STORE,
-        "path": f"{_STORE}/claims/gpu-box-4711.json",
     },
     "contents.py": {
         "error": "a chunk does not match its checksum",
