@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-PICTURE_STEP = 16  # pixels: latents are 8 times smaller and are packed two by two
+from .latent_geometry import TOKEN_PIXELS
 
 
 class Written(BaseModel):
@@ -144,8 +144,8 @@ class PreviewSize:
         exact = bool(match[3])
         if min(width, height) < 32:
             raise ValueError(f"must be at least 32 pixels on each side, not {value!r}")
-        if exact and (width % PICTURE_STEP or height % PICTURE_STEP):
-            raise ValueError(f"with `!` both sides must be multiples of {PICTURE_STEP}")
+        if exact and (width % TOKEN_PIXELS or height % TOKEN_PIXELS):
+            raise ValueError(f"with `!` both sides must be multiples of {TOKEN_PIXELS}")
         return cls(width, height, exact)
 
 

@@ -10,19 +10,17 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from ..cache.errors import WrongUse
 from ..cache.files.atomic import write_bytes
 from ..config.configuration import Configuration
+from ..config.latent_geometry import PATCH_LATENTS
 from .models.checkpoint.checkpoint import ENCODERS
 from .samples.sample import NULL_CAPTION, Picture, Sample
-from .stores.bfloat16 import tensor_of
 from .stores.previewed import as_at_inference, preview_samples
 from .stores.run import Run
-
-PATCH = 2
+from .stores.sample_rows import read_embeds, read_latents
 
 
 @dataclass(frozen=True)
@@ -75,23 +73,16 @@ def inspect_sample(
     again = "qedit inspect " + shlex.quote(name) + (" --as-previewed" if as_previewed else "")
     stores.missing([sample], [negative]).refuse(1, then=again)
 
-    def latents(picture: Picture) -> Tensor:
-        return tensor_of(stores.latents.read(picture.latent_key, dataset=picture.dataset))
-
-    def tail(text: str) -> Tensor:
-        return tensor_of(stores.tails.read(sample.tail_key(text), dataset=sample.dataset))
-
-    prefix = tensor_of(stores.prefixes.read(sample.prefix_key, dataset=sample.dataset))
-    tensors = {"target_latents": latents(sample.target)}
+    pictures = {"target_latents": sample.target}
     for number, reference in enumerate(sample.references):
-        tensors[f"reference_latents.{number}"] = latents(reference)
-    tensors["prompt_embeds"] = torch.cat([prefix, tail(sample.captions[caption])])
-    tensors["null_embeds"] = torch.cat([prefix, tail(negative)])
+        pictures[f"reference_latents.{number}"] = reference
+    tensors = {name: read_latents(stores, [picture])[0] for name, picture in pictures.items()}
     shapes = [
-        [1, latent.shape[1] // PATCH, latent.shape[2] // PATCH]
-        for tensor_name, latent in tensors.items()
-        if tensor_name.endswith("latents") or tensor_name.startswith("reference_latents")
+        [1, rows.shape[1] // PATCH_LATENTS, rows.shape[2] // PATCH_LATENTS]
+        for rows in tensors.values()
     ]
+    for kind, text in (("prompt_embeds", sample.captions[caption]), ("null_embeds", negative)):
+        tensors[kind] = read_embeds(stores, [sample], [text])[0][0]
     return Inspected(
         tensors,
         {

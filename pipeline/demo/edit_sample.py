@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -20,8 +19,8 @@ from ...stages.models.vae import LatentEncoder
 from ...stages.pictures.images import open_upright, picture_of, resized
 from ...stages.samples.sample import NULL_CAPTION, Picture, Sample
 from ...stages.samples.table import picture_folders
-from ...stages.stores.bfloat16 import tensor_of
 from ...stages.stores.run import Run
+from ...stages.stores.sample_rows import read_embeds, read_latents
 
 
 class Editor:
@@ -51,7 +50,10 @@ class Editor:
             self._transformer,
             load_scheduler(self._checkpoint.scheduler),
             noise.to(self._device),
-            [self._latents(reference) for reference in sample.references],
+            [
+                self._on_device(read_latents(self._stores, [reference]))
+                for reference in sample.references
+            ],
             self._embeds(sample, sample.captions[caption]),
             self._embeds(sample, NULL_CAPTION),
             steps=steps,
@@ -70,14 +72,8 @@ class Editor:
         opened = open_upright(self._folders[picture.dataset] / picture.path)
         return resized(opened, picture.box, picture.size)
 
-    def _latents(self, picture: Picture) -> Float[Tensor, "1 channel height width"]:
-        bits = self._stores.latents.read(picture.latent_key, dataset=picture.dataset)
-        return self._on_device(bits)
-
     def _embeds(self, sample: Sample, caption: str) -> Float[Tensor, "1 token channel"]:
-        prefix = self._stores.prefixes.read(sample.prefix_key, dataset=sample.dataset)
-        tail = self._stores.tails.read(sample.tail_key(caption), dataset=sample.dataset)
-        return torch.cat([self._on_device(prefix), self._on_device(tail)], dim=1)
+        return self._on_device(read_embeds(self._stores, [sample], [caption])[0])
 
-    def _on_device(self, bits: np.ndarray) -> Tensor:
-        return tensor_of(bits)[None].to(self._device, torch.float32)
+    def _on_device(self, rows: Tensor) -> Tensor:
+        return rows.to(self._device, torch.float32)

@@ -34,7 +34,7 @@ from ...stages.models.memory_estimate.memory_plan import Fit as Fitted
 from ...stages.pair.expected_samples import look_ahead
 from ...stages.run_output.metrics_file import step_seconds
 from ...stages.samples.sample import Sample
-from ...stages.samples.table import read_pairs
+from ...stages.samples.table import read_pairs, used_main_datasets
 from ...stages.stores.previewed import foreseen_previews
 from ...stages.train.data.batches import Order, Source
 from .disk import Disk, disk_of
@@ -233,7 +233,7 @@ def _samples(
     configuration: Configuration, flavour: Flavour
 ) -> tuple[dict[str, Sequence[Sample]], int, str]:
     """The samples of every main dataset, how many are rejected, and how that is known."""
-    mains = (*configuration.main_datasets(), *configuration.eval_datasets())
+    mains = used_main_datasets(configuration)
     try:
         tables = {main.id: read_pairs(configuration, main, flavour) for main in mains}
     except NotComplete:

@@ -22,6 +22,7 @@ from ...stages.pair.stage import is_current
 from ...stages.samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
 from ...stages.samples.table import captions_beside, manifest_in, used_main_datasets
 from ...stages.stores.previewed import only_previewed
+from ...stages.stores.row_kinds import RowKind
 from ...stages.stores.run import Run
 from ...stages.stores.run_stores import open_stores
 from ..terminal.output import TerminalProgress
@@ -32,7 +33,6 @@ CACHE_VAE = "Run `qedit cache-vae`."
 CACHE_EMBEDS = "Run `qedit cache-embeds`."
 CACHE_BASE = "Run `qedit cache-base`."
 # What has rows of its own where previews show whole references and training crops them.
-KINDS = {"latents": "latents", "image prefixes": "image prefix", "text tails": "text tail"}
 # What the keys of recipes are called where people read them; the others speak for themselves.
 WORDS = {
     "model": "model (its weights or its configuration)",
@@ -91,16 +91,18 @@ def _add_rows(
     """A line for each kind of row that `tables` want, and what makes the first that is missing."""
     stores = open_stores(configuration, checkpoint)
     beside = captions_beside(configuration.settings)
-    masks = [one.weights() for one in tables]
     shown = only_previewed(Run(configuration))
-    for what, store_set, wanted, command in (
-        *([("mask weights", stores.weights, masks, CACHE_VAE)] if distinct(masks) else []),
-        ("latents", stores.latents, [one.latents() for one in tables], CACHE_VAE),
-        ("image prefixes", stores.prefixes, [one.prefixes for one in tables], CACHE_EMBEDS),
-        ("text tails", stores.tails, [one.tails(beside) for one in tables], CACHE_EMBEDS),
+    for kind, command in (
+        (RowKind.WEIGHTS, CACHE_VAE),
+        (RowKind.LATENTS, CACHE_VAE),
+        (RowKind.PREFIXES, CACHE_EMBEDS),
+        (RowKind.TAILS, CACHE_EMBEDS),
     ):
+        store_set, wanted = stores.of(kind), [kind.keys_in(one, beside) for one in tables]
+        if kind is RowKind.WEIGHTS and not distinct(wanted):
+            continue
         torn = torn_words(sum(store.leave_out_torn() for store in store_set.stores()))
-        wanted += [one.keys(KINDS.get(what, ""), beside) for one in shown]
+        wanted += [one.keys(kind, beside) for one in shown]
         held = [_only_held(store_set, keys) for keys in wanted]
         there = distinct(held)
         lost, unaccepted = _rejected(store_set, wanted)
@@ -108,7 +110,7 @@ def _add_rows(
         said = [torn, f"{lost} rejected" if lost else ""]
         said += [reasons(store_set)] if there + lost < distinct(wanted) else []
         line = Line(
-            what,
+            kind.words,
             distinct(wanted) - lost,
             there,
             _bytes_of(store_set.stores()),

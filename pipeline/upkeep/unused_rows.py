@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from ...cache.files.free_space import tree_bytes
 from ...cache.format.part import read_part
 from ...cache.store.recipe_file import read_recipe
 from ...cache.store.repacking import Repacking, plan_repacking
-from ...cache.store.store import EMBEDS, LATENTS, Store
+from ...cache.store.store import Store
 from ...config.configuration import Configuration
-from ...stages.frozen_base.modulation_table import MODULATION
 from ...stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...stages.run_output.run_file import read_run
 from ...stages.samples.source_folders import refuse_others
@@ -24,13 +23,13 @@ from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in, table_folder, used_main_datasets
 from ...stages.stores.pins import Use, use_of
 from ...stages.stores.previewed import keys_only_previewed
+from ...stages.stores.row_kinds import RowKind, layout_of
 from ...stages.stores.run import Run
-from ...stages.stores.run_stores import WEIGHTS, RunStores, open_stores
+from ...stages.stores.run_stores import RunStores, open_stores
 from .other_runs import others_in, others_of, paired_by_others
 
 PARTS = "parts"
 FINGERPRINT = r"[0-9a-f]{16}"
-LAYOUTS = {"latents": LATENTS, "weights": WEIGHTS, "modulation": MODULATION}  # others: embeds
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ def stores_in(folder: Path) -> Iterator[Store]:
         recipe = read_recipe(path)
         if recipe is None:
             continue
-        layout = LAYOUTS.get(str(recipe.get("rows")), EMBEDS)
-        store = Store(folder, recipe, layout)
+        store = Store(folder, recipe, layout_of(recipe))
         if store.path.name == path.name:
             yield store
 
@@ -239,7 +237,9 @@ def folders_of(stores: RunStores) -> list[Path]:
 def wanted_keys(store: Store, uses: Iterable[Use]) -> pa.ChunkedArray:
     """The keys of the kind of rows that `store` holds, in all tables of these uses."""
     chunks = [
-        _keys_of(store, table, use.captions_beside) for use in uses for table in tables_of(use)
+        RowKind.of(store.recipe).keys_in(table, use.captions_beside).keys
+        for use in uses
+        for table in tables_of(use)
     ]
     chunks += [pa.array(use.also, pa.string()) for use in uses]
     return pa.chunked_array(chunks, pa.string())
@@ -268,12 +268,3 @@ def tables_of(use: Use) -> Iterator[PairsKeys]:
                     f"delete {place}.",
                 )
             yield PairsKeys(place / manifest["pairs"])
-
-
-def _keys_of(store: Store, table: PairsKeys, beside: Sequence[str]) -> pa.Array:
-    kind = store.recipe["rows"]
-    if kind == "weights":
-        return table.weights().keys
-    if kind == "latents":
-        return table.latents().keys
-    return table.prefixes.keys if kind == "image prefix" else table.tails(beside).keys

@@ -32,6 +32,7 @@ from ...stages.samples.table import used_main_datasets
 from ...stages.stage import Progress
 from ...stages.stores.pins import Kept, pairs_places, use_of
 from ...stages.stores.previewed import only_previewed
+from ...stages.stores.row_kinds import RowKind
 from ...stages.stores.run import Run
 from ...stages.stores.run_stores import RunStores, open_stores
 from .other_runs import uses_of
@@ -185,7 +186,7 @@ def _samples(
 ) -> list[str]:
     """The samples of which a row is damaged; of a part without a table, those that lack one."""
     bad = {damage.key for damage in damages if damage.key}
-    kind, use = store.recipe["rows"], use_of(configuration)
+    kind, use = RowKind.of(store.recipe), use_of(configuration)
     stores = open_stores(configuration, checkpoint)
     previewed = {
         one.sample.name: one.keys(kind, use.captions_beside).keys.to_pylist()
@@ -198,15 +199,7 @@ def _samples(
     names = [name for name, keys in previewed.items() if not bad.isdisjoint(keys)]
     for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, checkpoint.flavour)
-        keys = (
-            table.latents()
-            if kind == "latents"
-            else table.weights()
-            if kind == "weights"
-            else table.prefixes
-            if kind == "image prefix"
-            else table.tails(use.captions_beside)
-        )
+        keys = kind.keys_in(table, use.captions_beside)
         hit = pc.is_in(keys.keys, value_set=pa.array(sorted(bad), pa.string()))
         rows = keys.rows[hit.to_numpy(zero_copy_only=False).astype(bool)]
         names += [sample.name for sample in table.samples(rows)]

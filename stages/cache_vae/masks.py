@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
+from ...config.latent_geometry import latent_size
 from ..encoding.encoder import Encoder, Made, Unfit
 from ..encoding.open_pictures import PASSING, bytes_as_paired
 from ..pictures.images import Unreadable
@@ -25,7 +26,6 @@ from ..stores.bfloat16 import bits_of
 
 STAGE = "cache-vae"
 WEIGHTS = "weights"
-FACTOR = 8
 
 
 def weights_of(
@@ -38,8 +38,7 @@ def weights_of(
         size: of the target in pixels.
     """
     values = Image.fromarray(mask_values(mask))
-    width, height = size[0] // FACTOR, size[1] // FACTOR
-    small = values.resize((width, height), Image.Resampling.BOX, box=box)
+    small = values.resize(latent_size(size), Image.Resampling.BOX, box=box)
     return np.clip(np.asarray(small, np.float32), 0.0, 1.0)[None]
 
 

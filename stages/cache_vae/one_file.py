@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 
+from ...config.latent_geometry import LATENT_CHANNELS, latent_size
 from ..encoding.work_split import cut
 from ..samples.sample import Picture
 
-PIXELS_A_LATENT = 8 * 8
-BYTES_A_LATENT = 16 * 2  # channels of bfloat16
+BYTES_A_LATENT = 2 * LATENT_CHANNELS  # bfloat16
 
 Size = tuple[int, int]
 
@@ -70,4 +71,4 @@ def files_of(pictures: Mapping[str, Picture], keys: Sequence[str]) -> list[OneFi
 
 def latent_bytes(size: Size) -> int:
     """How many bytes the latents of a picture of this size take."""
-    return size[0] * size[1] // PIXELS_A_LATENT * BYTES_A_LATENT
+    return prod(latent_size(size)) * BYTES_A_LATENT

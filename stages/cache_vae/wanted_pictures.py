@@ -13,6 +13,7 @@ from ..encoding.work_split import Shard
 from ..samples.sample import Picture, Sample
 from ..samples.store_keys import Keys, PairsKeys, distinct
 from ..stores.previewed import Shown, only_previewed
+from ..stores.row_kinds import RowKind
 from ..stores.run import Run
 from ..stores.run_stores import RunStores
 
@@ -85,7 +86,7 @@ def find_pictures(run: Run) -> WantedPictures:
 def _add_previewed(wanted: WantedPictures, previewed: Iterable[Shown], store_set: StoreSet) -> None:
     """Whole references, where training crops them and previews show them."""
     for one in previewed:
-        wanted.every_latent.append((one.table, one.keys("latents", ())))
+        wanted.every_latent.append((one.table, one.keys(RowKind.LATENTS, ())))
         rejected = store_set.rejected()
         for picture in one.sample.references:
             if picture.latent_key not in store_set and picture.latent_key not in rejected:

@@ -17,6 +17,7 @@ from ...cache.store.rejected_rows import RejectedRows
 from ..samples.sample import Picture, Sample
 from ..samples.store_keys import Keys, PairsKeys, distinct
 from ..stores.previewed import only_previewed
+from ..stores.row_kinds import RowKind
 from ..stores.run import Run
 from ..stores.run_stores import RunStores
 from .work_split import cut
@@ -105,8 +106,8 @@ def find_wanted(run: Run) -> Wanted:
         ]
         samples += table.samples(np.concatenate(absent))
     for one in only_previewed(run):
-        wanted.prefixes.append((one.table, one.keys("image prefix", beside)))
-        wanted.tails.append((one.table, one.keys("text tail", beside)))
+        wanted.prefixes.append((one.table, one.keys(RowKind.PREFIXES, beside)))
+        wanted.tails.append((one.table, one.keys(RowKind.TAILS, beside)))
         samples.append(one.sample)
     wanted.work = missing_of(reference_sets(samples, beside), stores)
     for key in wanted.work.keys() & stores.prefixes.rejected().keys():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...cache.format.grid import chunk_length
+from ...config.latent_geometry import LATENT_CHANNELS, LATENT_PIXELS
 from ..models.flavours import Flavour
 from ..samples.sample import Picture, Sample
 
@@ -31,8 +32,8 @@ class Encoders:
 
     text_width: int = 3584
     patch: int = 28
-    channels: int = 16
-    factor: int = 8
+    channels: int = LATENT_CHANNELS
+    factor: int = LATENT_PIXELS
 
 
 class Rows(NamedTuple):

@@ -10,16 +10,15 @@ import math
 from statistics import NormalDist
 from typing import Any
 
-from ...cache.format.part import Layout
 from ...cache.store.store import Store
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint, model_digest
 from ..models.checkpoint.digests import digests_file
 from ..models.layers import trains_modulation
 from ..models.timesteps import every_timestep, row_key
+from ..stores.row_kinds import RowKind
 from .folder import base_folder
 
-MODULATION = Layout("modulation", ("timestep", "layer", "channel"), ragged=False)
 # Raised when the same weights give other rows.
 TABLE_VERSION = 1
 
@@ -93,13 +92,13 @@ def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:
     edit-v2 and edit-v2+ share one: the row of t = 0 is always there.
     """
     model = model_digest(checkpoint.transformer, remember=digests_file(settings))
-    return Store(base_folder(settings), table_recipe(model), MODULATION)
+    return Store(base_folder(settings), table_recipe(model), RowKind.MODULATION.layout)
 
 
 def table_recipe(model: str) -> dict[str, Any]:
     """What decides the rows of the table of the transformer with this digest."""
     return {
-        "rows": "modulation",
+        "rows": RowKind.MODULATION.value,
         "version": TABLE_VERSION,
         "model": model,
         "stored": "bfloat16",

@@ -19,6 +19,7 @@ from ...cache.files.fingerprint import fingerprint, has_digest
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint, model_digest
 from ..models.checkpoint.digests import digests_file
+from ..stores.row_kinds import RowKind
 from .folder import base_folder
 from .modulation_table import wants_table
 
@@ -44,7 +45,7 @@ def quantized_base(checkpoint: Checkpoint, settings: Settings) -> QuantizedBase:
 def quantized_recipe(model: str, settings: Settings) -> dict[str, Any]:
     """What decides the quantised base of the transformer with this digest."""
     return {
-        "rows": "quantised base",
+        "rows": RowKind.QUANTIZED.value,
         "version": QUANTIZED_VERSION,
         "model": model,
         "precision": settings.base_model_precision,

@@ -9,14 +9,10 @@ from pathlib import Path
 from ...cache.errors import WrongUse
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
+from ..samples.table import used_main_datasets
 from .scan import Scan, scan
 
 Scans = Mapping[str, Scan]
-
-
-def used_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
-    """The datasets of targets: those to train on, then those held out."""
-    return (*configuration.main_datasets(), *configuration.eval_datasets())
 
 
 def scan_all(configuration: Configuration) -> dict[str, Scan]:
@@ -26,7 +22,7 @@ def scan_all(configuration: Configuration) -> dict[str, Scan]:
         WrongUse: folders that are missing or hold no picture, all of them at once.
     """
     scans, wrong = {}, []
-    for main in used_datasets(configuration):
+    for main in used_main_datasets(configuration):
         for dataset in (main, *partners_of(configuration, main)):
             if dataset.id not in scans:
                 folder = dataset.instance_data_dir or Path()
@@ -50,7 +46,7 @@ def digest_of(configuration: Configuration, scans: Scans) -> str:
     for name in sorted(scans):
         digest.update(f"dataset {name} {scans[name].folder}\n".encode(errors="surrogateescape"))
         scans[name].digest_into(digest)
-    for main in used_datasets(configuration):
+    for main in used_main_datasets(configuration):
         for table in (main.parquet, main.csv, main.jsonl):
             if table is not None and table.path.is_file():
                 facts = table.path.stat()

@@ -21,13 +21,14 @@ from ..samples.table import (
     read_rejections,
     samples_before,
     table_folder,
+    used_main_datasets,
     write_pairs,
 )
 from ..stage import Outcome, Progress
 from ..stores.pins import keep_pairs, note_use, pairs_places
 from .acceptance import Judged, Unknown, judge, unknown_in
 from .changes import Changes, Tally
-from .folders import Scans, digest_of, scan_all, used_datasets
+from .folders import Scans, digest_of, scan_all
 from .page import PAGE_FILE, bring_up_to_date, source_of
 from .picture_records import NOT_DECODED, PASSING_REASONS, Memory
 from .pictures import look_at
@@ -179,7 +180,9 @@ class _Acceptance:
 
 def _folders(configuration: Configuration) -> list[Path]:
     flavour = flavour_of(configuration.settings)
-    return [table_folder(configuration, main, flavour) for main in used_datasets(configuration)]
+    return [
+        table_folder(configuration, main, flavour) for main in used_main_datasets(configuration)
+    ]
 
 
 def _pages(
@@ -187,7 +190,7 @@ def _pages(
 ) -> list[Path]:
     """Bring the page of every table up to date; where they are."""
     pages = []
-    for main, folder in zip(used_datasets(configuration), folders, strict=True):
+    for main, folder in zip(used_main_datasets(configuration), folders, strict=True):
         page = folder / PAGE_FILE if report is None else report / f"{main.id}.html"
         if bring_up_to_date(page, source_of(configuration, main, folder)):
             progress.say(f"report: {page}")

@@ -15,9 +15,10 @@ from ..models.flavours import Flavour
 from ..models.text.caption_length import CaptionLength
 from ..samples.recipe import match_target_res, pairs_recipe
 from ..samples.schema import Rejection
+from ..samples.table import used_main_datasets
 from .captions import Captions, NoCaption
 from .checks import Terms
-from .folders import Scans, partners_of, used_datasets
+from .folders import Scans, partners_of
 from .geometry import Framing
 from .match import Candidates, Matched, Places, extras, match, refuse_strangers, subset
 
@@ -72,7 +73,7 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
     stems = {name: Candidates(found.pictures) for name, found in scans.items()}
     ambiguous = _ambiguous_paths(configuration, scans)
     plans, told = [], set[str]()
-    for main in used_datasets(configuration):
+    for main in used_main_datasets(configuration):
         partners = partners_of(configuration, main)
         pools = {partner.id: stems[partner.id] for partner in partners}
         refuse_strangers(main.id, stems[main.id], pools)
@@ -190,7 +191,7 @@ def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, se
 
     A held-out dataset never changes the names of the samples that are trained on.
     """
-    mains, used = configuration.main_datasets(), used_datasets(configuration)
+    mains, used = configuration.main_datasets(), used_main_datasets(configuration)
     if len(used) == 1:
         return {used[0].id: set()}
     trained = Counter(path for main in mains for path in scans[main.id].pictures.paths)
@@ -207,7 +208,7 @@ def _asked_for(
     """The names for which any dataset of targets asks `partner`."""
     sides = [
         stems[main.id].stems
-        for main in used_datasets(configuration)
+        for main in used_main_datasets(configuration)
         if partner in partners_of(configuration, main)
     ]
     return sides[0] if len(sides) == 1 else set[str]().union(*sides)

@@ -22,6 +22,7 @@ from ..samples.recipe import match_target_res
 from ..samples.sample import Picture, Sample
 from ..samples.sizes import Amount, area_of, size_of_area, size_of_edge
 from ..samples.store_keys import Keys, PairsKeys
+from .row_kinds import SAMPLE_ROWS, RowKind, row_keys
 from .run import Run
 from .run_stores import RunStores
 
@@ -43,9 +44,15 @@ class Shown:
     trained: Sample
     sample: Sample
 
-    def keys(self, kind: str, beside: Sequence[str]) -> Keys:
-        """The rows of one kind that a preview reads; captions `beside` go with every sample."""
-        found = _keys_of(self.sample, kind, beside)
+    def keys(self, kind: RowKind, beside: Sequence[str]) -> Keys:
+        """Return the keys of the rows of one kind that a preview reads: of no target or mask.
+
+        Args:
+            beside: captions that go with every sample.
+        """
+        found = [] if kind is RowKind.WEIGHTS else kind.keys_of(self.sample, beside)
+        if kind is RowKind.LATENTS:
+            found = found[1:]
         return Keys(pa.array(found, pa.string()), np.full(len(found), self.row, np.int64))
 
 
@@ -101,8 +108,8 @@ def keys_only_previewed(run: Run) -> tuple[str, ...]:
     found = {
         key
         for one in only_previewed(run)
-        for kind in ("latents", "image prefix", "text tail")
-        for key in _keys_of(one.sample, kind, run.captions_beside)
+        for kind in SAMPLE_ROWS
+        for key in one.keys(kind, run.captions_beside).keys.to_pylist()
     }
     return tuple(sorted(found))
 
@@ -116,7 +123,12 @@ def shown_samples(run: Run) -> list[Shown]:
     mains = configuration.eval_datasets() or configuration.main_datasets()
     tables = [_shown_of(run, main) for main in mains]
     fit = [
-        (one for one in table if accepted.isdisjoint(_every_key(one, run.captions_beside)))
+        (
+            one
+            for one in table
+            if accepted.isdisjoint(row_keys(one.trained, run.captions_beside))
+            and accepted.isdisjoint(row_keys(one.sample, run.captions_beside))
+        )
         if accepted
         else table
         for table in tables
@@ -199,23 +211,3 @@ def _accepted(stores: RunStores) -> set[str]:
         for key, place in store_set.rejected().items()
         if (row := place.read(key)) is not None and row.accepted
     }
-
-
-def _every_key(shown: Shown, beside: Sequence[str]) -> Iterator[str]:
-    for sample in (shown.trained, shown.sample):
-        yield sample.target.latent_key
-        if sample.mask:
-            yield sample.mask.weight_key
-        for kind in ("latents", "image prefix", "text tail"):
-            yield from _keys_of(sample, kind, beside)
-
-
-def _keys_of(sample: Sample, kind: str, beside: Sequence[str]) -> list[str]:
-    """Of what a preview reads of `sample`: references and embeds, never the target."""
-    if kind == "latents":
-        return [picture.latent_key for picture in sample.references]
-    if kind == "image prefix":
-        return [sample.prefix_key]
-    if kind == "text tail":
-        return [sample.tail_key(caption) for caption in dict.fromkeys((*sample.captions, *beside))]
-    return []

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ...config.latent_geometry import LATENT_PIXELS
 from ..models.checkpoint.checkpoint import Checkpoint, files_digest, model_digest
 from ..models.checkpoint.json_file import json_object
 from ..models.templates import CLOSING, DROPPED_TOKENS, prefix_text
+from .row_kinds import RowKind
 
 # Raised when the same inputs give other rows.
 LATENTS_VERSION = 1
@@ -68,7 +70,7 @@ def latent_recipe(
 ) -> dict[str, Any]:
     """What decides a latent row besides its key; `remember` as in `model_digest`."""
     return {
-        "rows": "latents",
+        "rows": RowKind.LATENTS.value,
         "version": LATENTS_VERSION,
         "model": model_digest(checkpoint.vae, remember=remember),
         "dtype": settings.vae_dtype,
@@ -103,13 +105,13 @@ def prompt_recipe(
 def mask_recipe() -> dict[str, Any]:
     """What decides a row of loss weights besides its key: no model does."""
     return {
-        "rows": "weights",
+        "rows": RowKind.WEIGHTS.value,
         "version": WEIGHTS_VERSION,
         "stored": "bfloat16",
         "white": 1,
         "transparent": 0,
         "resample": "area",
-        "factor": 8,
+        "factor": LATENT_PIXELS,
         "orientation": PICTURES["orientation"],
     }
 

@@ -7,18 +7,18 @@ the text tails in the stores of the main dataset. Each kind is a set of stores
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...cache.errors import NotComplete
-from ...cache.format.part import Layout
 from ...cache.store.rejected_rows import RejectedRow, RejectedRows
-from ...cache.store.store import COMPRESSION, EMBEDS, LATENTS, Store
+from ...cache.store.store import COMPRESSION, Store
 from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
+from ...config.datasets import Dataset
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file
@@ -28,8 +28,7 @@ from ..samples.other_flavours import made_for_others
 from ..samples.sample import Sample
 from ..samples.table import used_main_datasets
 from .recipes import latent_recipe, mask_recipe, prompt_recipe
-
-WEIGHTS = Layout("weights", ("sample", "channel", "height", "width"), ragged=False)
+from .row_kinds import SAMPLE_ROWS, RowKind, row_keys
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,12 @@ class RunStores:
     weights: StoreSet
     flavour: Flavour
 
+    def of(self, kind: RowKind) -> StoreSet:
+        """Return the stores of one kind of a sample's rows."""
+        return dict(zip(SAMPLE_ROWS, self.store_sets(), strict=True))[kind]
+
     def store_sets(self) -> tuple[StoreSet, ...]:
-        """Return the four sets."""
+        """Return the stores of all kinds, in the order of `SAMPLE_ROWS`."""
         return (self.latents, self.prefixes, self.tails, self.weights)
 
     def all_stores(self) -> list[Store]:
@@ -66,7 +69,7 @@ class RunStores:
         kept: list[Sample] = []
         extra = tuple(captions_too)
         for sample in samples:
-            keys = (key for key in _keys_of(sample, extra) if key in rejected)
+            keys = (key for key in row_keys(sample, extra) if key in rejected)
             # what has just been forgotten is tried again: it is missing until then
             rows = [row for key in keys if (row := rejected[key].read(key)) is not None]
             for row in rows:
@@ -81,21 +84,20 @@ class RunStores:
         no_latents: list[str] = []
         no_embeds: list[str] = []
         for sample in samples:
-            pictures = (sample.target, *sample.references)
-            if any(picture.latent_key not in self.latents for picture in pictures) or (
-                sample.mask and sample.mask.weight_key not in self.weights
-            ):
+            if self._lacks(sample, (), RowKind.LATENTS, RowKind.WEIGHTS):
                 no_latents.append(sample.name)
-            tails = (sample.tail_key(caption) for caption in (*sample.captions, *extra))
-            if sample.prefix_key not in self.prefixes or any(
-                key not in self.tails for key in tails
-            ):
+            if self._lacks(sample, extra, RowKind.PREFIXES, RowKind.TAILS):
                 no_embeds.append(sample.name)
         return Missing(
             tuple(no_latents),
             tuple(no_embeds),
             flavour=self.flavour.name,
             embeds_beside=self._made_for_others() if no_embeds else "",
+        )
+
+    def _lacks(self, sample: Sample, captions: Sequence[str], *kinds: RowKind) -> bool:
+        return any(
+            key not in self.of(kind) for kind in kinds for key in kind.keys_of(sample, captions)
         )
 
     def _made_for_others(self) -> str:
@@ -133,17 +135,6 @@ class Missing:
                 )
 
 
-def _keys_of(sample: Sample, extra: Iterable[str]) -> Iterator[str]:
-    """Of every row that `sample` needs, with these captions besides its own."""
-    for picture in (sample.target, *sample.references):
-        yield picture.latent_key
-    if sample.mask:
-        yield sample.mask.weight_key
-    yield sample.prefix_key
-    for caption in (*sample.captions, *extra):
-        yield sample.tail_key(caption)
-
-
 def _refuse_unaccepted(sample: Sample, row: RejectedRow) -> None:
     if not row.accepted:
         raise NotComplete(
@@ -159,25 +150,22 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
     settings = configuration.settings
     remember = digests_file(settings)
     mains = used_main_datasets(configuration)
-    pictures = {
-        dataset.id: configuration.vae_folder(dataset)
-        for main in mains
-        for dataset in (main, *configuration.references_of(main))
-    }
+    pictures = [dataset for main in mains for dataset in (main, *configuration.references_of(main))]
+    masks = [mask for main in mains if (mask := configuration.mask_of(main))]
     latents = latent_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
     embeds = prompt_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
-    masks = {mask.id: mask for main in mains if (mask := configuration.mask_of(main))}
-    prefixes = {main.id: configuration.image_embeds_folder(main) for main in mains}
-    tails = {main.id: configuration.text_embeds_folder(main) for main in mains}
+
+    def stores_of(
+        kind: RowKind, datasets: Iterable[Dataset], recipe: Mapping[str, Any]
+    ) -> StoreSet:
+        folders = {dataset.id: kind.folder(configuration, dataset) for dataset in datasets}
+        return StoreSet(folders, {**recipe, "rows": kind.value}, kind.layout)
+
     return RunStores(
-        latents=StoreSet(pictures, latents, LATENTS),
-        prefixes=StoreSet(prefixes, embeds | {"rows": "image prefix"}, EMBEDS),
-        tails=StoreSet(tails, embeds | {"rows": "text tail"}, EMBEDS),
-        weights=StoreSet(
-            {name: configuration.vae_folder(mask) for name, mask in masks.items()},
-            mask_recipe(),
-            WEIGHTS,
-        ),
+        latents=stores_of(RowKind.LATENTS, pictures, latents),
+        prefixes=stores_of(RowKind.PREFIXES, mains, embeds),
+        tails=stores_of(RowKind.TAILS, mains, embeds),
+        weights=stores_of(RowKind.WEIGHTS, masks, mask_recipe()),
         flavour=checkpoint.flavour,
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from qedit.cache.format.index import replace_indices
 from qedit.cache.format.part import Layout
 from qedit.cache.store.store import EMBEDS, LATENTS, Store
-from qedit.stages.stores.run_stores import WEIGHTS
+from qedit.stages.stores.row_kinds import WEIGHTS
 
 HERE = Path(__file__).resolve().parent
 KEYS = [f"{number:032x}" for number in range(5)]

@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ....config.latent_geometry import image_tokens
 from ..layers import MODULATION
 from ..timesteps import row_shape
 from .dimensions import Dimensions, in_every_block, lora_parameters
@@ -72,11 +73,11 @@ class Load:
     @property
     def target_tokens(self) -> int:
         """A token is a patch of 2 x 2 latents, which is 16 x 16 pixels."""
-        return _tokens(self.pictures[0])
+        return image_tokens(self.pictures[0])
 
     @property
     def image_tokens(self) -> int:
-        return sum(_tokens(size) for size in self.pictures)
+        return sum(image_tokens(size) for size in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,3 @@ def step_flops(sizes: Dimensions, load: Load, *, checkpointing: bool = True) -> 
     attention = 4.0 * tokens**2 * sizes.width * sizes.blocks
     again = 1 if checkpointing else 0
     return load.batch_size * (linear * (2 + again) + attention * (3.5 + again))
-
-
-def _tokens(size: Size) -> int:
-    return (size[0] // 16) * (size[1] // 16)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ....config.latent_geometry import PATCH_LATENTS as PATCH
 from ..checkpoint.checkpoint import Checkpoint
 from ..weights.loading import load_part
 from .modulation import told
@@ -38,7 +39,7 @@ def load_transformer(
 def pack(latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:
     """Latents as tokens: each 2x2 patch, row by row, becomes one token of 4 x channels."""
     batch, channels, height, width = latents.shape
-    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    patches = latents.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
     # batch, rows, columns, channel, row in the patch, column in the patch
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -48,7 +49,7 @@ def unpack(
 ) -> Float[Tensor, "batch channel height width"]:
     """Tokens as latents of `height` x `width`; undoes `pack`."""
     batch, _, dim = tokens.shape
-    patches = tokens.reshape(batch, height // 2, width // 2, dim // 4, 2, 2)
+    patches = tokens.reshape(batch, height // PATCH, width // PATCH, dim // PATCH**2, PATCH, PATCH)
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
@@ -124,7 +125,7 @@ class Shown:
     def image_tokens(self) -> int:
         """Of one sample: target and references."""
         pictures = (self.noisy, *self.references)
-        return sum(picture.shape[-2] * picture.shape[-1] // 4 for picture in pictures)
+        return sum(picture.shape[-2] * picture.shape[-1] // PATCH**2 for picture in pictures)
 
     @property
     def padded(self) -> bool:
@@ -189,7 +190,7 @@ def _shapes(part: Shown, *, upto: int) -> list[list[tuple[int, int, int]]]:
 
 
 def _shape(picture: Float[Tensor, "batch channel height width"]) -> tuple[int, int, int]:
-    return (1, picture.shape[-2] // 2, picture.shape[-1] // 2)
+    return (1, picture.shape[-2] // PATCH, picture.shape[-1] // PATCH)
 
 
 def _timestep(sigma: Float[Tensor, " batch"], tokens: Tensor) -> Float[Tensor, " batch"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -17,18 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ....cache.errors import Damaged
-from ...samples.sample import NULL_CAPTION, Picture, Sample
-from ...stores.bfloat16 import bits_in, tensor_of
+from ....config.latent_geometry import PATCH_LATENTS
+from ...samples.sample import NULL_CAPTION, Sample
 from ...stores.run_stores import RunStores
+from ...stores.sample_rows import naming_damaged, read_embeds, read_latents, read_weights
 from .batches import Order, shape_of
 from .scheduled_sampling import Rollouts
 from .seeds import stream
 from .shares import share_of
 from .sigmas import Sigmas
-
-PATCH_PIXELS = 2  # latent pixels along the edge of one token
-LATENT_PIXELS = 8  # pixels along the edge of one latent pixel
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,11 @@ class Batch:
 
     @property
     def image_tokens(self) -> int:
-        """Of one sample: target and references."""
+        """Image tokens of one sample: target plus references."""
         pictures = (self.target, *self.references)
-        return sum(one.shape[-2] * one.shape[-1] for one in pictures) // PATCH_PIXELS**2
+        return (
+            sum(latents.shape[-2] * latents.shape[-1] for latents in pictures) // PATCH_LATENTS**2
+        )
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `change` made to each of its tensors."""
@@ -117,7 +115,7 @@ class Feed:
             position = part.first_position
             for _, alike in groupby(part.items, key=shape_of):
                 samples = list(alike)
-                with naming(samples):
+                with naming_damaged(samples):
                     batch = self._batch(samples, step, first_position=position)
                 batches.append(replace(batch, joins=position > part.first_position))
                 position += len(samples)
@@ -146,9 +144,9 @@ class Feed:
         captions = [
             self._caption(sample, step, at) for sample, at in zip(samples, places, strict=True)
         ]
-        target = self._latents([sample.target for sample in samples])
-        tokens = target.shape[-1] * target.shape[-2] // PATCH_PIXELS**2
-        embeds, lengths = self._embeds(samples, captions)
+        target = read_latents(self.stores, [sample.target for sample in samples])
+        tokens = target.shape[-1] * target.shape[-2] // PATCH_LATENTS**2
+        embeds, lengths = read_embeds(self.stores, samples, captions)
         sigmas = [
             self.sigmas.draw(stream(self.seed, "sigma", step, at), target_tokens=tokens)
             for at in places
@@ -164,14 +162,14 @@ class Feed:
             captions=tuple(captions),
             target=target,
             references=tuple(
-                self._latents([sample.references[index] for sample in samples])
+                read_latents(self.stores, [sample.references[index] for sample in samples])
                 for index in range(len(samples[0].references))
             ),
             embeds=embeds,
             text_lengths=lengths,
             noise=torch.from_numpy(np.stack(noises)),
             sigma=sigma,
-            weights=self._weights(samples),
+            weights=read_weights(self.stores, samples),
             rollouts=self._rollouts(step, places, sigma.tolist()),
         )
 
@@ -192,68 +190,6 @@ class Feed:
         alternative = int(random.integers(len(sample.captions)))
         dropped = random.random() < self.caption_dropout
         return NULL_CAPTION if dropped else sample.captions[alternative]
-
-    def _latents(self, pictures: Sequence[Picture]) -> Float[Tensor, "batch channel height width"]:
-        store_set, first = self.stores.latents, pictures[0]
-        shape = store_set.shape(first.latent_key, dataset=first.dataset)
-        batch = torch.empty(len(pictures), *shape, dtype=torch.bfloat16)
-        for picture, space in zip(pictures, bits_in(batch), strict=True):
-            store_set.read(picture.latent_key, dataset=picture.dataset, into=space)
-        return batch
-
-    def _weights(self, samples: Sequence[Sample]) -> Float[Tensor, "batch 1 height width"] | None:
-        """The masks of the samples; those without one count everywhere alike."""
-        if all(sample.mask is None for sample in samples):
-            return None
-        width, height = (edge // LATENT_PIXELS for edge in samples[0].target.size)
-        return torch.stack(
-            [
-                torch.ones(1, height, width)
-                if sample.mask is None
-                else self._read_weights(sample.mask)
-                for sample in samples
-            ]
-        )
-
-    def _read_weights(self, mask: Picture) -> Float[Tensor, "1 height width"]:
-        row = self.stores.weights.read(mask.weight_key, dataset=mask.dataset)
-        return (tensor_of(row) if row.dtype == np.uint16 else torch.from_numpy(row)).float()
-
-    def _embeds(
-        self, samples: Sequence[Sample], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "batch token dim"], tuple[int, ...]]:
-        """Image prefixes with the tails of the captions, as the encoder would give them in one.
-
-        Shorter ones have zeros to the right; the lengths come with them.
-        """
-        prefixes, tails = self.stores.prefixes, self.stores.tails
-        texts = [
-            ((prefixes, one.prefix_key, one.dataset), (tails, one.tail_key(text), one.dataset))
-            for one, text in zip(samples, captions, strict=True)
-        ]
-        shapes = [
-            [store_set.shape(key, dataset=where) for store_set, key, where in text]
-            for text in texts
-        ]
-        lengths = tuple(prefix[0] + tail[0] for prefix, tail in shapes)
-        batch = torch.empty(len(texts), max(lengths), shapes[0][0][1], dtype=torch.bfloat16)
-        for row, text, shape in zip(batch, texts, shapes, strict=True):
-            begin = 0
-            for (store_set, key, where), (length, _) in zip(text, shape, strict=True):
-                store_set.read(key, dataset=where, into=bits_in(row[begin : begin + length]))
-                begin += length
-            row[begin:] = 0
-        return batch, lengths
-
-
-@contextmanager
-def naming(samples: Sequence[Sample]) -> Iterator[None]:
-    """Say of damaged rows whose they are."""
-    try:
-        yield
-    except Damaged as error:
-        names = " or ".join(sample.name for sample in samples)
-        raise Damaged(f"A row of sample {names} is damaged.\n{error.what}", error.do) from error
 
 
 def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:

@@ -9,11 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from ....cache.errors import WrongUse
+from ....config.latent_geometry import image_tokens
 from ...samples.lazy_samples import Rows, Shape, numbered
 from ...samples.sample import Sample
 from .mixture import Mixture, turns
-
-TOKEN_PIXELS = 16 * 16
 
 
 @dataclass(frozen=True)
@@ -195,4 +194,4 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 def tokens_of(shape: Shape) -> int:
     """The image tokens of a sample: one for each 16x16 pixels of target and references."""
-    return sum(width * height // TOKEN_PIXELS for width, height in shape)
+    return sum(map(image_tokens, shape))

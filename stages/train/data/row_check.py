@@ -19,6 +19,7 @@ from ...models.checkpoint.checkpoint import Checkpoint
 from ...models.checkpoint.digests import digests_file, remembered
 from ...samples.schema import BLOCK_ROWS, flat
 from ...samples.store_keys import pairs_keys
+from ...samples.table import used_main_datasets
 from ...stores.run_stores import RunStores
 
 _NAMES = ("sample", "captions", "prefix_key", "target.latent_key")
@@ -41,7 +42,7 @@ def all_rows_are_there(
     Raises:
         NotComplete: there are no pairs for these settings.
     """
-    for main in (*configuration.main_datasets(), *configuration.eval_datasets()):
+    for main in used_main_datasets(configuration):
         table = pairs_keys(configuration, main, checkpoint.flavour)
         if _has_more(table.path):
             return False

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ....cache.files.fingerprint import fingerprint
 from ....config.configuration import Configuration
+from ....config.latent_geometry import latent_size
 from ....config.settings import Settings
 from ...models.transformer.denoise import denoise, load_scheduler
 from ...run_output.previews import (
@@ -31,17 +32,14 @@ from ...run_output.previews import (
 )
 from ...samples.sample import Picture, Sample
 from ...stage import Progress
-from ...stores.bfloat16 import tensor_of
 from ...stores.previewed import preview_samples, preview_size
-from ...stores.run_stores import RunStores
-from ..data.feed import naming
+from ...stores.sample_rows import naming_damaged, read_embeds, read_latents
 from ..objective.eval_mode import at_rest
 from ..plan.training_plan import Plan
 from ..trainer import Trainer
 from .preview_process import Decoding
 
 VERSION = 1  # raised whenever the same weights and samples give other previews
-LATENT_PIXELS = 8
 
 
 @dataclass(frozen=True)
@@ -209,15 +207,15 @@ def edit_of(sample: Sample, trainer: Trainer, plan: Plan) -> Float[Tensor, "1 ch
     """The model's edit of `sample` from the settings' seed, as the stock pipelines make it."""
     settings, stores = plan.settings, plan.feed.stores
     device, dtype = trainer.objective.device, trainer.objective.dtype
-    width, height = preview_size(sample, settings.validation_resolution)
-    with naming([sample]):
-        references = [_latents(stores, picture) for picture in sample.references]
+    width, height = latent_size(preview_size(sample, settings.validation_resolution))
+    with naming_damaged([sample]):
+        references = [read_latents(stores, [picture]) for picture in sample.references]
         embeds, null_embeds = (
-            _embeds(stores, sample, caption)
+            read_embeds(stores, [sample], [caption])[0]
             for caption in (sample.captions[0], settings.validation_negative_prompt)
         )
     # drawn on the CPU in the dtype of the forward: what a pipeline draws from a CPU generator
-    shape = (1, references[0].shape[1], height // LATENT_PIXELS, width // LATENT_PIXELS)
+    shape = (1, references[0].shape[1], height, width)
     noise = torch.randn(shape, generator=_generator(settings), dtype=dtype)
     return denoise(
         trainer.transformer,
@@ -262,16 +260,6 @@ def _without_adapters(transformer: nn.Module) -> Iterator[None]:
 
 def _generator(settings: Settings) -> torch.Generator:
     return torch.Generator().manual_seed(settings.validation_seed)
-
-
-def _latents(stores: RunStores, picture: Picture) -> Float[Tensor, "1 channel _h _w"]:
-    return tensor_of(stores.latents.read(picture.latent_key, dataset=picture.dataset))[None]
-
-
-def _embeds(stores: RunStores, sample: Sample, caption: str) -> Float[Tensor, "1 _token dim"]:
-    prefix = stores.prefixes.read(sample.prefix_key, dataset=sample.dataset)
-    tail = stores.tails.read(sample.tail_key(caption), dataset=sample.dataset)
-    return torch.cat([tensor_of(prefix), tensor_of(tail)])[None]
 
 
 def _facts(picture: Picture) -> dict[str, Any]:

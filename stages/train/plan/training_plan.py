@@ -17,6 +17,7 @@ from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint, model_digest
 from ...models.checkpoint.digests import digests_file
 from ...samples.sample import NULL_CAPTION
 from ...samples.table import captions_beside
+from ...stores.row_kinds import RowKind
 from ...stores.run import Run
 from ...stores.run_stores import RunStores
 from ..data.batches import Order, Source
@@ -166,12 +167,8 @@ def _sources(opened: Run) -> Sequence[Source]:
 
 
 def _recipes(stores: RunStores) -> dict[str, str]:
-    store_sets = {
-        "latents": stores.latents,
-        "image prefixes": stores.prefixes,
-        "text tails": stores.tails,
-    }
-    return {name: _name_of(store_set.stores()[0].recipe) for name, store_set in store_sets.items()}
+    kinds = (RowKind.LATENTS, RowKind.PREFIXES, RowKind.TAILS)
+    return {kind.words: _name_of(stores.of(kind).stores()[0].recipe) for kind in kinds}
 
 
 def _name_of(recipe: Mapping[str, Any]) -> str:

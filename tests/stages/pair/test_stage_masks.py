@@ -24,9 +24,8 @@ from qedit.cache.files.fingerprint import fingerprint, key_of
 from qedit.config.configuration import Configuration
 from qedit.config.datasets import Dataset
 from qedit.stages.models.flavours import FLAVOURS
-from qedit.stages.pair.folders import used_datasets
 from qedit.stages.samples.store_keys import pairs_keys
-from qedit.stages.samples.table import manifest_in, pairs_recipe
+from qedit.stages.samples.table import manifest_in, pairs_recipe, used_main_datasets
 
 FLAVOUR = FLAVOURS["edit-v2"]
 
@@ -171,7 +170,7 @@ def test_a_changed_mask_changes_its_sample_alone() -> None:
 
 def test_masks_are_part_of_the_recipe_of_those_who_use_them() -> None:
     def name(configuration: Configuration) -> str:
-        (main,) = used_datasets(configuration)
+        (main,) = used_main_datasets(configuration)
         return fingerprint(pairs_recipe(configuration, main, FLAVOUR))
 
     assert name(masked()) != name(configured())

@@ -18,7 +18,7 @@ from qedit.cache.store.store_set import StoreSet
 from qedit.config.loading import Configuration
 from qedit.stages.samples.sample import NULL_CAPTION, Sample
 from qedit.stages.stores.bfloat16 import bits_of, tensor_of
-from qedit.stages.stores.run_stores import WEIGHTS
+from qedit.stages.stores.row_kinds import WEIGHTS
 from qedit.stages.train.data.batches import Order, Source
 from qedit.stages.train.data.feed import Feed, forwards, padding_of
 from qedit.stages.train.plan.training_plan import make_plan
