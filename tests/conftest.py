@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,17 @@ def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     from training import made_runs
 
     return made_runs(tmp_path, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def cached_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pairs with one reference each, encoded; in its folder nothing may be changed."""
+    from small_run import cache_rows, make_run
+
+    folder = make_run(tmp_path_factory.mktemp("cached"), flavour="edit-v2")
+    with chdir(folder):
+        cache_rows()
+    return folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from paths import ROOT
 from safetensors import safe_open
-from small_run import AREA, draw, make_run, qedit, said, with_files
+from small_run import AREA, cache_rows, draw, enter_copy, make_run, qedit, said, with_files
 
 from qedit.pipeline.terminal.run_command import reporting, with_options
 from qedit.stages.models.tiny.tiny import make_tiny
@@ -26,8 +27,7 @@ from qedit.stages.models.tiny.tiny import make_tiny
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that went through all stages once."""
     folder = make_run(tmp_path_factory.mktemp("finished"), flavour="edit-v2", references=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         with_files("run")
     return folder
 
@@ -35,9 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished run, somewhere else, as the working directory."""
-    folder = tmp_path / "elsewhere"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
+    folder = enter_copy(finished, tmp_path / "elsewhere", monkeypatch)
     with_files("pair")  # the pictures are other files than those that were paired
     return folder
 
@@ -299,8 +297,7 @@ def test_dry_runs_say_how_much_there_is_to_do(
     assert "4 wanted, 0 kept, 4 to do" in lines
     assert "cannot be counted before the stages above" in lines
     assert not (folder / "caches" / "pairs").exists()
-    for command in ("pair", "cache-vae", "cache-embeds"):
-        with_files(command)
+    cache_rows()
     assert "3 wanted, 0 kept, 3 to do" in with_files("train", "--dry-run").stdout
 
 

@@ -5,29 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from crash_server import CrashServer
+from cached_rows import KINDS, rows_in
+from crash_server import CrashServer, words_in
 from crashing import deaths_in
 from small_run import make_run
 
 from qedit.cache.files.atomic import LEFTOVER
 from qedit.pipeline.upkeep.unused_rows import stores_in
-
-Rows = dict[tuple[str, str], np.ndarray]
-KINDS = {
-    "cache-vae": ["vae/edited", "vae/reference-a"],
-    "cache-embeds": ["conditioning_image_embeds/edited", "text_embeds/edited"],
-}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[CrashServer]:
-    with CrashServer() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +26,10 @@ def paired(tmp_path_factory: pytest.TempPathFactory, server: CrashServer) -> Pat
     return folder
 
 
-def _words(command: str, folder: Path) -> list[str]:
-    files = ["--config", "config.json", "--data", "data.json", "-C", str(folder)]
-    return [command, *files, "--set", f"cache_dir={folder / 'caches'}", "--json"]
-
-
 def _done(server: CrashServer, command: str, folder: Path) -> tuple[dict[str, int], list[str]]:
-    code, said, changes = server.run(_words(command, folder), folder)
+    code, said, changes = server.run(words_in(folder, command), folder)
     assert code == 0, said
     return json.loads(said.splitlines()[-1]), changes
-
-
-def _rows(folder: Path, stage: str) -> Rows:
-    return {
-        (kind, key): store.read(key)
-        for kind in KINDS[stage]
-        for store in stores_in(folder / "caches" / kind)
-        for key in sorted(store.keys())
-    }
 
 
 @pytest.mark.parametrize("stage", KINDS)
@@ -71,19 +45,19 @@ def test_a_stage_that_is_killed_goes_on_where_it_was(
 ) -> None:
     whole = Path(shutil.copytree(paired, tmp_path / "whole"))
     first, changes = _done(server, stage, whole)
-    expected = _rows(whole, stage)
+    expected = rows_in(whole, stage)
     assert first["computed"] == first["wanted"] == len(expected) > 7
     every = list(deaths_in(changes))
     assert len(every) > 40
     step = max(1, len(every) // deaths)
     for death in every[step // 2 :: step]:
         folder = Path(shutil.copytree(paired, tmp_path / f"{death.at}-{death.way}"))
-        code, said, _ = server.run(_words(stage, folder), folder, death=death)
+        code, said, _ = server.run(words_in(folder, stage), folder, death=death)
         assert code == -signal.SIGKILL, said
-        kept = _rows(folder, stage)
+        kept = rows_in(folder, stage)
         again, _ = _done(server, stage, folder)
         assert again["computed"] == len(expected) - len(kept)
-        rows = _rows(folder, stage)
+        rows = rows_in(folder, stage)
         assert rows.keys() == expected.keys()
         assert all(np.array_equal(rows[key], row) for key, row in expected.items())
         _assert_clean(folder, stage)

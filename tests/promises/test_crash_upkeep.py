@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
-from crash_server import CrashServer
+from cached_rows import KINDS, Rows, rows_in
+from crash_server import CrashServer, words_in
 from crashing import deaths_in
 from small_run import draw, make_run
 
 from qedit.cache.files.atomic import LEFTOVER
 from qedit.pipeline.upkeep.unused_rows import stores_in
 
-Rows = dict[tuple[str, str], np.ndarray]
 STAGES = ("pair", "cache-vae", "cache-embeds")
-KINDS = (
-    *("vae/edited", "vae/reference-a"),
-    *("conditioning_image_embeds/edited", "text_embeds/edited"),
-)
 DEATHS = pytest.mark.parametrize(
     "deaths",
     [
@@ -30,12 +26,6 @@ DEATHS = pytest.mark.parametrize(
         pytest.param(10_000, marks=pytest.mark.exhaustive),
     ],
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[CrashServer]:
-    with CrashServer() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +43,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory, server: CrashServer) -> Pat
 
 
 def _run(server: CrashServer, folder: Path, *words: str) -> tuple[int, str, list[str]]:
-    return server.run(_words(folder, *words), folder)
-
-
-def _words(folder: Path, *words: str) -> list[str]:
-    files = ["--config", "config.json", "--data", "data.json", "-C", str(folder)]
-    return [*words, *files, "--set", f"cache_dir={folder / 'caches'}", "--json"]
-
-
-def _rows(folder: Path) -> Rows:
-    return {
-        (kind, key): store.read(key)
-        for kind in KINDS
-        for store in stores_in(folder / "caches" / kind)
-        for key in sorted(store.keys())
-    }
+    return server.run(words_in(folder, *words), folder)
 
 
 def _holds(found: Rows, wanted: Rows) -> bool:
@@ -86,7 +62,7 @@ def _computed(server: CrashServer, folder: Path) -> int:
 def _assert_clean(server: CrashServer, folder: Path) -> None:
     code, said, _ = _run(server, folder, "verify")
     assert code == 0, said
-    for kind in KINDS:
+    for kind in chain(*KINDS.values()):
         (store,) = stores_in(folder / "caches" / kind)
         assert [one for one in store.path.rglob("*") if one.name.endswith(LEFTOVER)] == []
         assert all((part / "manifest.json").exists() for part in store.part_paths())
@@ -100,19 +76,19 @@ def test_gc_that_is_killed_keeps_what_is_wanted(
     whole = Path(shutil.copytree(cached, tmp_path / "whole"))
     code, said, changes = _run(server, whole, "gc", *options)
     assert code == 0, said
-    wanted = _rows(whole)
-    assert len(wanted) < len(_rows(cached))
+    wanted = rows_in(whole)
+    assert len(wanted) < len(rows_in(cached))
     every = list(deaths_in(changes))
     assert len(every) > 20
     step = max(1, len(every) // deaths)
     for death in every[step // 2 :: step]:
         folder = Path(shutil.copytree(cached, tmp_path / f"{death.at}-{death.way}"))
-        code, said, _ = server.run(_words(folder, "gc", *options), folder, death=death)
+        code, said, _ = server.run(words_in(folder, "gc", *options), folder, death=death)
         assert code == -signal.SIGKILL, said
-        assert _holds(_rows(folder), wanted)  # nothing wanted is gone for a moment
+        assert _holds(rows_in(folder), wanted)  # nothing wanted is gone for a moment
         code, said, _ = _run(server, folder, "gc", *options)
         assert code == 0, said
-        rows = _rows(folder)
+        rows = rows_in(folder)
         assert rows.keys() == wanted.keys()
         assert _holds(rows, wanted)
         assert _computed(server, folder) == 0
@@ -124,7 +100,7 @@ def test_gc_that_is_killed_keeps_what_is_wanted(
 def test_verify_that_is_killed_while_it_drops(
     cached: Path, tmp_path: Path, server: CrashServer, deaths: int
 ) -> None:
-    expected = _rows(cached)
+    expected = rows_in(cached)
     spoilt = Path(shutil.copytree(cached, tmp_path / "spoilt"))
     for shard in _shards_of_several(spoilt):
         data = bytearray(shard.read_bytes())
@@ -133,27 +109,27 @@ def test_verify_that_is_killed_while_it_drops(
     whole = Path(shutil.copytree(spoilt, tmp_path / "whole"))
     code, said, changes = _run(server, whole, "verify", "--drop")
     assert code == 0, said
-    lost = expected.keys() - _rows(whole).keys()
+    lost = expected.keys() - rows_in(whole).keys()
     assert len(lost) == 3
     every = list(deaths_in(changes))
     assert len(every) > 10
     step = max(1, len(every) // deaths)
     for death in every[step // 2 :: step]:
         folder = Path(shutil.copytree(spoilt, tmp_path / f"{death.at}-{death.way}"))
-        words = _words(folder, "verify", "--drop")
+        words = words_in(folder, "verify", "--drop")
         code, said, _ = server.run(words, folder, death=death)
         assert code == -signal.SIGKILL, said
         code, said, _ = _run(server, folder, "verify", "--drop")
         assert code == 0, said
-        rows = _rows(folder)
+        rows = rows_in(folder)
         assert rows.keys() == expected.keys() - lost
         assert _holds(expected, rows)
         made = _computed(server, folder)
-        used = lost & _rows(folder).keys()  # the others were orphans
+        used = lost & rows_in(folder).keys()  # the others were orphans
         assert 0 < made == len(used)
-        assert _holds(_rows(folder), rows)
+        assert _holds(rows_in(folder), rows)
         # they meet other rows in their batch than before, so the last bit may be another one
-        assert all(_is_close(_rows(folder)[key], expected[key]) for key in used)
+        assert all(_is_close(rows_in(folder)[key], expected[key]) for key in used)
         _assert_clean(server, folder)
         shutil.rmtree(folder)
 

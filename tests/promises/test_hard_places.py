@@ -12,39 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cached_rows import KINDS, Rows, rows_in
 from failing_writes import Trouble, full_disk
-from small_run import draw, make_run, said, with_files
+from small_run import draw, enter_copy, said, with_files
 
 from qedit.pipeline.upkeep.unused_rows import stores_in
 
 STAGES = pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
-KINDS = {
-    "cache-vae": ["vae/edited", "vae/reference-a"],
-    "cache-embeds": ["conditioning_image_embeds/edited", "text_embeds/edited"],
-}
-Rows = dict[tuple[str, str], np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pairs, encoded."""
-    folder = make_run(tmp_path_factory.mktemp("cached"), flavour="edit-v2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in ("pair", *KINDS):
-            with_files(stage)
-    return folder
 
 
 @pytest.fixture
-def expected(cached: Path) -> Rows:
-    return {key: row for stage in KINDS for key, row in _rows(cached, stage).items()}
+def expected(cached_run: Path) -> Rows:
+    return rows_in(cached_run)
 
 
 @pytest.fixture
-def here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy with pairs, and nothing encoded, as the working directory."""
-    folder = Path(shutil.copytree(cached, tmp_path / "here"))
+    folder = Path(shutil.copytree(cached_run, tmp_path / "here"))
     for kind in KINDS.values():
         shutil.rmtree(folder / "caches" / Path(kind[0]).parts[0])
     shutil.rmtree(folder / "caches" / "text_embeds", ignore_errors=True)
@@ -52,21 +37,12 @@ def here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _rows(folder: Path, stage: str) -> Rows:
-    return {
-        (kind, key): store.read(key)
-        for kind in KINDS[stage]
-        for store in stores_in(folder / "caches" / kind)
-        for key in sorted(store.keys())
-    }
-
-
 def _completes(folder: Path, stage: str, expected: Rows) -> None:
     """A rerun makes what is missing and no more, and the rows are those of a plain run."""
-    kept = _rows(folder, stage)
+    kept = rows_in(folder, stage)
     wanted = {key: row for key, row in expected.items() if key[0] in KINDS[stage]}
     assert said(with_files(stage, "--json"))["computed"] == len(wanted) - len(kept)
-    rows = _rows(folder, stage)
+    rows = rows_in(folder, stage)
     assert rows.keys() == wanted.keys()
     assert all(np.array_equal(rows[key], row) for key, row in wanted.items())
     for kind in KINDS[stage]:
@@ -121,7 +97,7 @@ def test_a_small_file_system(
     with _mounted(here / "caches", "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
         shutil.copytree(pairs, here / "caches", dirs_exist_ok=True)
         assert "GB left" in with_files(stage, expect=1).stderr  # and nothing was begun
-        assert _rows(here, stage) == {}
+        assert rows_in(here, stage) == {}
         used = shutil.disk_usage(here / "caches").used
         _remount(here / "caches", f"size={used + (24 << 10)}")
         with monkeypatch.context() as patch:
@@ -151,10 +127,9 @@ def test_a_read_only_folder(here: Path, expected: Rows, stage: str) -> None:
 
 @STAGES
 def test_full_caches_that_are_read_only_will_do(
-    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    folder = Path(shutil.copytree(cached, tmp_path / "full"))
-    monkeypatch.chdir(folder)
+    folder = enter_copy(cached_run, tmp_path / "full", monkeypatch)
     with_files(stage)  # it is another run than the one that it is a copy of
     with _mounted(folder / "caches", "--bind", str(folder / "caches")):
         _remount(folder / "caches", "bind,ro")
@@ -163,10 +138,9 @@ def test_full_caches_that_are_read_only_will_do(
 
 
 def test_a_run_trains_on_read_only_caches_and_says_that_nobody_knows(
-    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(shutil.copytree(cached, tmp_path / "full"))
-    monkeypatch.chdir(folder)
+    folder = enter_copy(cached_run, tmp_path / "full", monkeypatch)
     one = ("train", "--set", "max_train_steps=1")
     with_files(*one, "--dry-run")  # what the weights' digest is has been remembered
     with _mounted(folder / "caches", "--bind", str(folder / "caches")):

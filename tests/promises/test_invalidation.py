@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_run import AREA, draw, make_run, said, with_files
+from small_run import AREA, draw, enter_copy, make_run, said, with_files
 
 from qedit.stages.models.tiny.tiny import make_tiny
 
@@ -41,8 +42,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("cached"), flavour="edit-v2", references=2)
     make_tiny(folder / "other", "edit-v2", vae_area=AREA, vl_area=AREA, seed=1)
     make_tiny(folder / "v3", "edit-v3", vae_area=AREA, vl_area=AREA)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         assert cost() == Cost(latents=12, prefixes=4, tails=8)
     return folder
 
@@ -50,10 +50,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it somewhere else, as the working directory."""
-    folder = tmp_path / "elsewhere"
-    shutil.copytree(cached, folder)
-    monkeypatch.chdir(folder)
-    return folder
+    return enter_copy(cached, tmp_path / "elsewhere", monkeypatch)
 
 
 def nothing(folder: Path) -> Sets:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from filled_run import fill, made_configuration, made_samples_with_edits
 from quiet import Quiet
-from small_run import make_run, with_files
+from small_run import cache_rows, make_run
 from torch._subclasses.fake_tensor import FakeTensor
 
 from qedit.cache.errors import NotComplete
@@ -67,10 +68,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for weights in (folder / "model").rglob("*.safetensors"):
         # digests of files that are this new are not remembered: they may still be changing
         os.utime(weights, (1_700_000_000, 1_700_000_000))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in ("pair", "cache-vae", "cache-embeds"):
-            with_files(command)
+    with chdir(folder):
+        cache_rows()
         done = subprocess.run(
             [sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False
         )

@@ -55,6 +55,12 @@ class CrashServer:
         return code, said.read_text(), found
 
 
+def words_in(folder: Path, *words: str) -> list[str]:
+    """A command line on the run in `folder`, with its caches there."""
+    files = ["--config", "config.json", "--data", "data.json", "-C", str(folder)]
+    return [*words, *files, "--set", f"cache_dir={folder / 'caches'}", "--json"]
+
+
 def serve() -> None:
     """Fork a child for every line of standard input, and say how it ended."""
     import torch

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -88,6 +90,19 @@ def with_files(command: str, *arguments: str, expect: int = 0) -> Result:
     return qedit(
         command, "--config", "config.json", "--data", "data.json", *arguments, expect=expect
     )
+
+
+def cache_rows(*options: str) -> None:
+    """Pair and encode what config.json and data.json of the working directory name."""
+    for stage in ("pair", "cache-vae", "cache-embeds"):
+        with_files(stage, *options)
+
+
+def enter_copy(run: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a run's folder to `target`, which becomes the working directory."""
+    shutil.copytree(run, target)
+    monkeypatch.chdir(target)
+    return target
 
 
 def said(result: Result) -> dict[str, Any]:

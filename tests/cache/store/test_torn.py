@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_store import KINDS, store_of
 from paths import GOLDEN
-from small_run import make_run, said, with_files
+from small_run import cache_rows, make_run, said, with_files
 from store_rows import LAYOUTS
 
 from qedit.cache.errors import Locked
@@ -174,8 +174,7 @@ def test_status_says_so_and_the_stage_makes_exactly_those_rows(
 ) -> None:
     folder = make_run(tmp_path, flavour="edit-v2")
     monkeypatch.chdir(folder)
-    for command in ("pair", "cache-vae", "cache-embeds"):
-        with_files(command)
+    cache_rows()
     torn = sorted((folder / "caches" / where).rglob("c.*"))[:2]
     lost = sum(len(pq.read_table(shard.parents[1] / "rows.parquet")) for shard in torn)
     for shard, hurt in zip(torn, (_delete, _shorten), strict=False):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import make_run, said, with_files
+from small_run import cache_rows, enter_copy, said, with_files
 
 from qedit.cache.errors import Locked
 from qedit.cache.files.atomic import LEFTOVER
@@ -34,24 +34,11 @@ OTHER_RUN = ("--set", "output_dir=out2")
 ELSEWHERE = replace(this_process(), host="elsewhere", pid=12)
 
 
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pairs with one reference each, encoded."""
-    folder = make_run(tmp_path_factory.mktemp("cached"), flavour="edit-v2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in ("pair", "cache-vae", "cache-embeds"):
-            with_files(stage)
-    return folder
-
-
 @pytest.fixture
-def copy(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copy(cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it in which this run has noted what it uses."""
-    folder = Path(shutil.copytree(cached, tmp_path / "copy"))
-    monkeypatch.chdir(folder)
-    for stage in ("pair", "cache-vae", "cache-embeds"):  # the pictures are other files
-        with_files(stage)
+    folder = enter_copy(cached_run, tmp_path / "copy", monkeypatch)
+    cache_rows()  # the pictures are other files
     return folder
 
 
@@ -350,8 +337,7 @@ def test_gc_of_one_run_leaves_no_note_that_is_in_anothers_way(copy: Path) -> Non
     larger = ("--set", "data.edited.resolution=96")
     for stage in ("pair", "cache-vae"):
         with_files(stage, *larger, *OTHER_RUN)
-    for stage in ("pair", "cache-vae", "cache-embeds"):
-        with_files(stage, *larger)
+    cache_rows(*larger)
     shown = said(with_files("gc", "--yes", "--json", *larger, *OTHER_RUN))
     assert shown["files"]  # the former table
     assert said(with_files("gc", "--json", *larger))["rows"] == 0
@@ -510,8 +496,7 @@ def test_what_a_run_that_has_only_paired_names_is_kept(copy: Path) -> None:
     """Another run in the same folders has gone on to other captions and another size."""
     larger = ("--set", "data.edited.resolution=96")
     with_files("pair", *OTHER_RUN)
-    for stage in ("pair", "cache-vae", "cache-embeds"):
-        with_files(stage, *larger)
+    cache_rows(*larger)
     shown = said(with_files("gc", "--yes", "--json", *larger))
     assert (shown["rows"], shown["files"]) == (0, [])
     for stage in ("cache-vae", "cache-embeds"):

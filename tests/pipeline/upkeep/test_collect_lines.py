@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import make_run, said, with_files
+from small_run import cache_rows, make_run, said, with_files
 
 
 @pytest.fixture
@@ -13,8 +13,7 @@ def recaptioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four pairs, encoded; one of them has another caption since."""
     folder = make_run(tmp_path / "run", flavour="edit-v2")
     monkeypatch.chdir(folder)
-    for stage in ("pair", "cache-vae", "cache-embeds"):
-        with_files(stage)
+    cache_rows()
     (folder / "edited" / "p2.txt").write_text("another caption")
     for stage in ("pair", "cache-embeds"):
         with_files(stage)

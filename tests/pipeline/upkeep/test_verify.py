@@ -10,13 +10,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from small_run import draw, make_run, said, with_files
+from small_run import draw, enter_copy, make_run, said, with_files
 
 from qedit.cache.files.atomic import LEFTOVER
 from qedit.cache.files.claims import CLAIMS
@@ -33,18 +34,14 @@ from qedit.stages.stores.pins import USES
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four pairs with one reference each, cached and trained on."""
     folder = make_run(tmp_path_factory.mktemp("finished"), flavour="edit-v2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         with_files("run")
     return folder
 
 
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "elsewhere"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    return folder
+    return enter_copy(finished, tmp_path / "elsewhere", monkeypatch)
 
 
 def _shard(folder: Path, dataset: str) -> Path:

@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from samples import made_picture
-from small_run import make_run, said, with_files
+from small_run import enter_copy, make_run, said, with_files
 
 from qedit.cache.store import rejected_rows
 from qedit.cache.store.rejected_rows import RejectedRow, RejectedRows
@@ -56,18 +57,14 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("paired"), flavour="edit-v2", references=2, max_train_steps=1
     )
     (folder / "edited" / "p0.txt").write_text("make it number 0\nand a second caption\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         with_files("pair")
     return folder
 
 
 @pytest.fixture
 def here(paired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    shutil.copytree(paired, folder)
-    monkeypatch.chdir(folder)
-    return folder
+    return enter_copy(paired, tmp_path / "here", monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +72,7 @@ def one_by_one(paired: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """Every row, each encoded by itself."""
     folder = tmp_path_factory.mktemp("one-by-one") / "run"
     shutil.copytree(paired, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         with_files("cache-vae", *PLAIN[0], "--workers", "1")
         with_files("cache-embeds", *PLAIN[1], "--workers", "1")
         return rows_here()
@@ -515,9 +511,7 @@ def test_a_file_wanted_at_two_sizes_is_decoded_once(
     paired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decodes: Counter[str]
 ) -> None:
     """Two datasets of one folder, a target that is a reference as well."""
-    folder = tmp_path / "two"
-    shutil.copytree(paired, folder)
-    monkeypatch.chdir(folder)
+    enter_copy(paired, tmp_path / "two", monkeypatch)
     shutil.copy("edited/p0.png", "reference-a/p0.png")
     datasets = json.loads(Path("data.json").read_text())
     datasets.append(datasets[0] | {"id": "larger", "resolution": 96})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from small_run import AREA, SIZES, make_run, said, with_files
+from small_run import AREA, SIZES, cache_rows, make_run, said, with_files
 from stock_pipelines import StockPipeline
 
 from qedit.cache.store.verifying import Damage
@@ -41,10 +42,8 @@ SMALL: dict[str, Any] = {
 def cropped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four pairs, their square crops cached, with rows of whole references for one of them."""
     folder = make_run(tmp_path_factory.mktemp("cropped"), flavour="edit-v2", **SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in ("pair", "cache-vae", "cache-embeds"):
-            with_files(command, *CROP)
+    with chdir(folder):
+        cache_rows(*CROP)
     return folder
 
 

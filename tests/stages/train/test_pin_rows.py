@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
-from small_run import make_run, said, with_files
+from small_run import cache_rows, enter_copy, make_run, said, with_files
 
 from qedit.cache.errors import Locked, QeditError
 from qedit.stages.stores import pins
@@ -21,21 +21,17 @@ ONE, TWO = (*TRAINED, "max_train_steps=1"), (*TRAINED, "max_train_steps=2")
 def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of two kinds of captions, all made by one run, which wants the latter by now."""
     folder = make_run(tmp_path_factory.mktemp("cached"), flavour="edit-v2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         for options in (FORMER, ()):
-            for stage in ("pair", "cache-vae", "cache-embeds"):
-                with_files(stage, *options)
+            cache_rows(*options)
     return folder
 
 
 @pytest.fixture
 def here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same where it was made, as far as the notes can tell."""
-    folder = Path(shutil.copytree(cached, tmp_path / "here"))
-    monkeypatch.chdir(folder)
-    for stage in ("pair", "cache-vae", "cache-embeds"):
-        with_files(stage)
+    folder = enter_copy(cached, tmp_path / "here", monkeypatch)
+    cache_rows()
     return folder
 
 
