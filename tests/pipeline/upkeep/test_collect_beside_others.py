@@ -18,11 +18,12 @@ from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
 from qedit.pipeline.upkeep.collect import Leftovers, alone, clear, collect
 from qedit.stages.frozen_base.folder import base_folder
-from qedit.stages.frozen_base.modulation_table import MODULATION, table_recipe
+from qedit.stages.frozen_base.modulation_table import table_recipe
 from qedit.stages.frozen_base.quantized import QUANTIZED_FILE, quantized_recipe
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.samples.table import MANIFEST
 from qedit.stages.stores.pins import note_file, note_use, use_of
+from qedit.stages.stores.row_kinds import RowKind
 from qedit.stages.stores.run_stores import open_stores
 
 ELSEWHERE = replace(this_process(), host="elsewhere", pid=12)
@@ -91,7 +92,9 @@ def _rows_that_nobody_names(run: Configuration) -> tuple[Path, Path]:
 
 
 def _table(run: Configuration) -> tuple[Path, Path]:
-    store = Store(base_folder(run.settings), table_recipe("another model"), MODULATION)
+    store = Store(
+        base_folder(run.settings), table_recipe("another model"), RowKind.MODULATION.layout
+    )
     with store.adding():
         pass
     note_use([store], run)
