@@ -260,8 +260,8 @@ VALUES: dict[str, dict[str, str]] = {
         "total": "256",
         "what": "latents",
     },
-    # stages/train
-    "feed.py": {
+    # stages/train, stages/stores
+    "sample_rows.py": {
         "error.do": (
             "Delete that folder, or type `qedit verify --drop`; then `qedit run` makes them anew."
         ),
