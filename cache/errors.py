@@ -1,6 +1,18 @@
-"""The errors that a user can act on: each says what is wrong, where, and what to type next.
+"""Every error that a user can act on, with the exit code that the command ends with.
 
-Only `pipeline/terminal/run_command.py` turns these into text on the terminal and into an exit code.
+    QeditError             1   something failed
+    ├── WrongUse           2   an option, a configuration or a folder is wrong; nothing was started
+    │   └── Unreachable    2   a model has to be fetched, and its server does not answer
+    ├── AnotherRecipe      3   the folder holds results of other settings
+    ├── NotComplete        4   an earlier stage has not made all that this one needs
+    ├── Damaged            5   bytes on disk are not the bytes that were written
+    ├── Locked             6   another process is writing there
+    └── OfOneProcess       1   one of several processes failed, and the others do not know it
+
+    Broken                 -   raised inside cache/ only; whoever knows the file raises Damaged
+
+Besides these, a command ends with 0 when all is done and with 130 after Ctrl-C. An error says
+what is wrong, where, and what to type next; `pipeline/terminal/run_command.py` alone prints it.
 """
 
 from __future__ import annotations

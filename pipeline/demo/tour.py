@@ -221,8 +221,9 @@ def _show(
     if known != of or not curve.is_file() or not pictures.is_file():
         from .curves import draw_loss_curve
 
+        title = f"{configuration.settings.model_flavour}, tiny"
         with new_file(curve) as file:
-            draw_loss_curve(losses, file, title=f"{configuration.settings.model_flavour}, tiny")
+            draw_loss_curve(losses, title=title).save(file, format="PNG")
         _draw_edits(configuration, lora, pictures, progress)
         write_json(drawn, of)
     tenth = max(1, len(losses) // 10)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ...config.configuration import Configuration
-from ...stages.estimates.disk import Encoders, latent_rows, pairs_bytes, prefix_rows, tail_rows
+from ...config.datasets import Dataset
+from ...stages.estimates.disk import (
+    Encoders,
+    Rows,
+    latent_rows,
+    pair_rows,
+    prefix_rows,
+    tail_rows,
+)
 from ...stages.frozen_base.folder import base_folder
 from ...stages.frozen_base.modulation_table import lowest_sigma, subset_of, wants_table
 from ...stages.models.flavours import Flavour
@@ -23,23 +32,45 @@ from ...stages.samples.table import captions_beside, used_main_datasets
 PUBLISHED_BYTES = 2  # of each number of a transformer that a run leaves, in bfloat16
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One kind of result: how many, their bytes, the (first) folder, and what lies there now."""
+class Part(NamedTuple):
+    """What one folder holds of a kind of result: bytes when all is there, and bytes now."""
 
-    what: str
-    count: int
-    count_bytes: int
     folder: Path
+    count_bytes: int
     there_bytes: int
 
 
 @dataclass(frozen=True)
+class Kind:
+    """One kind of result: how many of them, and where they lie."""
+
+    what: str
+    count: int
+    parts: tuple[Part, ...]
+
+    @property
+    def count_bytes(self) -> int:
+        return sum(part.count_bytes for part in self.parts)
+
+    @property
+    def there_bytes(self) -> int:
+        return sum(part.there_bytes for part in self.parts)
+
+
+class Room(NamedTuple):
+    """One disk: the folder on it that most is to come to, the bytes to come, the bytes free."""
+
+    folder: Path
+    wanted_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
 class Disk:
-    """Every kind, and by disk (a folder on it) what is still to be written and what is free."""
+    """Every kind of result, and every disk that they lie on."""
 
     kinds: tuple[Kind, ...]
-    room: tuple[tuple[Path, int, int], ...]
+    room: tuple[Room, ...]
 
     @property
     def total_bytes(self) -> int:
@@ -48,7 +79,7 @@ class Disk:
     @property
     def full(self) -> list[Path]:
         """Folders of disks that cannot take what is to come."""
-        return [folder for folder, wanted, free in self.room if wanted > free]
+        return [room.folder for room in self.room if room.wanted_bytes > room.free_bytes]
 
 
 def disk_of(
@@ -67,27 +98,70 @@ def disk_of(
         pairs: how many of them are pairs.
     """
     settings = configuration.settings
-    latents = latent_rows(samples, encoders)
-    prefixes = prefix_rows(samples, flavour, encoders)
-    tails = tail_rows(samples, captions_beside(settings), encoders)
     mains = used_main_datasets(configuration)
     pictures = [one for main in mains for one in (main, *configuration.references_of(main))]
+    beside = captions_beside(settings)
+
+    def of_mains(
+        what: str,
+        folder_of: Callable[[Dataset], Path],
+        rows_of: Callable[[list[Sample]], Rows],
+        own: Sequence[Sample] = samples,
+    ) -> Kind:
+        folders = _by_folder(mains, folder_of).items()
+        return _kind(
+            what,
+            {
+                folder: rows_of([sample for sample in own if sample.dataset in names])
+                for folder, names in folders
+            },
+        )
+
     kinds = [
-        _kind("pairs", pairs, pairs_bytes(samples[:pairs]), map(configuration.pairs_folder, mains)),
-        _kind("latents", *latents, map(configuration.vae_folder, pictures)),
-        _kind("image prefixes", *prefixes, map(configuration.image_embeds_folder, mains)),
-        _kind("text tails", *tails, map(configuration.text_embeds_folder, mains)),
+        of_mains("pairs", configuration.pairs_folder, pair_rows, samples[:pairs]),
+        _kind(
+            "latents",
+            {
+                folder: latent_rows(samples, encoders, datasets=names)
+                for folder, names in _by_folder(pictures, configuration.vae_folder).items()
+            },
+        ),
+        of_mains(
+            "image prefixes",
+            configuration.image_embeds_folder,
+            lambda own: prefix_rows(own, flavour, encoders),
+        ),
+        of_mains(
+            "text tails",
+            configuration.text_embeds_folder,
+            lambda own: tail_rows(own, beside, encoders),
+        ),
     ]
     if wants_table(settings):
         rows = len(every_timestep(lowest_sigma=lowest_sigma(settings)))
-        table = rows * table_row_bytes(sizes)
-        kinds.append(_kind("modulation table", rows, table, [base_folder(settings)]))
+        table = Rows(rows, rows * table_row_bytes(sizes))
+        kinds.append(_kind("modulation table", {base_folder(settings): table}))
     kinds += _results(configuration, sizes)
     return Disk(tuple(kinds), tuple(_room(kinds)))
 
 
+def _by_folder(
+    datasets: Iterable[Dataset], folder_of: Callable[[Dataset], Path]
+) -> dict[Path, set[str]]:
+    """Return the ids of the datasets that each folder holds rows of."""
+    folders: dict[Path, set[str]] = {}
+    for dataset in datasets:
+        folders.setdefault(folder_of(dataset), set()).add(dataset.id)
+    return folders
+
+
+def _kind(what: str, rows: Mapping[Path, Rows]) -> Kind:
+    parts = (Part(folder, own.count_bytes, _bytes_in(folder)) for folder, own in rows.items())
+    return Kind(what, sum(own.how_many for own in rows.values()), tuple(parts))
+
+
 def _results(configuration: Configuration, sizes: Dimensions) -> Iterator[Kind]:
-    """What lies in `output_dir`: checkpoints, and with `model_type` full whole transformers."""
+    """Foresee `output_dir`: checkpoints, and with `model_type` full whole transformers."""
     settings = configuration.settings
     is_full = settings.model_type == "full"
     if is_full:
@@ -96,30 +170,17 @@ def _results(configuration: Configuration, sizes: Dimensions) -> Iterator[Kind]:
         trained = lora_parameters(sizes, settings.lora_target_modules, rank=settings.lora_rank)
     each = LORA_BYTES * (2 if settings.use_ema else 1) + OPTIMIZER_BYTES[settings.optimizer]
     kept, where = settings.checkpoints_total_limit, settings.output_dir
-    count_bytes = round(kept * each * trained)
-    there = where.glob("checkpoint-*") if is_full else [where]
-    yield _kind("checkpoints", kept, count_bytes, there, within=where)
+    there = map(_bytes_in, where.glob("checkpoint-*") if is_full else [where])
+    yield Kind("checkpoints", kept, (Part(where, round(kept * each * trained), sum(there)),))
     if not is_full:
         return
     places = ["", "ema"] if settings.use_ema else [""]
+    there_bytes = sum(_bytes_in(where / place / "transformer") for place in places)
     if configuration.eval_datasets() and settings.keep_best:
+        there_bytes += _bytes_in(where / "best" / "transformer")
         places += ["best", "best"]  # the one before stays until a better one is whole
     count_bytes = len(places) * PUBLISHED_BYTES * sizes.parameters()
-    folders = [where / place / "transformer" for place in places]
-    yield _kind("transformers", len(places), count_bytes, folders, within=where)
-
-
-def _kind(
-    what: str,
-    count: int,
-    count_bytes: int,
-    folders: Iterable[Path],
-    *,
-    within: Path | None = None,
-) -> Kind:
-    distinct = list(dict.fromkeys(folders))
-    there = sum(_bytes_in(folder) for folder in distinct)
-    return Kind(what, count, count_bytes, within or distinct[0], there)
+    yield Kind("transformers", len(places), (Part(where, count_bytes, there_bytes),))
 
 
 def _bytes_in(folder: Path) -> int:
@@ -130,16 +191,15 @@ def _bytes_in(folder: Path) -> int:
     )
 
 
-def _room(kinds: Sequence[Kind]) -> list[tuple[Path, int, int]]:
-    by_disk: dict[int, list[Kind]] = defaultdict(list)
-    for kind in kinds:
-        by_disk[os.stat(_nearest(kind.folder)).st_dev].append(kind)
-    room = []
-    for on_disk in by_disk.values():
-        wanted = sum(max(0, kind.count_bytes - kind.there_bytes) for kind in on_disk)
-        folder = on_disk[0].folder
-        room.append((folder, wanted, shutil.disk_usage(_nearest(folder)).free))
-    return room
+def _room(kinds: Iterable[Kind]) -> Iterator[Room]:
+    by_disk: dict[int, Counter[Path]] = defaultdict(Counter)
+    for part in (part for kind in kinds for part in kind.parts):
+        to_come = max(0, part.count_bytes - part.there_bytes)
+        by_disk[os.stat(_nearest(part.folder)).st_dev][part.folder] += to_come
+    for to_come_at in by_disk.values():
+        ((folder, _),) = to_come_at.most_common(1)
+        free = shutil.disk_usage(_nearest(folder)).free
+        yield Room(folder, to_come_at.total(), free)
 
 
 def _nearest(folder: Path) -> Path:

@@ -111,7 +111,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
                     "count": kind.count,
                     "bytes": kind.count_bytes,
                     "there_bytes": kind.there_bytes,
-                    "where": str(kind.folder),
+                    "where": str(kind.parts[0].folder),
                 }
                 for kind in plan.disk.kinds
             ],

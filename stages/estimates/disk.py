@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,12 +43,15 @@ class Rows(NamedTuple):
     count_bytes: int
 
 
-def latent_rows(samples: Iterable[Sample], encoders: Encoders) -> Rows:
-    """The distinct pictures as latents."""
+def latent_rows(
+    samples: Iterable[Sample], encoders: Encoders, *, datasets: Collection[str]
+) -> Rows:
+    """Return the rows of the distinct pictures of `datasets`, as latents."""
     latents = {
         picture.latent_key: _latent_numbers(picture, encoders) * encoders.channels * NUMBER_BYTES
         for sample in samples
         for picture in (sample.target, *sample.references)
+        if picture.dataset in datasets
     }
     return Rows(len(latents), sum(latents.values()))
 
@@ -71,10 +74,10 @@ def tail_rows(samples: Iterable[Sample], beside: Sequence[str], encoders: Encode
     return _embeds(list(lengths.values()), encoders)
 
 
-def pairs_bytes(samples: Sequence[Sample]) -> int:
-    """The pairs table, about."""
+def pair_rows(samples: Sequence[Sample]) -> Rows:
+    """Return the rows of the pairs table; their bytes are a rough guess."""
     text = sum(len(caption.encode()) for sample in samples for caption in sample.captions)
-    return _PAIRS_ROW_BYTES * len(samples) + text // 2
+    return Rows(len(samples), _PAIRS_ROW_BYTES * len(samples) + text // 2)
 
 
 def prefix_tokens(sample: Sample, flavour: Flavour, *, encoders: Encoders) -> int:

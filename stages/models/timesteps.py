@@ -5,6 +5,9 @@ No torch: a run with nothing to do reads this.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +31,24 @@ def every_timestep(*, lowest_sigma: float) -> list[Bits]:
     clock = (np.arange(lowest, highest + 1, dtype=np.uint32) << 16).view(np.float32)
     becomes = np.concatenate([clock / CLOCK, clock * (np.float32(1) / CLOCK)])
     return sorted({ZERO, *_rounded(becomes).tolist()})
+
+
+def shift_exponent(scheduler: Mapping[str, Any], target_tokens: int) -> float:
+    """Return mu, with which sigmas are shifted by exp(mu): linear in the number of target tokens.
+
+    It is `base_shift` at `base_image_seq_len` tokens and `max_shift` at `max_image_seq_len`, as
+    in `calculate_shift` of diffusers' Qwen-Image pipelines, whose defaults stand where the
+    scheduler is silent. References do not count.
+
+    Args:
+        scheduler: the contents of the checkpoint's scheduler_config.json.
+    """
+    least, least_tokens = scheduler.get("base_shift", 0.5), scheduler.get("base_image_seq_len", 256)
+    most, most_tokens = scheduler.get("max_shift", 1.15), scheduler.get("max_image_seq_len", 4096)
+    mu: float = least + (most - least) / (most_tokens - least_tokens) * (
+        target_tokens - least_tokens
+    )
+    return mu
 
 
 def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

@@ -43,11 +43,6 @@ class Framing:
     target_downsample_size: Amount | None = None
     seed: int = 0
 
-    @property
-    def draws(self) -> bool:
-        """Whether chance, seeded per picture, has a say."""
-        return self.crop and "random" in (self.crop_aspect, self.crop_style)
-
 
 def whole(size: Size) -> Box:
     """The box that cuts nothing away."""

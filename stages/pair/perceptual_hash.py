@@ -42,11 +42,6 @@ def is_black(picture: Image.Image) -> bool:
     return _is_black(few) and _is_black(picture)
 
 
-def are_alike(one: int, other: int) -> bool:
-    """Whether two looks are those of near-duplicates."""
-    return (one ^ other).bit_count() <= ALIKE_BITS
-
-
 def alike_groups(looks: Looks) -> list[list[int]]:
     """Groups of two or more positions in `looks` that are near-duplicates, each in order.
 

@@ -18,7 +18,6 @@ MOST_LINES = 3
 PAPER = "#fbfaf7"
 INK = "#22201c"
 FAINT = "#6f6a60"
-EMPTY = "#efece5"
 # For captions in letters that Pillow's own font does not have.
 WIDE_FONTS = (
     *("NotoSansCJK-Regular.ttc", "NotoSansJP-Regular.otf", "NotoSansCJKjp-Regular.otf"),

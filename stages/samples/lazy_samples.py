@@ -74,12 +74,6 @@ class SampleRows(Sequence[Sample]):
         """The samples in these rows, in this order."""
         return samples_in(self._table.take(pa.array(rows, pa.int64())))
 
-    def without(self, rows: Iterable[int]) -> SampleRows:
-        """All but the samples in these rows."""
-        kept = np.ones(len(self), bool)
-        kept[list(rows)] = False
-        return SampleRows(self._table.filter(pa.array(kept)))
-
     def shapes(self) -> Shapes:
         """What `shape_of` says of each sample."""
         lists = flat(self._table["references"])

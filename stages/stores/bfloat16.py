@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BFLOAT16 = "bfloat16"
-
 
 def bits_of(tensor: Tensor) -> np.ndarray:
     """Round `tensor` to bfloat16 and give its bits as uint16 of the same shape."""

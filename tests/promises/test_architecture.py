@@ -15,6 +15,7 @@ import pytest
 from paths import ROOT
 
 import qedit
+from qedit.cache import errors
 
 ROOMS = ("pipeline", "stages", "cache", "config")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -86,13 +87,22 @@ def test_help_is_light() -> None:
         "result = CliRunner().invoke(main, ['--help'])\n"
         "assert result.exit_code == 0, result.output\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'pyarrow', 'zarr',"
-        " 'pydantic', 'tqdm', 'matplotlib'}\n"
+        " 'pydantic', 'tqdm'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_errors_at_a_glance_are_the_errors_there_are() -> None:
+    tree = re.findall(r"(?m)^[ │├└─]*(\w+) +(\d)   ", str(errors.__doc__))
+    assert dict(tree) == {
+        name: str(kind.exit_code)
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.QeditError)
+    }
 
 
 def test_only_atomic_renames_and_syncs() -> None:

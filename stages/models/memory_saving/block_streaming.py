@@ -98,11 +98,6 @@ class BlockStreaming:
     _stream: torch.cuda.Stream | None = None
 
     @property
-    def host_bytes(self) -> int:
-        """How much host memory the streamed weights take."""
-        return sum(block.buffer.nbytes for block in self._blocks)
-
-    @property
     def device_bytes(self) -> int:
         """How much device memory the weights that are there or under way take now."""
         return sum(one.buffer.nbytes for one in self._coming.values())

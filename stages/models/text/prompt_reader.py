@@ -95,10 +95,6 @@ class PromptReader:
             grid,
         )
 
-    def caption_tokens(self, caption: str) -> int:
-        """How many tokens `caption` has; the pipelines are made for at most 1024."""
-        return len(self._ids(caption))
-
     def _ids(self, text: str) -> list[int]:
         with self._turn:
             ids: list[int] = self._tokenizer(text)["input_ids"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....cache.errors import WrongUse
+from ..timesteps import shift_exponent
 from .transformer import pack, predict_velocity, unpack
 
 
@@ -21,20 +22,6 @@ def load_scheduler(folder: Path) -> Any:
 
     kind: Any = FlowMatchEulerDiscreteScheduler
     return kind.from_pretrained(str(folder), local_files_only=True)
-
-
-def shift_exponent(config: Mapping[str, Any], target_tokens: int) -> float:
-    """mu, with which sigmas are shifted by exp(mu): linear in the number of target tokens.
-
-    Formula: the pipelines' `calculate_shift`, with its defaults where `config` (that of the
-    scheduler) is silent. References do not count.
-    """
-    least_tokens = config.get("base_image_seq_len", 256)
-    most_tokens = config.get("max_image_seq_len", 4096)
-    least = config.get("base_shift", 0.5)
-    slope = (config.get("max_shift", 1.15) - least) / (most_tokens - least_tokens)
-    mu: float = target_tokens * slope + (least - slope * least_tokens)
-    return mu
 
 
 def set_sigmas(scheduler: Any, *, steps: int, target_tokens: int) -> Float[Tensor, " sigma"]:

@@ -8,7 +8,7 @@ they stay. What the model has no place for is not read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from ....cache.errors import Damaged, WrongUse
 from ..checkpoint.weight_files import weight_files
 from ..layers import PRESETS, fits
-
-Prepare = Callable[[str, Tensor], Mapping[str, Tensor]]
-"""A tensor of a checkpoint, by name: as the model holds it, by names."""
 
 
 def empty_transformer(folder: Path, *, zero_cond_t: bool) -> nn.Module:

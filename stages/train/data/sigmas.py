@@ -9,38 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...models.timesteps import shift_exponent
+
 Distribution = Literal["sigmoid", "uniform", "beta"]
 
 MOST_EXPONENT = 700.0  # e to the power of more is no float
-
-
-@dataclass(frozen=True)
-class AutoShift:
-    """The shift that inference uses: its logarithm is linear in the number of target tokens.
-
-    The constants are the scheduler's own (`base_shift` at `base_image_seq_len` tokens,
-    `max_shift` at `max_image_seq_len`).
-    """
-
-    base_shift: float = 0.5
-    max_shift: float = 0.9
-    base_tokens: int = 256
-    max_tokens: int = 8192
-
-    @classmethod
-    def of_scheduler(cls, config: Mapping[str, Any]) -> AutoShift:
-        """Read the constants from a checkpoint's scheduler config."""
-        return cls(
-            base_shift=config.get("base_shift", cls.base_shift),
-            max_shift=config.get("max_shift", cls.max_shift),
-            base_tokens=config.get("base_image_seq_len", cls.base_tokens),
-            max_tokens=config.get("max_image_seq_len", cls.max_tokens),
-        )
-
-    def at(self, target_tokens: int) -> float:
-        """The shift for a target of so many tokens; references do not count."""
-        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        return math.exp(self.base_shift + slope * (target_tokens - self.base_tokens))
 
 
 @dataclass(frozen=True)
@@ -51,18 +24,23 @@ class Sigmas:
         distribution: `sigmoid` of a scaled normal number, `uniform` in (0, 1), or `beta`.
         scale: multiplies the normal number of `sigmoid`.
         alpha, beta: the two parameters of `beta`.
-        shift: a fixed shift, or the rule that derives it from the target's size.
+        shift: a fixed shift; 1 leaves sigmas as they are drawn.
+        scheduler: the checkpoint's scheduler config, where the shift is the one that inference
+            uses and grows with the target; then `shift` is not looked at.
     """
 
     distribution: Distribution = "sigmoid"
     scale: float = 1.0
     alpha: float = 2.0
     beta: float = 2.0
-    shift: float | AutoShift = 1.0
+    shift: float = 1.0
+    scheduler: Mapping[str, Any] | None = None
 
     def draw(self, random: np.random.Generator, *, target_tokens: int) -> float:
-        """One sigma in (0, 1) for a target of so many tokens."""
-        shift = self.shift.at(target_tokens) if isinstance(self.shift, AutoShift) else self.shift
+        """Return one sigma in (0, 1) for a target of so many tokens."""
+        shift = self.shift
+        if self.scheduler is not None:
+            shift = math.exp(shift_exponent(self.scheduler, target_tokens))
         return shifted(self._unshifted(random), shift)
 
     def _unshifted(self, random: np.random.Generator) -> float:

@@ -20,6 +20,7 @@ from ....cache.files.fingerprint import fingerprint
 from ....config.configuration import Configuration
 from ....config.latent_geometry import latent_size
 from ....config.settings import Settings
+from ...models.device import is_out_of_memory
 from ...models.transformer.denoise import denoise, load_scheduler
 from ...run_output.previews import (
     LATENTS,
@@ -186,7 +187,7 @@ class Previews:
         try:
             latents = edit_of(preview.sample, trainer, self._plan)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             why = str(error).splitlines()[0] if str(error) else "out of memory"
         else:
@@ -264,10 +265,3 @@ def _generator(settings: Settings) -> torch.Generator:
 
 def _facts(picture: Picture) -> dict[str, Any]:
     return {"dataset": picture.dataset, "path": picture.path, "digest": picture.digest}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = str(error).lower()
-    return "out of memory" in said or "can't allocate memory" in said

@@ -25,7 +25,7 @@ from ..data.feed import Feed
 from ..data.mixture import Mixture
 from ..data.row_check import all_rows_are_there, samples_digest
 from ..data.scheduled_sampling import rollouts_of
-from ..data.sigmas import AutoShift, Distribution, Sigmas
+from ..data.sigmas import Distribution, Sigmas
 from ..memory_use import collector_at_rest
 from ..state.run_record import describe_run
 from .held_out_overlap import leak_in_words
@@ -197,10 +197,9 @@ def _cut_off(settings: Settings, order: Order, sources: Sequence[Source]) -> Ite
 
 def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
     """How sigmas are drawn; the auto shift's constants are those of the checkpoint's scheduler."""
-    shift: float | AutoShift = float(settings.flow_schedule_shift or 1.0)
+    config = None
     if settings.flow_schedule_auto_shift:
         config = json.loads((scheduler / "scheduler_config.json").read_text(encoding="utf-8"))
-        shift = AutoShift.of_scheduler(config)
     distribution: Distribution = "sigmoid"
     if settings.flow_use_uniform_schedule:
         distribution = "uniform"
@@ -211,5 +210,6 @@ def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
         scale=settings.flow_sigmoid_scale,
         alpha=settings.flow_beta_schedule_alpha,
         beta=settings.flow_beta_schedule_beta,
-        shift=shift,
+        shift=float(settings.flow_schedule_shift or 1.0),
+        scheduler=config,
     )

@@ -62,7 +62,7 @@ def model_card(
     parts = [
         _head(settings, flavour, about, steps=steps),
         _previews(sheet, settings),
-        f"## diffusers\n\n```python\n{_python(kind, flavour, caption)}```\n{_POSITIONS}",
+        f"## diffusers\n\n```python\n{_python(settings, flavour, caption)}```\n{_POSITIONS}",
         _comfyui(kind, flavour),
         _files(settings, kind),
         "\n".join(("## Recipe\n", "| | |", "|---|---|", *_recipe(settings, about), "")),
@@ -115,8 +115,9 @@ Each row: {what}{average}, and the target; seed {settings.validation_seed}, guid
 """
 
 
-def _python(kind: str, flavour: Flavour, caption: str) -> str:
-    """Lines that make a picture, to be copied and run beside the card."""
+def _python(settings: Settings, flavour: Flavour, caption: str) -> str:
+    """Return lines that make a picture as the previews are made, to be run beside the card."""
+    kind = _kind(settings)
     own = kind == "full" or flavour.overrides_zero_cond_t
     imports = f"{flavour.pipeline}{', QwenImageTransformer2DModel' if own else ''}"
     arguments = [f'"{flavour.repository}"']
@@ -137,8 +138,8 @@ edited = pipeline(
     image={f"[{picture}]" if several else picture},
     prompt={json.dumps(caption, ensure_ascii=False)},
     negative_prompt=" ",
-    true_cfg_scale=4.0,
-    num_inference_steps=30,
+    true_cfg_scale={float(settings.validation_guidance)},
+    num_inference_steps={settings.validation_num_inference_steps},
 ).images[0]
 edited.save("edited.png")
 """

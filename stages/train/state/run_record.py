@@ -15,9 +15,8 @@ from ....config.settings import Settings
 from ...samples.sample import Sample
 from ..data.batches import Source
 
-# Every setting is of one of these two; docs/resume.md says the same in words. Those that are free
-# may differ between two starts of one run: they decide nothing of it, or (models, encoders, VAE,
-# data) what they stand for is in the record itself.
+# These may differ between two starts of one run: they decide nothing of it, or (models, encoders,
+# VAE, data) what they stand for is in the record itself. docs/resume.md says the same in words.
 FREE = (
     "max_train_steps",
     "num_train_epochs",
@@ -44,39 +43,6 @@ FREE = (
     "revision",
     "vae_dtype",
     "text_encoder_*",
-)
-DECISIVE = (
-    "model_type",
-    "model_family",
-    "model_flavour",
-    "model_kwargs",
-    "seed",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "mixed_precision",
-    "base_model_precision",
-    "quantize_activations",
-    "learning_rate",
-    "optimizer",
-    "optimizer_config",
-    "lr_*",
-    "max_grad_norm",
-    "lora_type",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target_modules",
-    "lora_init_type",
-    "init_lora",
-    "flow_*",
-    "loss_type",
-    "huber_c",
-    "caption_dropout_probability",
-    "conditioning_multidataset_sampling",
-    "use_ema",
-    "ema_decay",
-    "ema_update_interval",
-    "scheduled_sampling_*",
 )
 
 

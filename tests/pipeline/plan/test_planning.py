@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +179,29 @@ def test_no_room_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = with_files("plan")
     assert "has no room for what is to come" in result.stderr
     assert "does not fit" in result.stdout
+
+
+def test_every_disk_is_named_with_what_comes_to_it(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dataset whose latents go to another disk, the bytes are counted there."""
+    other = tmp_path / "other-disk"
+    sets = ("--set", f"data.reference-b.cache_dir_vae={other}", "--set", "cache_dir=empty")
+    sets = (*sets, "--set", "output_dir=empty/out")
+    whole = planned(*sets)["disk"]
+    (alone,) = whole["room"]
+    assert alone["wanted_bytes"] == whole["bytes"]
+    assert alone["where"] == "empty/out", "most comes to the checkpoints"
+
+    def stat(path: Path) -> Any:
+        return SimpleNamespace(st_dev=path == tmp_path)
+
+    monkeypatch.setattr("qedit.pipeline.plan.disk.os", SimpleNamespace(stat=stat, walk=os.walk))
+    rooms = planned(*sets)["disk"]["room"]
+    assert [room["where"] for room in rooms] == ["empty/out", str(other)]
+    latents = results({"disk": whole})["latents"]["bytes"]
+    assert 0 < rooms[1]["wanted_bytes"] < latents
+    assert sum(room["wanted_bytes"] for room in rooms) == whole["bytes"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from qedit.stages.encoding.pipeline import Filling
 from qedit.stages.encoding.read_ahead import Job
 from qedit.stages.encoding.speed_log import Pace
 from qedit.stages.models import device as device_module
-from qedit.stages.models.device import Taken, is_out_of_memory
+from qedit.stages.models.device import Taken
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 KEYS = [f"{number:032x}" for number in range(40)]
@@ -399,20 +399,6 @@ def test_a_number_that_was_asked_for_stands_until_it_does_not_fit() -> None:
     assert sizes.of(10**9) == 6
     sizes.was_too_much(6, cost=10)
     assert (sizes.of(10), sizes.of(5)) == (3, 6)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (RuntimeError("shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
 
 
 def test_another_error_is_not_taken_for_missing_memory(

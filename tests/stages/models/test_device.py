@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qedit.cache.errors import WrongUse
-from qedit.stages.models.device import best_device, let_segments_grow
+from qedit.stages.models.device import best_device, is_out_of_memory, let_segments_grow
 
 NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -70,3 +70,20 @@ def test_a_gpu_in_use_and_other_systems_are_left_alone(
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(WrongUse, match="no device 'nonsense'"):
         best_device("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("HIP error: Out Of Memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

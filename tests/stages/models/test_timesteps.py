@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from qedit.stages.frozen_base.modulation_table import (
     LOWEST_SIGMA_OF_ANY,
     lowest_sigma,
 )
-from qedit.stages.models.timesteps import ZERO, every_timestep
+from qedit.stages.models.timesteps import ZERO, every_timestep, shift_exponent
 from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.models.transformer.denoise import load_scheduler, set_sigmas
 from qedit.stages.models.transformer.modulation import bits_of
 from qedit.stages.train.data.seeds import stream
+from qedit.stages.train.data.sigmas import Sigmas, shifted
 from qedit.stages.train.evaluation.evaluate import SIGMAS
 from qedit.stages.train.plan.training_plan import sigmas_of
 
@@ -84,3 +86,40 @@ def test_evaluation_and_previews_have_their_rows_with_any_settings(tmp_path: Pat
     timesteps = (torch.cat(asked) * 1000).to(torch.bfloat16) / 1000
     always = every_timestep(lowest_sigma=LOWEST_SIGMA)
     assert set(bits_of(timesteps)) <= set(always)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"max_shift": 0.9},
+        {"base_shift": 0.4, "max_shift": 1.1, "base_image_seq_len": 128, "max_image_seq_len": 4000},
+    ],
+)
+def test_the_shift_is_the_pipelines_own_where_a_scheduler_is_silent(config: Any) -> None:
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
+
+    defaults = {
+        **{"base_shift": 0.5, "max_shift": 1.15},
+        **{"base_image_seq_len": 256, "max_image_seq_len": 4096},
+    }
+    assert calculate_shift(4096) == pytest.approx(1.15)
+    for tokens in (64, 256, 1000, 4096, 8192):
+        known = defaults | config
+        mu = calculate_shift(
+            tokens,
+            known["base_image_seq_len"],
+            known["max_image_seq_len"],
+            known["base_shift"],
+            known["max_shift"],
+        )
+        assert shift_exponent(config, tokens) == pytest.approx(mu)
+
+
+def test_training_and_previews_shift_alike_where_a_scheduler_is_silent(tiny: Path) -> None:
+    """`flow_schedule_auto_shift` reads the same numbers as the pipelines do."""
+    settings = Settings.model_construct(flow_schedule_auto_shift=True)
+    assert sigmas_of(settings, tiny / "scheduler").scheduler is not None
+    drawn = Sigmas(scheduler={}).draw(stream(1), target_tokens=4096)
+    unshifted = Sigmas().draw(stream(1), target_tokens=4096)
+    assert drawn == pytest.approx(shifted(unshifted, math.exp(1.15)))

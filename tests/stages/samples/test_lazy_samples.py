@@ -51,9 +51,6 @@ def test_rows_are_the_samples_they_were_made_of(
     assert [rows[place] for place in range(count)] == samples
     assert [rows[-1 - place] for place in range(count)] == samples[::-1]
     assert rows[1:9:3] == samples[1:9:3]
-    assert rows.without(range(0, count, 4)) == [
-        sample for place, sample in enumerate(samples) if place % 4
-    ]
     with pytest.raises(IndexError):
         rows[count]
     assert rows != [*samples, made_sample("another")]

@@ -65,14 +65,6 @@ def test_a_caption_that_would_pass_for_a_picture_is_refused(
         prompt.encode([picture(56, 56)], [f"a {token} b"])
 
 
-def test_caption_tokens_are_those_of_the_caption_alone(prompt: PromptEncoder) -> None:
-    closing = prompt.encode([picture(56, 56)], ["make the sky red"])[1][0].shape[0] - 4
-    assert prompt.reader.caption_tokens("make the sky red") == 4
-    for caption in CAPTIONS:
-        (tail,) = prompt.encode([picture(56, 56)], [caption])[1]
-        assert tail.shape[0] == prompt.reader.caption_tokens(caption) + closing
-
-
 # -- the image prefix and the text tails -----------------------------------------------
 
 
@@ -228,7 +220,7 @@ def test_the_order_of_pictures_counts(prompt: PromptEncoder) -> None:
 def test_the_processors_own_limit_of_pixels_is_kept(prompt: PromptEncoder) -> None:
     # 1024^2 is shown as 1036^2, 37 x 37 tokens; the class's default limit would make it 1225
     prefix, _ = prompt.encode([picture(1024, 1024)], [])
-    words = prompt.reader.caption_tokens("Picture 1: ")
+    words = len(prompt.reader._ids("Picture 1: "))
     vision_start_and_end = 2
     assert prefix.shape[0] == words + 1369 + vision_start_and_end
 

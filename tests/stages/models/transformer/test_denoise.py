@@ -9,11 +9,11 @@ import torch
 
 from qedit.cache.errors import WrongUse
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
+from qedit.stages.models.timesteps import shift_exponent
 from qedit.stages.models.transformer.denoise import (
     guide,
     load_scheduler,
     set_sigmas,
-    shift_exponent,
 )
 from qedit.stages.models.transformer.transformer import pack
 

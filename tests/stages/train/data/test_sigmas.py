@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qedit.stages.train.data.seeds import stream
-from qedit.stages.train.data.sigmas import AutoShift, Sigmas, shifted
+from qedit.stages.train.data.sigmas import Sigmas, shifted
 
 
 def drawn(sigmas: Sigmas, *, tokens: int = 1024, count: int = 6_000) -> np.ndarray:
@@ -58,30 +58,21 @@ def test_the_static_shift_of_the_guide() -> None:
         assert after == pytest.approx(1.73 * before / (1 + 0.73 * before))
 
 
+QWEN = {  # of the published scheduler_config.json
+    **{"base_shift": 0.5, "max_shift": 0.9},
+    **{"base_image_seq_len": 256, "max_image_seq_len": 8192},
+}
+
+
 def test_the_auto_shift_is_that_of_inference() -> None:
-    auto = AutoShift()
-    assert auto.at(256) == pytest.approx(math.exp(0.5))
-    assert auto.at(8192) == pytest.approx(math.exp(0.9))
-    assert auto.at(32 * 32) == pytest.approx(1.714, abs=5e-4)
-    assert auto.at(64 * 64) == pytest.approx(2.001, abs=5e-4)
-
-
-def test_the_auto_shift_equals_the_pipelines_own_function() -> None:
-    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
-
-    config = {
-        "base_shift": 0.4,
-        "max_shift": 1.1,
-        "base_image_seq_len": 128,
-        "max_image_seq_len": 4096,
-    }
-    for tokens in (64, 1000, 5000):
-        mu = calculate_shift(tokens, 128, 4096, 0.4, 1.1)
-        assert AutoShift.of_scheduler(config).at(tokens) == pytest.approx(math.exp(mu))
+    plain = Sigmas().draw(stream(3), target_tokens=1)
+    for tokens, shift in ((256, math.exp(0.5)), (32 * 32, 1.714), (64 * 64, 2.001)):
+        drawn = Sigmas(scheduler=QWEN).draw(stream(3), target_tokens=tokens)
+        assert drawn == pytest.approx(shifted(plain, shift), abs=1e-4)
 
 
 def test_a_larger_target_gets_more_noise() -> None:
-    sigmas = Sigmas(shift=AutoShift())
+    sigmas = Sigmas(scheduler=QWEN)
     small = sigmas.draw(stream(3), target_tokens=256)
     large = sigmas.draw(stream(3), target_tokens=8192)
     ratio = large / (1 - large) / (small / (1 - small))

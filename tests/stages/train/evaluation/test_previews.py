@@ -243,23 +243,6 @@ def test_modes_and_gradients_are_left_as_they_were() -> None:
 # -- out of memory ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("error", "is_memory"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."), True),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-            True,
-        ),
-        (MemoryError(), True),
-        (RuntimeError("shape mismatch"), False),
-    ],
-    ids=["gpu", "cpu", "python", "other"],
-)
-def test_memory_is_told_from_other_errors(error: Exception, is_memory: bool) -> None:
-    assert previews._is_out_of_memory(error) == is_memory
-
-
 def test_without_memory_training_goes_on(
     runs: Callable[..., Configuration], monkeypatch: pytest.MonkeyPatch
 ) -> None:

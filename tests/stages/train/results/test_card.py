@@ -50,6 +50,16 @@ def test_the_card_says_how_the_lora_was_made_and_is_loaded(made: Any) -> None:
     assert file.read_text(encoding="utf-8") == "my own notes"
 
 
+def test_the_lines_to_copy_make_a_picture_as_the_previews_are_made(made: Any) -> None:
+    configuration = made(
+        max_train_steps=1, validation_guidance=2.5, validation_num_inference_steps=7
+    )
+    train(configuration)
+    lines = python_in(card_of(configuration))
+    assert "true_cfg_scale=2.5," in lines
+    assert "num_inference_steps=7," in lines
+
+
 def test_an_overridden_zero_cond_t_is_in_the_lines_to_copy(made: Any) -> None:
     configuration = made(flavour="edit-v2+", max_train_steps=1)
     train(configuration)
