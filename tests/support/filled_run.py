@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from samples import made_sample
+from tiny_checkpoints import tiny_copy
 
 from qedit.cache.store.store import Store
 from qedit.config.loading import Configuration, load
 from qedit.stages.models.checkpoint.checkpoint import flavour_of, open_checkpoint
-from qedit.stages.models.tiny.tiny import TEXT_WIDTH, make_tiny
+from qedit.stages.models.tiny.tiny import TEXT_WIDTH
 from qedit.stages.samples.sample import NULL_CAPTION, Picture, Sample
 from qedit.stages.samples.table import pairs_recipe, table_folder, write_pairs
 from qedit.stages.stores.bfloat16 import bits_of
@@ -60,7 +61,7 @@ def made_configuration(
     **settings: Any,
 ) -> Configuration:
     """A configuration whose every path lies in `folder`."""
-    checkpoint = make_tiny(folder / "checkpoint", flavour, vae_area=64 * 64, vl_area=56 * 56)
+    checkpoint = tiny_copy(folder / "checkpoint", flavour, vae_area=64 * 64, vl_area=56 * 56)
     (folder / "pictures").mkdir(exist_ok=True)
     steps = {} if "num_train_epochs" not in settings else {"max_train_steps": None}
     config = {

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tiny_checkpoints import tiny_copy
 
 from qedit.pipeline.cli import main
-from qedit.stages.models.tiny.tiny import make_tiny
 
 AREA = 64 * 64
 SIZES = ((96, 96), (128, 72), (72, 128), (96, 96))
@@ -31,7 +31,7 @@ def make_run(
     folder: Path, *, flavour: str = "edit-v1", references: int = 1, **settings: Any
 ) -> Path:
     """Lay out pictures, captions, a tiny model and both files under `folder`."""
-    model = make_tiny(folder / "model", flavour, vae_area=AREA, vl_area=AREA)
+    model = tiny_copy(folder / "model", flavour, vae_area=AREA, vl_area=AREA)
     names = [f"reference-{letter}" for letter in "abc"[:references]]
     for number, size in enumerate(SIZES):
         draw(folder / "edited" / f"p{number}.png", size, number)
