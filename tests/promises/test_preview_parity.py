@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
-from small_run import AREA, make_run, with_files
+from small_run import AREA, loaded, make_run, with_files
 from stock_pipelines import PictureProcessor, areas
 
-from qedit.config.loading import load
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.preview.pictures import picture_path
 from qedit.stages.run_output.previews import Stored, stored_previews
@@ -77,7 +76,7 @@ def as_here(folder: Path, flavour: str):
 
 
 def configuration() -> Any:
-    return load(Path("config.json"), Path("data.json"))
+    return loaded()
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")

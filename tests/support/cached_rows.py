@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from small_run import loaded
 
 from qedit.pipeline.upkeep.unused_rows import stores_in
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.stores.run_stores import open_stores
 
 # the stores of `make_run` with one reference
 KINDS = {
     "cache-vae": ("vae/edited", "vae/reference-a"),
     "cache-embeds": ("conditioning_image_embeds/edited", "text_embeds/edited"),
 }
+# options with which both caching stages encode one item at a time
+PLAIN = ("--vae-batch-size", "1"), ("--text-batch-size", "1")
 Rows = dict[tuple[str, str], np.ndarray]
 
 
@@ -25,3 +30,16 @@ def rows_in(folder: Path, *stages: str) -> Rows:
         for store in stores_in(folder / "caches" / kind)
         for key in sorted(store.keys())
     }
+
+
+def rows_here() -> dict[str, np.ndarray]:
+    """Read every row of the run in the working directory, by its key."""
+    found = loaded()
+    stores = open_stores(found, open_checkpoint(found.settings))
+    return {key: store.read(key) for store in stores.all_stores() for key in sorted(store.keys())}
+
+
+def assert_equal(rows: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
+    assert rows.keys() == others.keys()
+    for key, row in rows.items():
+        assert np.array_equal(row, others[key]), key

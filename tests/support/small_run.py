@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from tiny_checkpoints import tiny_copy
 
+from qedit.config.loading import Configuration, load
 from qedit.pipeline.cli import main
 
 AREA = 64 * 64
@@ -96,6 +97,11 @@ def cache_rows(*options: str) -> None:
     """Pair and encode what config.json and data.json of the working directory name."""
     for stage in ("pair", "cache-vae", "cache-embeds"):
         with_files(stage, *options)
+
+
+def loaded(*sets: str) -> Configuration:
+    """Read config.json and data.json of the working directory, with these settings changed."""
+    return load(Path("config.json"), Path("data.json"), sets=sets)
 
 
 def enter_copy(run: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

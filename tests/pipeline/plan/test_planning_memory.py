@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import make_run
+from small_run import loaded, make_run
 from step_memory import TEXT_WIDTH, Case
 
-from qedit.config.loading import load
 from qedit.config.settings import Settings
 from qedit.pipeline.plan.plan_words import plan_lines, plan_object
 from qedit.pipeline.plan.planning import Plan, make_plan
@@ -47,7 +46,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def plan(vram_gb: float | None = None, **settings: Any) -> Plan:
         sets = [f"{key}={value}" for key, value in settings.items()]
-        return make_plan(load(Path("config.json"), Path("data.json"), sets=sets), vram_gb=vram_gb)
+        return make_plan(loaded(*sets), vram_gb=vram_gb)
 
     return plan
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import cache_rows, enter_copy, said, with_files
+from small_run import cache_rows, enter_copy, loaded, said, with_files
 
 from qedit.cache.errors import Locked
 from qedit.cache.files.atomic import LEFTOVER
@@ -20,8 +20,6 @@ from qedit.cache.files.claims import CLAIMS
 from qedit.cache.files.lock import LOCK_FILE, Holder, holder_of, new_holder
 from qedit.cache.files.owner import Owner, this_process
 from qedit.cache.store.store import Store
-from qedit.config.configuration import Configuration
-from qedit.config.loading import load
 from qedit.pipeline.upkeep.collect import alone, clear, collect
 from qedit.pipeline.upkeep.unused_rows import stores_in
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
@@ -40,10 +38,6 @@ def copy(cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     folder = enter_copy(cached_run, tmp_path / "copy", monkeypatch)
     cache_rows()  # the pictures are other files
     return folder
-
-
-def _loaded(*sets: str) -> Configuration:
-    return load(Path("config.json"), Path("data.json"), sets=sets)
 
 
 def _shown() -> dict[str, Any]:
@@ -96,9 +90,9 @@ def test_who_begins_to_fill_waits_for_gc_to_end(
 ) -> None:
     """What gc has found inside its locks holds until it has removed it."""
     monkeypatch.setattr(pins, "LOCK_PATIENCE_SECONDS", 0.0)
-    configuration = _loaded()
+    configuration = loaded()
     stores = open_stores(configuration, open_checkpoint(configuration.settings)).tails.stores()
-    other = _loaded("output_dir=out2")
+    other = loaded("output_dir=out2")
     with alone(configuration) as held:
         found = collect(configuration, held=held)
         assert all(holder_of(store.path).doing == "qedit gc" for store in stores)
@@ -231,7 +225,7 @@ def test_training_on_missing_rows_says_so_whatever_lies_beside(copy: Path) -> No
 def other_note(copy: Path) -> Path:
     """What another run has noted in the store of tails, of which it wants all."""
     with_files("cache-embeds", *OTHER_RUN)
-    use = pins.use_of(_loaded("output_dir=out2"))
+    use = pins.use_of(loaded("output_dir=out2"))
     other = pins.note_file(_store(copy, "text_embeds/edited"), use).relative_to(copy)
     (copy / "edited" / "p2.txt").write_text("another caption")
     with_files("pair")
@@ -479,7 +473,7 @@ def _add_a_dataset(folder: Path) -> None:
 def test_rows_of_former_settings_are_freed_after_a_dataset_was_added(copy: Path) -> None:
     """A run is its output_dir: what it noted before is not another run's."""
     store = _store(copy, "vae/edited")
-    note = pins.note_file(store, pins.use_of(_loaded()))
+    note = pins.note_file(store, pins.use_of(loaded()))
     former = note.with_name("0123456789abcdef.json")  # as earlier versions named it
     shutil.copy(note, former)
     _add_a_dataset(copy)
@@ -509,7 +503,7 @@ def test_a_run_that_finds_all_rows_made_keeps_them_before_it_looks(
 ) -> None:
     """Else `gc` takes them between the look and the note."""
     monkeypatch.setattr(pins, "LOCK_PATIENCE_SECONDS", 0.0)
-    configuration = _loaded()
+    configuration = loaded()
     with alone(configuration):
         assert "qedit gc" in with_files(stage, *OTHER_RUN, expect=6).stderr
         with_files(stage)  # it is noted, and needs no lock

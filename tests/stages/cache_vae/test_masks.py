@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_run import make_run, said, with_files
+from small_run import loaded, make_run, said, with_files
 
-from qedit.config.loading import load
 from qedit.stages.cache_vae.encoding import signed_values
 from qedit.stages.cache_vae.masks import weights_of
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
@@ -117,7 +116,7 @@ def test_masks_become_rows_beside_the_latents(masked: Path) -> None:
     done = said(with_files("cache-vae", "--json"))
     # two masks are one file at one size
     assert (done["computed"], done["failed"]) == (8 + 3, 0)
-    found = load(Path("config.json"), Path("data.json"))
+    found = loaded()
     stores = open_stores(found, open_checkpoint(found.settings))
     (store,) = stores.weights.stores()
     shapes = set()

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from quiet import Quiet
-from small_run import make_run
+from small_run import loaded, make_run
 
 from qedit.cache.errors import QeditError
-from qedit.config.loading import Configuration, load
+from qedit.config.loading import Configuration
 from qedit.stages.encoding.device_options import Ways
 from qedit.stages.encoding.devices import on_each_device
 from qedit.stages.encoding.run_on_device import Filled
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.full
 @pytest.fixture
 def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configuration:
     monkeypatch.chdir(make_run(tmp_path))
-    return load(Path("config.json"), Path("data.json"))
+    return loaded()
 
 
 def talk(configuration: Any, progress: Progress, ways: Ways) -> Filled:

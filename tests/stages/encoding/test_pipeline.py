@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ from qedit.cache.errors import NotComplete, QeditError
 from qedit.cache.files.claims import Task, claimed_work, claims_in
 from qedit.cache.store.rejected_rows import RejectedRow
 from qedit.cache.store.store import EMBEDS, Store
-from qedit.stages.encoding import work_split
 from qedit.stages.encoding.batch_size import BatchSize
 from qedit.stages.encoding.encoder import Made, Unfit
 from qedit.stages.encoding.pipeline import Filling
 from qedit.stages.encoding.read_ahead import Job
 from qedit.stages.encoding.speed_log import Pace
 from qedit.stages.models import device as device_module
-from qedit.stages.models.device import Taken
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 KEYS = [f"{number:032x}" for number in range(40)]
@@ -378,29 +375,6 @@ def _claim(store: Store, keys: Sequence[str]) -> Task:
     return task
 
 
-# -- how many at a time ----------------------------------------------------------------
-
-
-def test_what_fits_is_measured_on_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = BatchSize(None, most=16, budget=1)
-    taken = Taken(used_bytes=100, free_bytes=1000)
-    monkeypatch.setattr(device_module, "memory_taken", lambda work, device: taken)
-    sizes.measure(lambda: None, cost=50, device=torch.device("cpu"))
-    # 70 % of ten times as much as one item of size 50: seven, three and so on, but powers of two,
-    # which a little more or less of free memory does not change
-    assert (sizes.of(50), sizes.of(100), sizes.of(1000), sizes.of(1)) == (4, 2, 1, 16)
-    sizes.was_too_much(4, cost=50)
-    assert sizes.of(50) == 2
-
-
-def test_a_number_that_was_asked_for_stands_until_it_does_not_fit() -> None:
-    sizes = BatchSize(6, most=2, budget=1)
-    sizes.measure(pytest.fail, cost=1, device=torch.device("cpu"))
-    assert sizes.of(10**9) == 6
-    sizes.was_too_much(6, cost=10)
-    assert (sizes.of(10), sizes.of(5)) == (3, 6)
-
-
 def test_another_error_is_not_taken_for_missing_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,14 +437,3 @@ def test_a_job_is_written_at_once(tmp_path: Path) -> None:
     fill(tmp_path, MadeUp(), kept)  # in batches of four, jobs of eight
     assert sizes == [8] * 5
     assert_all_there(kept)
-
-
-def test_what_is_left_is_cut_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_split, "PART_BYTES", 100)
-    monkeypatch.setattr(work_split, "ITEMS_IN_PART", 4)
-    bytes_of = dict(enumerate([60, 50, 1, 2, 3, 4, 99, 40, 200, 5, 5]))
-    runs = list(work_split.cut(bytes_of, bytes_of.__getitem__))
-    assert runs == [[0, 1], [2, 3, 4, 5], [6, 7], [8], [9, 10]]
-    for done in range(1 << len(runs)):
-        left = [run for at, run in enumerate(runs) if not done >> at & 1]
-        assert list(work_split.cut(chain(*left), bytes_of.__getitem__)) == left

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from quiet import Quiet
-from small_run import make_run, said, with_files
+from small_run import loaded, make_run, said, with_files
 
 from qedit.cache.files.claims import CLAIMS
 from qedit.cache.files.lock import Holder, new_holder
-from qedit.config.loading import load
 from qedit.pipeline.terminal import output
 from qedit.pipeline.terminal.output import TerminalProgress
 from qedit.stages.cache_vae import stage as cache_vae
@@ -122,14 +121,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _keys(number: str) -> set[str]:
     """The latents of one share."""
-    configuration = load(Path("config.json"), Path("data.json"))
+    configuration = loaded()
     wanted = find_pictures(Run(configuration))
     return set(wanted.of_share(shard_named(number)).latents)
 
 
 def _claim_elsewhere(folder: Path, keys: set[str]) -> list[Path]:
     """Another machine is at work on these keys, or was when it died."""
-    configuration = load(Path("config.json"), Path("data.json"))
+    configuration = loaded()
     stores = open_stores(configuration, open_checkpoint(configuration.settings))
     said_there = {**asdict(_elsewhere()), "keys": sorted(keys)}
     made = []
@@ -154,7 +153,7 @@ def test_a_share_that_a_dead_machine_has_claimed_goes_on_after_unlock(folder: Pa
     mine = _keys("1/2")
     claims = _claim_elsewhere(folder, mine)
     told = Listener(lambda: with_files("unlock", "--yes"))
-    configuration = load(Path("config.json"), Path("data.json"))
+    configuration = loaded()
     made = cache_vae.run(Run(configuration), told, shard="1/2")
     assert made.computed == len(mine)
     (line,) = told.warned

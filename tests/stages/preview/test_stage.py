@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from pictures import upright
 from PIL import Image
-from small_run import make_run, said, with_files
+from small_run import loaded, make_run, said, with_files
 
 from qedit.cache.files.atomic import write_json
-from qedit.config.loading import load
 from qedit.pipeline.demo.pictures import draw_demo_pictures
 from qedit.pipeline.demo.tour import CHAPTERS as DEMO
 from qedit.pipeline.demo.tour import VAE_AREA, VL_AREA, settings_of
@@ -184,7 +183,7 @@ def test_an_identity_set_does_not_drift(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Decoding, "start", lambda self, **_: None)
     with_files("run")
     with_files("preview")
-    assert load(Path("config.json"), Path("data.json")).settings.max_train_steps == 6
+    assert loaded().settings.max_train_steps == 6
     for step in (0, 6):
         facts = json.loads(Path(f"out/previews/step-{step:06}/alignment.json").read_text())
         assert len(facts) == (4 if step else 2)

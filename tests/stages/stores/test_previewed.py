@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from small_run import AREA, SIZES, cache_rows, make_run, said, with_files
+from small_run import AREA, SIZES, cache_rows, loaded, make_run, said, with_files
 from stock_pipelines import StockPipeline
 
 from qedit.cache.store.verifying import Damage
-from qedit.config.loading import load
 from qedit.pipeline.upkeep import verify
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.samples.sample import Picture, Sample
@@ -200,4 +199,4 @@ def made() -> Sample:
 
 
 def configuration(*sets: str) -> Any:
-    return load(Path("config.json"), Path("data.json"), sets=(*CROP[1::2], *sets))
+    return loaded(*CROP[1::2], *sets)

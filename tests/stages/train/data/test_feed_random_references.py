@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import SIZES, cache_rows, make_run
+from small_run import SIZES, cache_rows, loaded, make_run
 
-from qedit.config.loading import load
 from qedit.stages.train.data.feed import Batch
 from qedit.stages.train.plan.training_plan import make_plan
 
@@ -27,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def shown(*sets: str, epochs: int = 1) -> list[Batch]:
     """What a run with these settings trains on, a sample a batch."""
     cache_rows(*(word for one in sets for word in ("--set", one)))
-    plan = make_plan(load(Path("config.json"), Path("data.json"), sets=sets))
+    plan = make_plan(loaded(*sets))
     steps = range(1, 1 + epochs * len(SIZES))
     return [batch for step in steps for batch in plan.feed.step(step)]
 

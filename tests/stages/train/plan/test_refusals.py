@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import make_run, with_files
+from small_run import loaded, make_run, with_files
 from tiny_transformer import made_transformer
 from training import train
 
@@ -153,7 +153,7 @@ def test_a_folder_of_another_training_is_refused_before_anything_is_cached(
     checkpoint = output / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text('{"step": 1}')
-    run = {"settings": decisive(load(Path("config.json"), Path("data.json")).settings)}
+    run = {"settings": decisive(loaded().settings)}
     (output / "run.json").write_text(
         json.dumps({**run, "model": {}, "recipes": {}, "datasets": {}})
     )
