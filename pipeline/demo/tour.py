@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -12,13 +11,13 @@ from typing import Any
 
 from ...cache.errors import WrongUse
 from ...cache.files.atomic import new_file, write_json, write_text
-from ...cache.files.fingerprint import digest_file
 from ...config.configuration import Configuration
 from ...config.loading import load
 from ...stages.models.lora.lora_file import LORA_FILE
 from ...stages.models.tiny.tiny import make_tiny
 from ...stages.run_output.metrics_file import read_metrics
 from ...stages.run_output.page import PAGE_FILE
+from ...stages.run_output.previews import SHEET_FILE, step_folder
 from ...stages.stage import Outcome, Progress
 from ..runner import ORDER, run_stages
 from ..terminal.output import duration
@@ -26,9 +25,6 @@ from .pictures import draw_demo_pictures
 
 VAE_AREA = 128 * 128
 VL_AREA = 112 * 112
-DRAWN = "drawn.json"
-SEED = 7
-SHOWN_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def run_demo(folder: Path, progress: Progress) -> dict[str, Any]:
             f"{chapter['flavour']}: loss {first:.3f} -> {last:.3f}, LoRA {folder / chapter['lora']}"
         )
         progress.say(f"         loss curve {folder / chapter['loss_curve']}")
-        progress.say(f"         reference | target | before | after {folder / chapter['sheet']}")
+        progress.say(f"         reference | before | after | target {folder / chapter['sheet']}")
         progress.say(f"         the run, with its previews, as a page {folder / chapter['page']}")
     seconds = time.monotonic() - started
     progress.say(f"Done in {duration(seconds)}.")
@@ -138,7 +134,7 @@ def _run_chapter(chapter: Chapter, progress: Progress) -> dict[str, Any]:
     outcomes = run_stages(
         (*ORDER, "preview"), configuration, progress, options={"train": {"decodes": False}}
     )
-    return {"flavour": chapter.flavour} | _show(configuration, home, outcomes, progress)
+    return {"flavour": chapter.flavour} | _show(configuration, home, outcomes)
 
 
 def _write_if_new(path: Path, value: object) -> None:
@@ -207,60 +203,26 @@ def datasets_of(chapter: Chapter) -> list[dict[str, Any]]:
     return entries
 
 
-def _show(
-    configuration: Configuration, home: Path, outcomes: Sequence[Outcome], progress: Progress
-) -> dict[str, Any]:
-    """The loss curve and the sheet of edits; drawn again only when the LoRA has changed."""
-    output = Path(configuration.settings.output_dir)
-    lora = output / LORA_FILE
-    curve, pictures, drawn = home / "loss.png", home / "edits.png", home / DRAWN
+def _show(configuration: Configuration, home: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Draw the loss curve, again only when the run has gone on; return what `--json` says."""
+    output, steps = configuration.settings.output_dir, configuration.settings.max_train_steps or 0
+    curve = home / "loss.png"
     logged = (line["loss"] for line in read_metrics(output, having="loss"))
     losses = [loss for loss in logged if loss is not None]
-    of = {"lora": digest_file(lora)}
-    known = json.loads(drawn.read_text()) if drawn.is_file() else None
-    if known != of or not curve.is_file() or not pictures.is_file():
+    trained = any(outcome.stage == "train" and outcome.computed for outcome in outcomes)
+    if trained or not curve.is_file():
         from .curves import draw_loss_curve
 
         title = f"{configuration.settings.model_flavour}, tiny"
         with new_file(curve) as file:
             draw_loss_curve(losses, title=title).save(file, format="PNG")
-        _draw_edits(configuration, lora, pictures, progress)
-        write_json(drawn, of)
     tenth = max(1, len(losses) // 10)
     return {
-        "lora": str(lora),
+        "lora": str(output / LORA_FILE),
         "loss_curve": str(curve),
-        "sheet": str(pictures),
+        "sheet": str(step_folder(output, steps) / SHEET_FILE),
         "page": str(output / PAGE_FILE),
         "loss_before": sum(losses[:tenth]) / tenth,
         "loss_after": sum(losses[-tenth:]) / tenth,
         "stages": [outcome.stage for outcome in outcomes],
     }
-
-
-def _draw_edits(configuration: Configuration, lora: Path, path: Path, progress: Progress) -> None:
-    from ...stages.pictures.contact_sheet import Row, sheet
-    from ...stages.stores.run import Run
-    from .edit_sample import Editor
-
-    samples = list(Run(configuration).samples())
-    # from every dataset and every size in turn, the same ones each time
-    every = max(1, len(samples) // SHOWN_SAMPLES)
-    shown = samples[::every][:SHOWN_SAMPLES]
-    editor = Editor(configuration)
-    edits = []
-    with progress.bar(2 * len(shown), "edits", unit="picture") as advance:
-        for part in ("before", "after"):
-            if part == "after":
-                editor.use_lora(lora)
-            for sample in shown:
-                edits.append(editor.edit(sample, steps=16, guidance=1.0, seed=SEED))
-                advance(1)
-    rows = []
-    for sample, before, after in zip(shown, edits[: len(shown)], edits[len(shown) :], strict=True):
-        references, target = editor.pictures(sample)
-        rows.append(Row((tuple(references), (target,), (before,), (after,)), sample.captions[0]))
-    with new_file(path) as file:
-        sheet(["reference", "target", "before training", "after training"], rows).save(
-            file, format="PNG"
-        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..pictures.contact_sheet import Row, sheet
-from ..run_output.previews import PREVIEWS, Part, Stored, stem_of, step_folder
+from ..run_output.previews import PREVIEWS, SHEET_FILE, Part, Stored, stem_of, step_folder
 from .pictures import Sources, key_of_pictures, made_from, opened, picture_path, save
 
 VERSION = "3"  # raised whenever the same pictures give another sheet
@@ -43,7 +43,7 @@ def _step_sheet(
     output_dir: Path, step: int, samples: Mapping[str, ByStep], *, sources: Sources
 ) -> Path:
     """references | base | now | EMA | target, a row for each sample; at step 0 the base alone."""
-    path = step_folder(output_dir, step) / "sheet.png"
+    path = step_folder(output_dir, step) / SHEET_FILE
     shown = {name: by_step for name, by_step in samples.items() if step in by_step}
     after: tuple[Part, ...] = ("now", "ema")
     there = [part for part in after if any(part in one[step] for one in shown.values())]

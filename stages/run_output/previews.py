@@ -28,6 +28,7 @@ Part = Literal["base", "now", "ema"]
 """Whose edit it is: the base model's, the trained weights', their average's."""
 
 PREVIEWS = "previews"
+SHEET_FILE = "sheet.png"  # in the folder of a step, made by `preview`
 LATENTS = ".safetensors"
 FAILED = ".failed.json"
 _NAME = re.compile(r"(?P<stem>\d+-.+)\.(?P<part>base|now|ema)")

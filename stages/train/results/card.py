@@ -10,7 +10,7 @@ from typing import Any
 from ....config.settings import Settings
 from ...models.flavours import Flavour
 from ...models.lora.lora_file import LORA_FILE, lora_scale
-from ...run_output.previews import PREVIEWS, step_folder
+from ...run_output.previews import PREVIEWS, SHEET_FILE, step_folder
 from ..state.run_record import decides
 
 CARD_FILE = "README.md"
@@ -76,7 +76,7 @@ def newest_sheet(output_dir: Path) -> str | None:
     if not steps:
         return None
     folder = step_folder(output_dir, int(max(steps).removeprefix("step-")))
-    return (folder / "sheet.png").relative_to(output_dir).as_posix()
+    return (folder / SHEET_FILE).relative_to(output_dir).as_posix()
 
 
 def _kind(settings: Settings) -> str:

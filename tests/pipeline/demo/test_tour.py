@@ -25,7 +25,8 @@ CHAPTERS = tour.CHAPTERS if WHOLE else (replace(tour.CHAPTERS[1], steps=STEPS),)
 FLAVOURS = [chapter.flavour for chapter in CHAPTERS]
 SHORT = f"""
 from dataclasses import replace
-from qedit.pipeline import cli, demo
+from qedit.pipeline import cli
+from qedit.pipeline.demo import tour
 tour.CHAPTERS = (replace(tour.CHAPTERS[1], steps={STEPS}),)
 cli.main(["demo"])
 """
@@ -69,9 +70,8 @@ def test_the_demo_leaves_a_lora_a_curve_and_a_sheet(work: Path) -> None:
             work / "output" / flavour / "pytorch_lora_weights.safetensors", "pt"
         ) as file:
             assert all(name.startswith("transformer.") for name in file.keys())  # noqa: SIM118
-        for name in ("loss.png", "edits.png"):
-            with Image.open(work / flavour / name) as picture:
-                assert min(picture.size) > 300
+        with Image.open(work / flavour / "loss.png") as picture:
+            assert min(picture.size) > 300
         output = work / "output" / flavour
         with Image.open(output / "previews" / f"step-{STEPS:06}" / "sheet.png") as picture:
             assert min(picture.size) > 600
@@ -101,13 +101,15 @@ def test_a_second_demo_finds_everything_done(work: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_sheet_that_was_deleted_is_drawn_again(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tour, "SHOWN_SAMPLES", 1)
-    (work / "edit-v2" / "edits.png").unlink()
-    qedit("demo")
-    assert (work / "edit-v2" / "edits.png").is_file()
+def test_pictures_that_were_deleted_are_drawn_again(work: Path) -> None:
+    sheet = work / "output" / "edit-v2" / "previews" / f"step-{STEPS:06}" / "sheet.png"
+    curve = work / "edit-v2" / "loss.png"
+    for path in (sheet, curve):
+        path.unlink()
+    shown = said(qedit("demo", "--json"))["chapters"][-1]
+    assert (work / shown["sheet"], work / shown["loss_curve"]) == (sheet, curve)
+    assert sheet.is_file()
+    assert curve.is_file()
 
 
 @pytest.mark.full
