@@ -40,7 +40,8 @@ from qedit.stages.run_output.metrics_file import read_metrics
 from qedit.stages.samples.sample import Sample
 from qedit.stages.samples.table import captions_beside
 from qedit.stages.stores.run_stores import open_stores
-from qedit.stages.train.metrics import Metrics, padding_in, peak_memory_bytes
+from qedit.stages.train.data.feed import padding_of
+from qedit.stages.train.metrics import Metrics, peak_memory_bytes
 from qedit.stages.train.plan.training_plan import Plan, make_plan
 from qedit.stages.train.trainer import Trainer
 
@@ -92,7 +93,7 @@ class Whole:
             **facts,
             seconds=time.perf_counter() - start,
             data_wait_seconds=waited,
-            padding=padding_in(batches),
+            padding=round(padding_of(batches), 4),
             memory_bytes=peak_memory_bytes(CPU),
         )
 

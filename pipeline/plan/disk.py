@@ -1,4 +1,4 @@
-"""What a run writes to disk, kind by kind, against the room there is."""
+"""Foresee what a run writes to disk, and compare it with the free space of each disk."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Disk:
 
     @property
     def full(self) -> list[Path]:
-        """Folders of disks that cannot take what is to come."""
+        """Return folders on disks that have no room for what is to come."""
         return [room.folder for room in self.room if room.wanted_bytes > room.free_bytes]
 
 
@@ -203,7 +203,7 @@ def _room(kinds: Iterable[Kind]) -> Iterator[Room]:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -13,15 +13,15 @@ _PARTS = {
     "lora": "trained weights",
     "optimizer": "optimizer",
     "gradients": "gradients",
-    "activations": "kept of all blocks",
-    "block": "at work in one block",
+    "activations": "saved activations",
+    "block": "peak inside one block",
     "ends": "latents, embeds, loss",
     "context": "driver",
 }
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """What `qedit plan` says."""
+    """Yield the lines of `qedit plan`."""
     for name, count in plan.pairs.items():
         yield f"{'pairs':18} {count} of {name}, from {plan.found_by}"
     if plan.rejected:
@@ -98,7 +98,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:
-    """What `--json` says."""
+    """Return the object of `qedit plan --json`."""
     return {
         "stage": "plan",
         "pairs": plan.pairs,

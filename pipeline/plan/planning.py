@@ -1,4 +1,4 @@
-"""What a run will take in disk, memory and time, before anything is started.
+"""Estimate what a run will take in disk, memory and time, before anything is started.
 
 Reads the two files, the pairs tables (or, before `qedit pair`, names and headers in the
 folders) and the model's config.json. Loads no weights and imports no torch.
@@ -105,12 +105,12 @@ class Plan:
 
     @property
     def budget_bytes(self) -> int | None:
-        """What a step may be estimated to take, as `train` counts it."""
+        """Return what a step may be estimated to take, as `train` counts it."""
         return None if self.limit_bytes is None else budget_of(self.limit_bytes)
 
     @property
     def optimizer_saves_bytes(self) -> int:
-        """What averages of 8 bits would save; 0 where that is no AdamW, or hardly anything."""
+        """Return what 8-bit averages would save; 0 for other optimizers, or hardly anything."""
         if self.optimizer != "adamw":
             return 0
         share = 1 - OPTIMIZER_BYTES["adamw-8bit"] / OPTIMIZER_BYTES["adamw"]
@@ -185,7 +185,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
 
 
 def _limit_gb(settings: Settings, vram_gb: float | None) -> float | None:
-    """`memory` is for adapters, as in `train`."""
+    """Return the limit in GB; `memory` is for adapters, as in `train`."""
     if vram_gb is None or settings.model_type == "full" or not isinstance(settings.memory, int):
         return vram_gb
     return min(vram_gb, float(settings.memory))
@@ -196,7 +196,7 @@ def _in_bytes(gigabytes: float | None) -> int | None:
 
 
 def _memory(sizes: Dimensions, load: Load, way: Way, settings: Settings) -> Memory:
-    """The peak of a step. With `model_type` full, float32 masters stand where a LoRA would."""
+    """Return the peak of a step. With `model_type` full, float32 masters replace the LoRA."""
     if settings.model_type == "lora":
         return memory_of(sizes, load, way)
     step = memory_of(sizes, load, replace(way, targets="all-linear", rank=0, table=False))
@@ -232,7 +232,7 @@ def _model_of(settings: Settings) -> Model:
 def _samples(
     configuration: Configuration, flavour: Flavour
 ) -> tuple[dict[str, Sequence[Sample]], int, str]:
-    """The samples of every main dataset, how many are rejected, and how that is known."""
+    """Return the samples of every main dataset, how many are rejected, and how that is known."""
     mains = used_main_datasets(configuration)
     try:
         tables = {main.id: read_pairs(configuration, main, flavour) for main in mains}
@@ -247,7 +247,7 @@ def _samples(
 def _largest(
     samples: Sequence[Sample], model: Model, settings: Settings, way: Way
 ) -> tuple[str, Load]:
-    """The sample whose forward needs most, and that forward."""
+    """Return the sample whose forward needs most memory, and that forward."""
     loads: dict[tuple[tuple[int, int], ...], tuple[int, str]] = {}
     for sample in samples:
         sizes = (sample.target.size, *(picture.size for picture in sample.references))
@@ -264,21 +264,5 @@ def _steps(configuration: Configuration, samples: dict[str, Sequence[Sample]]) -
     settings = configuration.settings
     if not settings.num_train_epochs:
         return settings.max_train_steps or 0
-    sources = [
-        Source(
-            name=main.id,
-            samples=samples[main.id],
-            repeats=main.repeats,
-            probability=main.probability,
-            start_step=main.start_step,
-            end_step=main.end_step,
-        )
-        for main in configuration.main_datasets()
-    ]
-    order = Order(
-        sources,
-        settings.seed,
-        batch_size=settings.train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-    )
-    return order.steps_for(settings.num_train_epochs)
+    sources = [Source.of(main, samples[main.id]) for main in configuration.main_datasets()]
+    return Order.of(sources, settings).steps_for(settings.num_train_epochs)

@@ -59,7 +59,7 @@ device_option = click.option(
 
 
 def _whole_or_auto(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """A whole number from 1, or None for "auto"."""
+    """Return a whole number from 1, or None for "auto"."""
     if value == "auto":
         return None
     if not value.isdecimal() or int(value) < 1:
@@ -68,7 +68,7 @@ def _whole_or_auto(ctx: click.Context, param: click.Parameter, value: str) -> in
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """The names in "cuda:0,cuda:1"."""
+    """Return the names in "cuda:0,cuda:1"."""
     names = tuple(name.strip() for name in value.split(",")) if value else ()
     if not all(names):
         raise click.BadParameter(f"{value!r} lacks a name; say, for example, cuda:0,cuda:1.")
@@ -146,7 +146,7 @@ PAIR_OPTIONS = (
 def parted(
     given: dict[str, Any], names: tuple[str, ...]
 ) -> tuple[dict[str, object], dict[str, Any]]:
-    """The options called `names`, and the others."""
+    """Return the options called `names`, and the others."""
     own = {name: given[name] for name in names}
     return own, {name: value for name, value in given.items() if name not in own}
 
@@ -156,7 +156,7 @@ ACCEPTANCE = ("on_reject", "max_rejected")
 
 
 def encoding_options(given: dict[str, Any]) -> tuple[dict[str, object], dict[str, Any]]:
-    """What a caching stage is given of a command's options, and the others."""
+    """Return the options for a caching stage, and the others."""
     from ...stages.encoding.device_options import Ways
 
     ways, rest = parted(given, tuple(name for name in WAYS if name in given))
@@ -166,7 +166,7 @@ def encoding_options(given: dict[str, Any]) -> tuple[dict[str, object], dict[str
 
 
 def options_of_stages(given: dict[str, Any]) -> tuple[dict[str, dict[str, object]], dict[str, Any]]:
-    """What each stage is given of a command that runs them all, and the other options."""
+    """Return the options for each stage of a command that runs them all, and the others."""
     device = {"device": given["device"]}
     encoding, rest = encoding_options(given)
     options = {

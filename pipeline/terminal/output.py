@@ -110,7 +110,7 @@ def escaped(text: str) -> str:
 
 
 def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
-    """One line about what a stage did.
+    """Return one line about what a stage did.
 
     >>> summary(Outcome("cache-vae", 512, 512, 0, 0, 0.1, "cache/vae"))
     'cache-vae     512 wanted, 512 kept, nothing to do'
@@ -133,7 +133,7 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
 
 
 def details(outcome: Outcome) -> Iterator[str]:
-    """What `--json` says of one stage beside the counts, a line each, for people.
+    """Yield a line for each value that `--json` has of one stage beside the counts.
 
     >>> list(details(Outcome("train", 9, 0, 9, 0, 1.0, "out", facts={"loss": {"last": 0.5}})))
     ['train         where: out', 'train         loss: last 0.5']
@@ -149,7 +149,7 @@ def details(outcome: Outcome) -> Iterator[str]:
 
 
 def _foreseen(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What else a dry run knows of what it would do."""
+    """Yield what else a dry run knows of what it would do."""
     if facts.get("orphaned", 0) is None:
         yield "orphaned rows not known (`qedit gc` says why)"
     elif facts.get("orphaned"):
@@ -161,7 +161,7 @@ def _foreseen(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: '0.4 s', '1 min 05 s', '2 h 10 min'."""
+    """Return a time in words: '0.4 s', '1 min 05 s', '2 h 10 min'."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -171,12 +171,12 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """So many of something: '1 row', '42 rows'."""
+    """Return a count with its noun: '1 row', '42 rows'."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def size(count_bytes: int) -> str:
-    """A number of bytes in words: '312 B', '4.6 MB', '1.2 GB'."""
+    """Return a number of bytes in words: '312 B', '4.6 MB', '1.2 GB'."""
     if count_bytes < 1000:
         return f"{count_bytes} B"
     value = float(count_bytes)
@@ -188,7 +188,7 @@ def size(count_bytes: int) -> str:
 
 
 def as_object(outcome: Outcome) -> dict[str, Any]:
-    """What `--json` says of one stage."""
+    """Return the object of one stage for `--json`."""
     values = asdict(outcome)
     lines = values.pop("lines")
     facts = values.pop("facts")
@@ -196,5 +196,5 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
 
 
 def print_object(value: dict[str, Any]) -> None:
-    """The one JSON object on standard output."""
+    """Print the one JSON object on standard output."""
     print(escaped(json.dumps(value, ensure_ascii=False)), flush=True)

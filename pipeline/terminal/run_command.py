@@ -100,19 +100,19 @@ def reporting(
 
 
 def _leave(exit_code: int, *, when: bool) -> None:
-    """End without a word, where another process says it."""
+    """End without a message, where another process reports the error."""
     if when:
         sys.exit(exit_code)
 
 
 def rank_of_this_process() -> int:
-    """Its number among those that a launcher (torchrun, accelerate) has started; else 0."""
+    """Return its number among those that a launcher (torchrun, accelerate) started; else 0."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return int(os.environ.get("RANK", "0")) if several else 0
 
 
 def spelling(**options: Any) -> Callable[[str], str]:
-    """What makes a line that says to type something one that can be typed as it stands."""
+    """Return a function that completes the commands named in a line, so that they can be typed."""
     return lambda line: with_options(line, **options)
 
 
@@ -127,7 +127,7 @@ def with_options(
     tiny: bool = False,
     **_: Any,
 ) -> str:
-    """`text` with the options of this command added to every command that it names.
+    """Return `text` with the options of this command added to every command that it names.
 
     One that has them already is left as it is.
 

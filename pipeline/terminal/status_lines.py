@@ -29,7 +29,7 @@ class Line:
     datasets: tuple[Line, ...] = ()
 
     def texts(self) -> Iterator[str]:
-        """The line, and one for each dataset."""
+        """Yield the line, and one for each dataset."""
         yield f"{self.what:14} {', '.join(self._said())}"
         for one in self.datasets:
             yield f"  {one.what:12} {', '.join(one._said())}"
@@ -49,7 +49,7 @@ class Line:
             yield self.say
 
     def as_object(self) -> dict[str, Any]:
-        """What `--json` says of it."""
+        """Return its object for `--json`."""
         return {
             "what": self.what,
             "wanted": self.wanted,
@@ -77,7 +77,7 @@ class Status:
             yield self.next_command
 
     def as_object(self) -> dict[str, Any]:
-        """What `--json` says."""
+        """Return the object of `qedit status --json`."""
         return {
             "stage": "status",
             "results": [line.as_object() for line in self.found],

@@ -1,4 +1,4 @@
-"""How many bytes the caches of a run take on disk, from its samples' sizes alone. No torch."""
+"""Estimate the bytes that caches take on disk, from the sizes of samples alone. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAIRS_ROW_BYTES = 200  # of the compressed pairs table, about
 
 @dataclass(frozen=True)
 class Encoders:
-    """What decides the size of cached rows.
+    """The numbers of the encoders that decide the size of cached rows.
 
     Attributes:
         text_width: of the language model's states.
@@ -57,7 +57,7 @@ def latent_rows(
 
 
 def prefix_rows(samples: Iterable[Sample], flavour: Flavour, encoders: Encoders) -> Rows:
-    """The distinct reference sets as image prefixes."""
+    """Return the rows of the distinct reference sets, as image prefixes."""
     lengths = {
         sample.prefix_key: prefix_tokens(sample, flavour, encoders=encoders) for sample in samples
     }
@@ -65,7 +65,7 @@ def prefix_rows(samples: Iterable[Sample], flavour: Flavour, encoders: Encoders)
 
 
 def tail_rows(samples: Iterable[Sample], beside: Sequence[str], encoders: Encoders) -> Rows:
-    """The captions as text tails, and those of `beside` once after every reference set."""
+    """Return the captions as text tails, and those of `beside` once for every reference set."""
     lengths = {
         (sample.prefix_key, caption): tail_tokens(caption)
         for sample in samples
@@ -81,25 +81,25 @@ def pair_rows(samples: Sequence[Sample]) -> Rows:
 
 
 def prefix_tokens(sample: Sample, flavour: Flavour, *, encoders: Encoders) -> int:
-    """Positions of the image prefix: what Qwen2-VL makes of each reference, and its slot."""
+    """Return the tokens of the image prefix: those of each reference, and of its slot."""
     slot = _SLOT_TOKENS + (_NUMBER_TOKENS if flavour.numbered_pictures else 0)
     seen = (picture.vl_size for picture in sample.references)
     return sum(picture_tokens(size, encoders.patch) + slot for size in seen if size)
 
 
 def tail_tokens(caption: str) -> int:
-    """Positions of a text tail, about: only the tokenizer knows."""
+    """Return roughly the tokens of a text tail: only the tokenizer knows."""
     return -(-len(caption.encode()) // _TEXT_BYTES_A_TOKEN) + _CLOSING_TOKENS
 
 
 def text_tokens(sample: Sample, flavour: Flavour, *, encoders: Encoders) -> int:
-    """Positions of text with the longest caption of the sample."""
+    """Return the tokens of the prompt with the longest caption of the sample."""
     longest = max((tail_tokens(caption) for caption in sample.captions), default=_CLOSING_TOKENS)
     return prefix_tokens(sample, flavour, encoders=encoders) + longest
 
 
 def picture_tokens(size: tuple[int, int], patch: int) -> int:
-    """Tokens of a picture of this (width, height): each edge rounded to multiples of `patch`.
+    """Return the tokens of a picture of (width, height) pixels, edges rounded to `patch`.
 
     >>> picture_tokens((1024, 1024), 28), picture_tokens((512, 288), 28)
     (1369, 180)
@@ -113,7 +113,7 @@ def _latent_numbers(picture: Picture, encoders: Encoders) -> int:
 
 
 def _embeds(lengths: Sequence[int], encoders: Encoders) -> Rows:
-    """Ragged rows: each begins on a chunk, so the last chunk of a row is padded."""
+    """Return ragged rows: each begins on a chunk, so the last chunk of a row is padded."""
     if not lengths:
         return Rows(0, 0)
     chunk = chunk_length(lengths)

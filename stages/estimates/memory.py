@@ -1,4 +1,4 @@
-"""How the settings of a run, as they stand, take memory: for `plan` beforehand and for `train`."""
+"""Translate settings into the options of the memory estimate, for `plan` and for `train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EMA_BYTES = 4.0  # of each trained number, where the average lies beside it
 
 
 def way_of(settings: Settings, *, table: bool | None = None) -> Way:
-    """The way these settings ask for.
+    """Return the memory options that these settings ask for.
 
     Args:
         table: whether there is a modulation table; None: wherever one can be used.

@@ -23,7 +23,7 @@ def remember_rate(
     count_bytes: int,
     seconds: float,
 ) -> None:
-    """Keep how many bytes of rows a second were made, for this recipe and these devices."""
+    """Store how many bytes of rows were made a second, for this recipe and these devices."""
     if seconds < SHORTEST_SECONDS or count_bytes <= 0:
         return
     path = _path(configuration)
@@ -33,7 +33,7 @@ def remember_rate(
 def about_seconds(
     configuration: Configuration, store_set: StoreSet, *, devices: str, count_bytes: int
 ) -> float | None:
-    """How long so many bytes of rows will take; None where no rate is known."""
+    """Return how many seconds so many bytes of rows will take; None where no rate is known."""
     rate = _rates(_path(configuration)).get(_name(store_set, devices))
     return count_bytes / rate if isinstance(rate, int | float) and rate > 0 else None
 
@@ -46,7 +46,7 @@ def foreseen(
     missing: int,
     count_bytes: int,
 ) -> dict[str, Any]:
-    """What a dry run says: rows missing, their bytes, and seconds if a rate is known."""
+    """Return the facts of a dry run: rows missing, their bytes, and seconds if a rate is known."""
     seconds = about_seconds(configuration, store_set, devices=devices, count_bytes=count_bytes)
     said: Mapping[str, Any] = {} if seconds is None or not missing else {"about_seconds": seconds}
     return {
@@ -65,7 +65,7 @@ def _path(configuration: Configuration) -> Path:
 
 
 def _rates(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing if the file is not ours."""
+    """Return the stored rates; nothing if the file is not ours."""
     try:
         said = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

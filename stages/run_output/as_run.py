@@ -13,12 +13,12 @@ DATA_FILE = "multidatabackend.json"
 
 
 def as_run_files(output_dir: Path) -> tuple[Path, Path]:
-    """Where the two files lie in a run's folder."""
+    """Return the paths of the two files in a run's folder."""
     return output_dir / AS_RUN / CONFIG_FILE, output_dir / AS_RUN / DATA_FILE
 
 
 def write_as_run(configuration: Configuration) -> tuple[Path, Path]:
-    """Have both files hold this configuration: what was set, defaults left out."""
+    """Write this configuration to both files, without defaults; return their paths."""
     settings = configuration.settings
     written = settings.model_dump(mode="json", exclude_unset=True)
     written.pop("data_backend_config", None)  # it lies beside it, and is named by --data

@@ -14,7 +14,7 @@ Curve = list[tuple[int, float | int]]
 
 
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Each plain curve by its name, the held-out loss among them as `held_out`."""
+    """Return each plain curve by its name, the held-out loss among them as `held_out`."""
     curves: dict[str, Curve] = {
         name: [(line["step"], line[name]) for line in lines if _is_number(line.get(name))]
         for name in PLAIN
@@ -28,7 +28,7 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def by_sigma(lines: Sequence[Mapping[str, Any]], *, held_out: bool) -> dict[str, Curve]:
-    """A curve for each noise level (or band of them), of the training or the held-out loss."""
+    """Return a curve for each noise level (or band), of the training or the held-out loss."""
     curves: dict[str, Curve] = defaultdict(list)
     for line in lines:
         found = (line.get("held_out") or {}).get("by_sigma") if held_out else None
@@ -39,7 +39,7 @@ def by_sigma(lines: Sequence[Mapping[str, Any]], *, held_out: bool) -> dict[str,
 
 
 def thinned(curve: Curve, *, most: int = MOST_POINTS) -> Curve:
-    """At most `most` points: the means of neighbours, at their last step; ends keep their place."""
+    """Return at most `most` points: the means of neighbours, each at its last step."""
     if len(curve) <= most:
         return [(step, _short(value)) for step, value in curve]
     result: Curve = []

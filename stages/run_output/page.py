@@ -41,7 +41,7 @@ _LINKED = (
 
 
 def write_page(configuration: Configuration, *, steps: int | None = None) -> bool:
-    """Have the page of the run say what its folder holds; whether it had to be written.
+    """Write the page of the run if it has changed; return whether it had.
 
     A page that somebody else wrote there stays.
 
@@ -67,7 +67,7 @@ def write_page(configuration: Configuration, *, steps: int | None = None) -> boo
 
 
 def page_data(configuration: Configuration, *, steps: int | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as JSON."""
+    """Return everything that the page shows, as JSON."""
     settings = configuration.settings
     output_dir = settings.output_dir
     config, data = write_as_run(configuration)
@@ -105,7 +105,7 @@ def _last_step(lines: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _changed(path: Path) -> str:
-    """When a file was last written, for people."""
+    """Return when a file was last written, for people."""
     if not path.is_file():
         return ""
     return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
@@ -129,7 +129,7 @@ def _by_sample(stored: Sequence[Stored]) -> Iterator[list[Stored]]:
 
 
 def _sample(output_dir: Path, stored: Sequence[Stored]) -> dict[str, Any]:
-    """A sample with its pictures at every step, as links that hold them."""
+    """Return a sample with its pictures at every step, as data: links."""
     about = stored[-1].about
     steps = sorted({one.step for one in stored})
     if len(steps) > MOST_STEPS:

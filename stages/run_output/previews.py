@@ -16,13 +16,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...cache.files.atomic import remove, write_bytes, write_json
+from ..models.weights.tensor_file import metadata_in
 
 Part = Literal["base", "now", "ema"]
 """Whose edit it is: the base model's, the trained weights', their average's."""
@@ -55,18 +55,18 @@ class Stored:
         return str(self.about["sample"])
 
     def latents(self) -> Tensor:
-        """The latents [1, channel, height, width], as they came out of the last step."""
+        """Read the latents [1, channel, height, width], as they came out of the last step."""
         tensor: Tensor = safetensors.torch.load_file(self.path)["latents"]
         return tensor
 
 
 def step_folder(output_dir: Path, step: int) -> Path:
-    """Where the previews of `step` lie."""
+    """Return the folder of the previews of `step`."""
     return output_dir / PREVIEWS / f"step-{step:06}"
 
 
 def stem_of(place: int, name: str) -> str:
-    """What the files of the sample at `place` are called.
+    """Return the name that the files of the sample at `place` begin with.
 
     >>> stem_of(3, "cats/Tom & Jerry.png")
     '03-cats-Tom-Jerry'
@@ -84,12 +84,12 @@ def store(path: Path, latents: Tensor, *, recipe: str, about: Mapping[str, Any])
 
 
 def store_failure(path: Path, *, recipe: str, why: str) -> None:
-    """Say in the preview's place that it was tried and why it failed."""
+    """Write a file that says why the preview failed, so that it is not tried again."""
     write_json(_failure_of(path), {"recipe": recipe, "why": why})
 
 
 def was_tried(path: Path, *, recipe: str) -> bool:
-    """Whether the preview at `path` was made by this recipe, or has failed with it."""
+    """Return whether the preview at `path` was made by this recipe, or has failed with it."""
     stored, failed = read_stored(path), _failure_of(path)
     if stored is not None and stored.recipe == recipe:
         return True
@@ -97,23 +97,20 @@ def was_tried(path: Path, *, recipe: str) -> bool:
 
 
 def read_stored(path: Path) -> Stored | None:
-    """The preview at `path`, its tensor not read; None if there is none to read."""
+    """Return the preview at `path`, without its tensor; None if there is none to read."""
     named = _NAME.fullmatch(path.name.removesuffix(LATENTS))
     step = path.parent.name.removeprefix("step-")
-    if not path.is_file() or named is None or not step.isdecimal():
+    if named is None or not step.isdecimal():
         return None
+    metadata, part = metadata_in(path), cast(Part, named["part"])
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        about = json.loads(metadata["about"])
-        part: Any = named["part"]
-        return Stored(path, int(step), part, metadata["recipe"], about)
-    except (SafetensorError, KeyError, ValueError):
+        return Stored(path, int(step), part, metadata["recipe"], json.loads(metadata["about"]))
+    except (KeyError, ValueError):
         return None
 
 
 def stored_previews(output_dir: Path, *, step: int | None = None) -> Iterator[Stored]:
-    """Every preview of a run (or of one step of it), by step, then by name."""
+    """Yield every preview of a run (or of one step of it), by step, then by name."""
     wanted = "step-*" if step is None else step_folder(output_dir, step).name
     for path in sorted((output_dir / PREVIEWS).glob(f"{wanted}/*{LATENTS}")):
         stored = read_stored(path)

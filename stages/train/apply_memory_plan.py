@@ -1,4 +1,4 @@
-"""Fits a run into the memory of its device."""
+"""Fit a run into the memory of its device: recomputation and block streaming."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .data.batches import tokens_of
 from .data.mixture import Mixture
 from .plan.training_plan import Plan
 
-# Of so many of the largest shapes, and so many samples of each, the texts are measured.
+# The texts of so many samples of each of so many of the largest shapes are measured.
 SHAPES_LOOKED_AT = 4
 SAMPLES_LOOKED_AT = 64
 
 
 def fit_of(plan: Plan, device: torch.device) -> Fit:
-    """How the run `plan` is fitted into `device`.
+    """Return how the run `plan` is fitted into the memory of `device`.
 
     Raises:
         WrongUse: it does not fit in any way.
@@ -52,8 +52,8 @@ def fit_of(plan: Plan, device: torch.device) -> Fit:
     )
 
 
-def fit_words(fit: Fit, plan: Plan) -> Iterator[str]:
-    """What a user is to know of how the run is fitted in, a line each."""
+def memory_lines(fit: Fit, plan: Plan) -> Iterator[str]:
+    """Yield a line on how the run is fitted into memory, if anything is done for it."""
     if fit.needs_bytes or fit.streamed:
         blocks = config_in(plan.checkpoint.transformer)["num_layers"]
         takes = f"a step takes {fit.reason()}: " if fit.needs_bytes else ""
@@ -61,7 +61,7 @@ def fit_words(fit: Fit, plan: Plan) -> Iterator[str]:
 
 
 def largest_load(samples: Mixture, stores: RunStores, *, batch: int) -> Load:
-    """The largest forward of the run: its pictures, and the longest text beside such pictures."""
+    """Return the largest forward of the run: picture sizes, and the longest text beside them."""
     shapes = samples.shapes
     numbers = sorted(range(len(shapes.distinct)), key=lambda at: tokens_of(shapes.distinct[at]))
     largest = numbers[-SHAPES_LOOKED_AT:]
@@ -83,12 +83,12 @@ def _text_tokens(sample: Sample, stores: RunStores) -> int:
 
 
 def load_device(fit: Fit, device: torch.device) -> torch.device:
-    """Where the base is read to: the host, where blocks of it stay there."""
+    """Return the device that the base is read to: the host, if blocks of it stay there."""
     return torch.device("cpu") if fit.streamed else device
 
 
 def apply_fit(fit: Fit, transformer: nn.Module, *, device: torch.device) -> None:
-    """Have `transformer`, which lies on `load_device(...)`, trained on `device` as `fit` says."""
+    """Prepare `transformer`, which is on `load_device(...)`, for training on `device`."""
     if fit.streamed:
         stream_blocks(transformer, fit.streamed, device=device)
         transformer.to(device)
@@ -97,7 +97,7 @@ def apply_fit(fit: Fit, transformer: nn.Module, *, device: torch.device) -> None
 
 
 def memory_budget_bytes(settings: Settings, device: torch.device) -> int | None:
-    """How much device memory the run may take, its context included; None: nobody counts.
+    """Return how many bytes of device memory the run may take, its context included; None: any.
 
     What is free of the GPU, and of that at most `memory` in GB. Processors have memory enough
     for what runs on them, unless `memory` says otherwise.
@@ -114,7 +114,7 @@ def memory_budget_bytes(settings: Settings, device: torch.device) -> int | None:
 
 
 def without_counting(settings: Settings) -> Fit:
-    """The fit where nobody counts: `gradient_checkpointing` and `blocks_to_stream` decide."""
+    """Return the fit where memory is not counted: settings alone decide it."""
     streamed = settings.blocks_to_stream
     return Fit(
         Recomputation() if settings.gradient_checkpointing else None,

@@ -17,8 +17,10 @@ ECHO_SECONDS = 1.0
 
 
 @contextmanager
-def patient_interrupt(progress: Progress, *, echoed: bool = False) -> Iterator[Callable[[], bool]]:
-    """While the block runs, the first Ctrl-C only asks to stop; a second one stops at once.
+def finish_step_on_interrupt(
+    progress: Progress, *, echoed: bool = False
+) -> Iterator[Callable[[], bool]]:
+    """Have the first Ctrl-C only ask to stop, and a second one stop at once, in the block.
 
     The block gets a function that says whether it was asked. Outside the main thread, where
     signals cannot be handled, nothing changes.

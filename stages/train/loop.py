@@ -1,13 +1,27 @@
-"""train: the story of a run, from cached rows to a LoRA."""
+"""train: from cached rows to a LoRA.
+
+    run
+      _prepare       read pairs, look up rows, find the checkpoint; refuse what cannot work
+      writer_lock    one process at a time trains in an output_dir
+      _take_over     write run.json; make the published files those of the checkpoint
+      _Steps.train
+        _load, _restore   memory plan, base, LoRA, optimizer; then the checkpoint
+        Trainer.step      forward, backward, optimizer step; then a line in metrics.jsonl
+        _save             every `checkpoint_step_interval` steps: checkpoint, LoRA, card, page
+        Evaluations.at    held-out loss and previews, where they are due
+
+Stopping and resuming need no state but a checkpoint: batches and noise are functions of the step.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,14 +32,15 @@ from ..models.lora.lora_file import Lora
 from ..run_output.page import PAGE_FILE, write_page
 from ..run_output.run_file import write_run
 from ..stage import Outcome, Progress
-from .apply_memory_plan import fit_of, fit_words
-from .evaluation.between_steps import Looks, is_owed
+from .apply_memory_plan import fit_of, memory_lines
+from .data.feed import padding_of
+from .evaluation.between_steps import Evaluations, is_evaluation_missing
 from .evaluation.previews import Previews
-from .interrupt import patient_interrupt
-from .metrics import Metrics, NullMetrics, padding_in, peak_memory_bytes
+from .interrupt import finish_step_on_interrupt
+from .metrics import Metrics, NullMetrics, peak_memory_bytes
 from .model import remarks
-from .pin_rows import keep_rows
-from .plan.initial_lora import start_of
+from .pin_rows import pin_rows
+from .plan.initial_lora import read_initial_lora
 from .plan.training_plan import Plan, make_plan
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .results.best import BEST_FOLDER
@@ -60,16 +75,11 @@ def run(
     """
     started, place = time.monotonic(), device_of(device)
     with among_others(place) as ranks:
-        # the first process first: the others find what it looks up remembered
-        plan = ranks.in_turn(lambda: make_plan(configuration))
-        for warning in plan.warnings:
-            progress.warn(warning)
-        if ranks.are_several:
-            refuse_idle_processes(plan.settings, ranks.world)
-        where = plan.settings.output_dir
-        begin = _where_to_begin(plan)
-        start = None if begin else start_of(plan.settings)
-        kept = min(plan.steps, step_of(begin) if begin else 0)
+        # Prepare: whatever can be refused is refused before the folder is touched.
+        plan = _prepare(configuration, progress, ranks)
+        begin = _checkpoint_of(plan)
+        start = None if begin else read_initial_lora(plan.settings)
+        kept = _steps_made(plan, begin)
         outcome = Outcome(
             STAGE, plan.steps, kept, 0, 0, 0.0, str(result_of(plan.settings)), unit="steps"
         )
@@ -77,30 +87,46 @@ def run(
             return outcome
         previews = None
         if ranks.is_first:
-            plan = keep_rows(configuration, plan, progress)
+            plan = pin_rows(configuration, plan, progress)
             previews = Previews.open(configuration, plan, progress, decodes=decodes)
         loss = None
-        with writer_lock(where, doing=STAGE) if ranks.is_first else nullcontext():
-            begin = ranks.path_of_the_first(lambda: _begin_anew(plan))
-            done = step_of(begin) if begin else 0
-            kept = min(plan.steps, done)
-            owed = is_owed(plan, done) or bool(previews and previews.due(kept))
-            if kept < plan.steps or ranks.any_of(owed):
+        # Lock: the first process writes for all of them.
+        lock = writer_lock(plan.settings.output_dir, doing=STAGE)
+        with lock if ranks.is_first else nullcontext():
+            begin = ranks.path_of_the_first(lambda: _take_over(plan))
+            kept = _steps_made(plan, begin)
+            missing = is_evaluation_missing(plan, step_of(begin) if begin else 0)
+            missing = missing or bool(previews and previews.due(kept))
+            # Steps: none where the run is complete and everything of it was looked at.
+            if kept < plan.steps or ranks.any_of(missing):
                 page = partial(write_page, configuration, steps=plan.steps)
-                run_of = _Run(plan, progress, place, ranks, previews, page)
-                loss = run_of.train(begin=begin, start=start)
+                steps = _Steps(plan, progress, place, ranks, previews, page)
+                loss = steps.train(begin=begin, start=start)
     return replace(
         outcome,
         kept=kept,
         computed=plan.steps - kept,
         seconds=time.monotonic() - started,
         facts={"loss": loss} if kept < plan.steps else {},
-        lines=tuple(_what_there_is(plan, loss)) if kept < plan.steps else (),
+        lines=tuple(_result_lines(plan, loss)) if kept < plan.steps else (),
     )
 
 
-def _what_there_is(plan: Plan, loss: float | None) -> Iterator[str]:
-    """Where the result of a run lies, a line each; a broken end is said."""
+# -- prepare and lock ------------------------------------------------------------------
+
+
+def _prepare(configuration: Configuration, progress: Progress, ranks: Ranks) -> Plan:
+    """Plan the run in every process, the first one first: the others find digests remembered."""
+    plan = ranks.in_turn(lambda: make_plan(configuration))
+    for warning in plan.warnings:
+        progress.warn(warning)
+    if ranks.are_several:
+        refuse_idle_processes(plan.settings, ranks.world)
+    return plan
+
+
+def _result_lines(plan: Plan, loss: float | None) -> Iterator[str]:
+    """Yield where the results lie, and a warning where the last step was skipped."""
     ending = "" if loss is None else f", its last loss {loss:.4f}"
     yield f"Trained: {result_of(plan.settings)}{ending}."
     yield f"The run as a page: {plan.settings.output_dir / PAGE_FILE}"
@@ -111,9 +137,9 @@ def _what_there_is(plan: Plan, loss: float | None) -> Iterator[str]:
         )
 
 
-def _begin_anew(plan: Plan) -> Path | None:
-    """Take hold of the folder: say whose it is, and bring its files up to its checkpoint."""
-    begin = _where_to_begin(plan)  # another process may have gone on before this one's turn
+def _take_over(plan: Plan) -> Path | None:
+    """Write run.json and make the published files those of the checkpoint, which is returned."""
+    begin = _checkpoint_of(plan)  # another process may have gone on before this one's turn
     where = plan.settings.output_dir
     for folder in (where / EMA_FOLDER, where / BEST_FOLDER):
         sweep(folder)
@@ -123,8 +149,8 @@ def _begin_anew(plan: Plan) -> Path | None:
     return begin
 
 
-def _where_to_begin(plan: Plan) -> Path | None:
-    """The checkpoint to go on from, if this run has one; refuses a folder of another run."""
+def _checkpoint_of(plan: Plan) -> Path | None:
+    """Return the checkpoint to go on from, if this run has one; refuse a folder of another run."""
     where = plan.settings.output_dir
     if (there := begun_run(where)) is not None:
         refuse_another_run(there, plan.run, where=where)
@@ -134,8 +160,15 @@ def _where_to_begin(plan: Plan) -> Path | None:
     return begin
 
 
-class _Run:
-    """A run that goes on: what does not change from step to step, and the story of the steps."""
+def _steps_made(plan: Plan, begin: Path | None) -> int:
+    return min(plan.steps, step_of(begin)) if begin else 0
+
+
+# -- steps -----------------------------------------------------------------------------
+
+
+class _Steps:
+    """Makes the steps of a run: holds what does not change from step to step."""
 
     def __init__(
         self,
@@ -150,58 +183,65 @@ class _Run:
         self.ranks, self.previews, self.page = ranks, previews, page
 
     def train(self, *, begin: Path | None, start: Lora | None) -> float | None:
-        """Make every step after `begin`, with its checkpoints; the last step's loss."""
-        plan, progress, ranks = self.plan, self.progress, self.ranks
-        progress.say(f"Training on {self.device}{ranks.in_words()}.")
-        for remark in remarks(plan):
-            progress.say(remark)
-        fit = fit_of(plan, self.device)
-        for line in fit_words(fit, plan):
-            progress.say(line)
-        trainer = Trainer.load(plan, device=self.device, start=start, ranks=ranks, fit=fit)
-        done = self._go_on(trainer, begin)
-        feed = replace(plan.feed, rank=ranks.rank, world=ranks.world)
+        """Make every step after `begin`; return the loss of the last one, None if it was skipped.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step is written.
+        """
+        plan, progress = self.plan, self.progress
+        # Set up the model, the log and Ctrl-C.
+        trainer = self._load(start)
+        done = self._restore(trainer, begin)
+        feed = replace(plan.feed, rank=self.ranks.rank, world=self.ranks.world)
         loss = None
         with (
             self._log(after_step=done if begin else None) as log,
-            patient_interrupt(progress, echoed=ranks.are_several) as stop_wanted,
+            finish_step_on_interrupt(progress, echoed=self.ranks.are_several) as stop_wanted,
             progress.bar(plan.steps, STAGE, unit="step", initial=done) as advance,
         ):
-            looks = Looks(plan, trainer, log, previews=self.previews)
-            looks.at(done, stopping=stop_wanted)
+            evaluations = Evaluations(plan, trainer, log, previews=self.previews)
+            evaluations.at(done, stopping=stop_wanted)
             clock = time.perf_counter()
             for step, batches in feed.ahead(range(done + 1, plan.steps + 1)):
+                # Make the step and log it.
                 waited = time.perf_counter() - clock
-                facts = trainer.step(step, batches, of_samples=feed.samples_in(step))
-                loss = facts["loss"]
+                values = trainer.step(step, batches, of_samples=feed.samples_in(step))
+                loss = values["loss"]
                 log.add(
                     step=step,
-                    **facts,
+                    **values,
                     seconds=round(time.perf_counter() - clock, 4),
                     data_wait_seconds=round(waited, 4),
-                    padding=padding_in(batches),
+                    padding=round(padding_of(batches), 4),
                     memory_bytes=peak_memory_bytes(self.device),
                 )
                 advance(1)
-                if why := facts.get("skipped"):
-                    progress.warn(f"{why} The step was skipped.")
-                shown = "none" if loss is None else f"{loss:.4f}"
-                progress.note(loss=shown, lr=f"{facts['lr']:.2g}")
-                stopping = ranks.any_of(stop_wanted())
+                self._show(values)
+                # Save, stop, or evaluate.
+                stopping = self.ranks.any_of(stop_wanted())
                 if stopping or self._is_checkpoint(step):
                     self._save(trainer, step)
                 if stopping and step < plan.steps:
                     progress.say(f"Stopped after step {step}. Run `qedit train` again to go on.")
                     raise KeyboardInterrupt
-                looks.at(step, stopping=stop_wanted)
+                evaluations.at(step, stopping=stop_wanted)
                 clock = time.perf_counter()
-        if ranks.is_first:
+        if self.ranks.is_first:
             publisher_of(plan).write_card(plan.steps)  # the last previews are made by now
             self.page()
         return loss
 
-    def _go_on(self, trainer: Trainer, begin: Path | None) -> int:
-        """Have the trainer be where `begin` was, in every process; the steps made there."""
+    def _load(self, start: Lora | None) -> Trainer:
+        """Say how the run fits into memory, and load everything that a step needs."""
+        plan, progress, ranks = self.plan, self.progress, self.ranks
+        progress.say(f"Training on {self.device}{ranks.in_words()}.")
+        fit = fit_of(plan, self.device)
+        for line in (*remarks(plan), *memory_lines(fit, plan)):
+            progress.say(line)
+        return Trainer.load(plan, device=self.device, start=start, ranks=ranks, fit=fit)
+
+    def _restore(self, trainer: Trainer, begin: Path | None) -> int:
+        """Put the checkpoint back, the same in every process; return how many steps it has."""
         done = 0
         if begin:
             trainer.trained.restore(begin)
@@ -211,9 +251,17 @@ class _Run:
         self.ranks.same_everywhere(trainer.trained.weights.values())
         return done
 
+    def _show(self, values: Mapping[str, Any]) -> None:
+        """Show a step on the progress bar, and say why it was skipped if it was."""
+        if why := values.get("skipped"):
+            self.progress.warn(f"{why} The step was skipped.")
+        loss = values["loss"]
+        shown = "none" if loss is None else f"{loss:.4f}"
+        self.progress.note(loss=shown, lr=f"{values['lr']:.2g}")
+
     @contextmanager
     def _log(self, *, after_step: int | None) -> Iterator[Metrics | NullMetrics]:
-        """Where numbers go: the first process alone has a log."""
+        """Open the log; the first process alone has one."""
         if not self.ranks.is_first:
             yield NullMetrics()
             return
@@ -229,6 +277,7 @@ class _Run:
         return step == self.plan.steps or step % self.plan.settings.checkpoint_step_interval == 0
 
     def _save(self, trainer: Trainer, step: int) -> None:
+        """Write the checkpoint of `step`, and publish what it holds."""
         if not self.ranks.is_first:
             return
         settings = self.plan.settings
@@ -245,7 +294,7 @@ class _Run:
 
 
 def _warn_of_a_moved_end(plan: Plan, progress: Progress, *, before: int) -> None:
-    """A decaying schedule depends on where it ends; a constant one does not."""
+    """Warn where the run has another length than before and its schedule depends on that."""
     schedule = plan.settings.lr_scheduler
     if before != plan.steps and not schedule.startswith(("constant", "piecewise")):
         progress.warn(

@@ -1,4 +1,4 @@
-"""Memory of a run with millions of Python objects."""
+"""Python's garbage collector in a run with millions of objects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ MANY_OBJECTS = 1_000_000
 
 
 @contextmanager
-def collector_at_rest() -> Iterator[None]:
-    """Millions of objects are made and none is garbage: looking for some would take the longest.
+def gc_frozen() -> Iterator[None]:
+    """Switch the garbage collector off in the block, which makes millions of objects.
 
-    Where there are many, they are left alone from then on.
+    None of them is garbage, and looking for some would take the longest. If there are many, they
+    are frozen: the collector never looks at them again in this process.
     """
     was_on = gc.isenabled()
     before = gc.get_count()[0]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..run_output.metrics_file import append_metrics, cut_metrics
-from .data.feed import Batch, padding_of
 from .trackers import Tracker
 
 
@@ -49,13 +48,8 @@ class NullMetrics:
         """Do nothing."""
 
 
-def padding_in(batches: Sequence[Batch]) -> float:
-    """The share of tokens that are there only because others in their forward have more."""
-    return round(padding_of(batches), 4)
-
-
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far: of the GPU that torch has taken, elsewhere of this process."""
+    """Return the peak memory so far: on a GPU what torch has allocated, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -63,7 +57,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in `values`, those inside others as "outer/inner"."""
+    """Yield every number in `values`, those of nested mappings as "outer/inner"."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")

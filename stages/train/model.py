@@ -34,7 +34,7 @@ from ..models.weights.streaming import (
 )
 from .data.seeds import seed_of
 from .plan.training_plan import Plan
-from .results.initial_lora_file import keep_start, kept_start
+from .results.initial_lora_file import read_initial_weights, write_initial_weights
 from .results.transformer_result import refuse_strange_transformer
 
 # With less, Prodigy learns next to nothing.
@@ -42,7 +42,7 @@ LEAST_FOR_PRODIGY = 0.1
 
 
 def training_dtype(plan: Plan) -> torch.dtype:
-    """What the forward computes in."""
+    """Return the dtype that the forward computes in."""
     return torch.bfloat16 if plan.settings.mixed_precision == "bf16" else torch.float32
 
 
@@ -54,7 +54,7 @@ def open_model(
     writes: bool = True,
     computes_on: torch.device | None = None,
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Load the base and put the LoRA on it (as `start`): the model, what is trained by name.
+    """Load the base and put the LoRA on it (as `start`); return model and trained weights by name.
 
     With `model_type` full there is no LoRA: the base's own weights are trained.
 
@@ -87,7 +87,7 @@ def _add_adapter(plan: Plan, transformer: nn.Module, *, writes: bool) -> dict[st
     settings = plan.settings
     rank, alpha = settings.lora_rank, float(settings.lora_alpha)
     init, where = settings.lora_init_type, settings.output_dir
-    began = kept_start(where, run=plan.run) if init in CHANGES_BASE else None
+    began = read_initial_weights(where, run=plan.run) if init in CHANGES_BASE else None
     weights = add_lora(
         transformer,
         target_modules(transformer, settings.lora_target_modules),
@@ -103,12 +103,12 @@ def _add_adapter(plan: Plan, transformer: nn.Module, *, writes: bool) -> dict[st
         for name, weight in weights.items():
             weight.data.copy_(began[name])
     elif init in CHANGES_BASE and writes:
-        keep_start(where, weights, run=plan.run)
+        write_initial_weights(where, weights, run=plan.run)
     return weights
 
 
 def remarks(plan: Plan) -> Iterator[str]:
-    """What a user is to know of the base before it is loaded, a line each."""
+    """Yield what a user should know of the model before it is loaded, a line each."""
     checkpoint, settings = plan.checkpoint, plan.settings
     spared = f"{spared_bytes(**sizes_of(checkpoint)) / 1e9:.1f} GB"
     if trains_time(settings) and settings.model_type == "lora":
@@ -151,7 +151,7 @@ def remarks(plan: Plan) -> Iterator[str]:
 
 
 def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -> nn.Module:
-    """The frozen transformer, read tensor by tensor to where it stays."""
+    """Load the frozen transformer, tensor by tensor, to the device where it stays."""
     checkpoint, settings = plan.checkpoint, plan.settings
     folder, dtype = checkpoint.transformer, training_dtype(plan)
     precision = _precision(settings, device=computes_on)

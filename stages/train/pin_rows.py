@@ -1,4 +1,4 @@
-"""That a run trains on rows is noted in their stores: `gc` of another run keeps them then."""
+"""Pin the rows that a run trains on, so that `gc` of another run keeps them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .data.row_check import all_rows_are_there
 from .plan.training_plan import Plan, make_plan
 
 
-def keep_rows(configuration: Configuration, plan: Plan, progress: Progress) -> Plan:
-    """Have the run's note in every store that it reads; gives the plan that holds then.
+def pin_rows(configuration: Configuration, plan: Plan, progress: Progress) -> Plan:
+    """Pin the run's rows in every store that it reads; return the plan that holds then.
 
     The caching stages leave the same note. It is missing where other runs made all the rows, or
     where the caches were copied. Caches that may not be written will do.

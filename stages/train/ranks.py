@@ -1,4 +1,4 @@
-"""Several processes that train one run together: who one is, and what is said between them.
+"""Several processes that train one run together, and what they exchange.
 
 `torchrun` and `accelerate launch` tell each process by its environment. A process alone is
 the first of one, and every exchange then gives back what it was given.
@@ -34,12 +34,12 @@ LONGEST_SUM = timedelta(seconds=50)
 BUCKET_NUMBERS = 1 << 26
 
 
-class Agreed(QeditError):
-    """What all processes raise alike, and the first one says."""
+class SameErrorOnAllRanks(QeditError):
+    """Raised in every process for the same reason; the first process alone reports it."""
 
 
-class Idle(Agreed, WrongUse):
-    """A step has nothing to do for some process."""
+class IdleRanks(SameErrorOnAllRanks, WrongUse):
+    """Raised where a step has fewer samples than there are processes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ranks:
         return self.world > 1
 
     def gathered(self, value: Any) -> list[Any]:
-        """What every process gives (JSON), in the order of their ranks."""
+        """Return the values of all processes (JSON), in the order of their ranks."""
         if not self.are_several:
             return [value]
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -84,32 +84,32 @@ class Ranks:
         ]
 
     def of_the_first(self, value: Any) -> Any:
-        """What the first process gives (JSON); the others wait for it."""
+        """Return the first process's value (JSON); the others wait for it."""
         return self.gathered(value if self.is_first else None)[0]
 
     def path_of_the_first(self, find: Callable[[], Path | None]) -> Path | None:
-        """What the first process finds; the others wait for it and look for nothing."""
+        """Return the path that the first process finds; the others wait and do not call `find`."""
         found = find() if self.is_first else None
         said = self.of_the_first(None if found is None else str(found))
         return None if said is None else Path(said)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives, in the first process before all others."""
+        """Return the result of `work`, which the first process does before all others."""
         done = work() if self.is_first else None
         self.of_the_first(True)
         return work() if done is None else done
 
     def in_words(self) -> str:
-        """For a sentence that ends with it."""
+        """Return words for the end of a sentence."""
         return f", with {self.world} processes" if self.are_several else ""
 
     def any_of(self, mine: bool) -> bool:
-        """Whether it is so in any process: all decide alike."""
+        """Return whether it is true in any process, so that all decide alike."""
         return any(self.gathered(mine))
 
     @torch.no_grad()
     def sum_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
-        """Have every process hold the sum of all processes' gradients, in float32 buckets.
+        """Sum the gradients of all processes, in float32 buckets, and give every process the sum.
 
         The same sum, to the bit, in every process, so their weights stay the same.
         """
@@ -121,7 +121,7 @@ class Ranks:
             self._sum(some)
 
     def _meet(self, device: torch.device) -> None:
-        """Wait until all are done with what they compute: a sum on GPUs has little time.
+        """Wait until all processes are ready: a sum on GPUs times out soon.
 
         Its clock runs from when the first one asks for it, and another may have pictures of a
         preview to make before, or a longer way.
@@ -153,7 +153,7 @@ class Ranks:
 
     @torch.no_grad()
     def same_everywhere(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the first one's values of `tensors`."""
+        """Set `tensors` to the first process's values, in every process."""
         if not self.are_several:
             return
         with self._while_all_live():
@@ -173,16 +173,16 @@ class Ranks:
             raise QeditError(
                 f"Another process of this run {what}, so process {self.rank} of {self.world} "
                 "ends too.",
-                "What it said stands above. The same command goes on from the last checkpoint.",
+                "Its error is printed above. The same command goes on from the last checkpoint.",
             ) from error
 
     @contextmanager
     def saying_who(self) -> Iterator[None]:
-        """What goes wrong in another process than the first is said with its number."""
+        """Name the process in errors that are raised in another process than the first."""
         try:
             yield
         except Exception as error:
-            if self.is_first or isinstance(error, Agreed):
+            if self.is_first or isinstance(error, SameErrorOnAllRanks):
                 raise
             what, do = f"{type(error).__name__}: {error}", ""
             if isinstance(error, QeditError):
@@ -191,7 +191,7 @@ class Ranks:
 
 
 def _buckets(weights: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """A LoRA is one bucket; a whole model is several, so that memory never holds it twice."""
+    """Yield groups of weights: one for a LoRA, several for a model, so that none is held twice."""
     some: list[torch.nn.Parameter] = []
     for one in weights:
         if some and sum(other.numel() for other in some) + one.numel() > BUCKET_NUMBERS:
@@ -207,7 +207,7 @@ ALONE = Ranks()
 
 @contextmanager
 def among_others(device: torch.device) -> Iterator[Ranks]:
-    """Meet the other processes of the run, if the environment names any, and part at the end."""
+    """Join the other processes of the run, if the environment names any, and leave at the end."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
@@ -225,12 +225,12 @@ def among_others(device: torch.device) -> Iterator[Ranks]:
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """Return this process's number on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def device_of(name: str) -> torch.device:
-    """The device called `name` for this process: of several, each has a GPU of its own."""
+    """Return the device called `name` for this process; each of several has its own GPU."""
     device = best_device(name)
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", local_rank())
@@ -242,12 +242,12 @@ def refuse_idle_processes(settings: Settings, world: int) -> None:
     """Raise if a step has fewer samples than there are processes.
 
     Raises:
-        Idle: says what to set.
+        IdleRanks: says what to set.
     """
     samples = settings.train_batch_size * settings.gradient_accumulation_steps
     if samples < world:
-        raise Idle(
+        raise IdleRanks(
             f"A step has {samples} samples, too few for {world} processes: they share its "
             "`train_batch_size` times `gradient_accumulation_steps` samples.",
-            f"Say `--set gradient_accumulation_steps={-(-world // settings.train_batch_size)}`.",
+            f"Type `--set gradient_accumulation_steps={-(-world // settings.train_batch_size)}`.",
         )

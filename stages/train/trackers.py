@@ -21,14 +21,14 @@ WANDB_FILE = "wandb.json"
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Follows the numbers of a run."""
+    """Receives the numbers of a run."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the numbers of `step`; names with a slash belong together."""
+        """Record the numbers of `step`; names with a slash belong together."""
         ...
 
     def close(self) -> None:
-        """Let nothing be lost."""
+        """Write everything that is still buffered."""
         ...
 
 
@@ -49,7 +49,7 @@ def refuse_missing_tracker(settings: Settings) -> None:
 def tracker_of(
     settings: Settings, run: Mapping[str, Any], *, after_step: int | None
 ) -> Tracker | None:
-    """The tracker that `report_to` names; it goes on with the log of this output folder.
+    """Return the tracker that `report_to` names; it continues the log of this output folder.
 
     Args:
         run: what decides the run, for the tracker to show.
@@ -63,7 +63,7 @@ def tracker_of(
 
 
 class TensorBoard:
-    """Event files in output/<run>/tensorboard."""
+    """Writes event files to output/<run>/tensorboard."""
 
     def __init__(self, folder: Path, *, after_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -81,7 +81,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project `tracker_project_name`; WANDB_MODE=offline keeps it on this machine."""
+    """Logs to the project `tracker_project_name`; WANDB_MODE=offline keeps it on this machine."""
 
     def __init__(self, settings: Settings, run: Mapping[str, Any]) -> None:
         folder = settings.output_dir
@@ -105,7 +105,7 @@ class WeightsAndBiases:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The name of this folder's run, made once: a resumed training goes on with it."""
+    """Return the id of this folder's run, made once: a resumed training continues it."""
     path = folder / WANDB_FILE
     if not path.is_file():
         write_json(path, {"id": secrets.token_hex(4)})

@@ -24,7 +24,7 @@ from .ranks import ALONE, Ranks
 from .state.checkpoint import Trained
 from .state.ema import Ema
 from .state.optimizers import make_optimizer
-from .state.skips import what_is_not_finite
+from .state.skips import find_not_finite
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Trainer:
     def step(
         self, step: int, batches: Sequence[Batch], *, of_samples: int | None = None
     ) -> dict[str, Any]:
-        """Make one optimizer step; what the log says of it.
+        """Make one optimizer step; return the values for the log.
 
         A step whose loss or gradient is no finite number changes nothing: its loss and
         gradient are then None, and `skipped` says why.
@@ -110,7 +110,7 @@ class Trainer:
             of_samples: how many samples the step has over all processes.
 
         Raises:
-            Agreed: too many steps were skipped.
+            SameErrorOnAllRanks: too many steps were skipped.
         """
         optimizer, weights = self.trained.optimizer, self.trained.weights
         rate = self.learning_rate(step)
@@ -122,9 +122,9 @@ class Trainer:
         self.ranks.sum_gradients(weights.values())
         limit = self.max_grad_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), limit))
-        losses = _of_all(losses, self.ranks)
+        losses = _gathered(losses, self.ranks)
         about = {"lr": rate, "sigma": float(losses.sigma.mean()), "samples": len(losses.sigma)}
-        if broken := what_is_not_finite(step, losses, norm):
+        if broken := find_not_finite(step, losses, norm):
             optimizer.zero_grad(set_to_none=True)
             self.trained.skips.skipped(broken)
             return {"loss": None, "grad_norm": None, **about, "skipped": broken.why}
@@ -138,7 +138,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """While the block runs, the model has the averaged weights, and the average the model's.
+        """Exchange the weights and their average while the block runs.
 
         They change places, one after the other: with `model_type` full there is no room for
         a third copy.
@@ -161,8 +161,8 @@ def _exchange(weights: Mapping[str, nn.Parameter], shadow: Mapping[str, Tensor])
         weight.copy_(average)
 
 
-def _of_all(losses: StepLosses, ranks: Ranks) -> StepLosses:
-    """The losses of all processes, in the order of their places in the step."""
+def _gathered(losses: StepLosses, ranks: Ranks) -> StepLosses:
+    """Return the losses of all processes, in the order of their places in the step."""
     if not ranks.are_several:
         return losses
     mine = [losses.known.tolist(), losses.sigma.tolist(), losses.names, losses.captions]

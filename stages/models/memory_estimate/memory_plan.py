@@ -75,11 +75,11 @@ class Fit:
                 + (f", {aside} aside" if how.attention else "")
             )
             if how.inputs_to_host:
-                said.append("their inputs wait in the computer's memory")
+                said.append("their inputs are in host RAM")
         if self.streamed:
             streamed = min(self.streamed, blocks)  # more may be asked for than there are
-            blocks_wait = "1 block wait" if streamed == 1 else f"{streamed} blocks wait"
-            said.append(f"the weights of {blocks_wait} in the computer's memory")
+            count = "1 block" if streamed == 1 else f"{streamed} blocks"
+            said.append(f"the weights of {count} are in host RAM")
         return "; ".join(said)
 
 

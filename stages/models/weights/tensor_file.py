@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.files.atomic import new_file
@@ -29,6 +30,15 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+def metadata_in(path: Path) -> Mapping[str, str]:
+    """Return the metadata of a safetensors file; nothing where there is none to read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (FileNotFoundError, SafetensorError):
+        return {}
 
 
 def write_tensors(

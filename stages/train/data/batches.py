@@ -1,6 +1,6 @@
 """Which samples make up which step: a pure function of the seed and the step.
 
-Nothing in here moves or remembers; a resumed run asks for step 501 and gets what an
+Nothing in here has a state: a resumed run asks for step 501 and gets what an
 uninterrupted one would have got.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ....config.settings import Settings
 from ...samples.lazy_samples import Rows
 from ...samples.lazy_samples import shape_of as shape_of
 from ...samples.sample import Sample
@@ -28,7 +29,7 @@ MOST_PADDING = 0.03
 
 @dataclass(frozen=True)
 class _Batches(Sequence[np.ndarray]):
-    """Batches of `places`: where each begins, and how many there are in it.
+    """Batches of `places`, given by the start and the size of each.
 
     Three columns of numbers: a million batches of one sample each are made in no time.
     """
@@ -56,7 +57,7 @@ class _Epoch:
 
 
 class Order:
-    """The order of all samples over all steps.
+    """Decides which samples each step shows.
 
     An epoch is a seeded permutation of every pass over every sample, cut into batches of one
     shape each. What is left over of the shapes joins in batches of its own, shapes of nearly
@@ -76,18 +77,28 @@ class Order:
         self._phases: dict[int, Phase] = {}
         self._epoch: _Epoch | None = None
 
+    @classmethod
+    def of(cls, sources: Sequence[Source], settings: Settings) -> Order:
+        """Return the order of the training that `settings` ask for."""
+        return cls(
+            sources,
+            settings.seed,
+            batch_size=settings.train_batch_size,
+            accumulation=settings.gradient_accumulation_steps,
+        )
+
     @property
     def samples(self) -> Mixture:
-        """Every sample that any step may show."""
+        """Return every sample that any step may show."""
         return Mixture([source.samples for source in self._sources])
 
     def step(self, step: int) -> list[list[Sample]]:
-        """The batches of `step` (from 1); samples of one shape are neighbours in theirs."""
+        """Return the batches of `step` (from 1); samples of one shape are neighbours in theirs."""
         samples = self._phase(step).samples
         return [[samples[row] for row in batch.tolist()] for batch in self._rows_of(step)]
 
     def samples_in(self, step: int) -> int:
-        """How many samples `step` has."""
+        """Return how many samples `step` has."""
         return sum(map(len, self._rows_of(step)))
 
     def refuse_gaps(self, steps: int) -> None:
@@ -101,7 +112,7 @@ class Order:
                 mix_at(self._sources, border)
 
     def steps_for(self, epochs: int) -> int:
-        """How many whole steps it takes to show every dataset at least `epochs` times.
+        """Return how many whole steps it takes to show every dataset at least `epochs` times.
 
         A pass that is cut short because the mix changes does not count. A dataset that ends
         before it has been shown so often counts up to there; see `short_of`.
@@ -112,11 +123,11 @@ class Order:
         return self._length(epochs)[0]
 
     def short_of(self, epochs: int) -> dict[str, int]:
-        """The datasets that end before they have been shown `epochs` times: how often they are."""
+        """Return how often each dataset is shown that ends before `epochs` times."""
         return {name: epochs - left for name, left in self._length(epochs)[1].items()}
 
     def _length(self, epochs: int) -> tuple[int, dict[str, int]]:
-        """The steps for so many epochs; of the datasets that end before, what they lack."""
+        """Return the steps for so many epochs, and how many the datasets that end before lack."""
         lacking = {source.name: epochs for source in self._sources if source.shows}
         for first, border in pairwise([*self._borders, None]):
             assert first is not None, "only the last phase has no end"
@@ -134,16 +145,16 @@ class Order:
         return end, ended
 
     def _epochs_in(self, phase: Phase, steps: int, *, most: int) -> int:
-        """How many whole epochs the first `steps` steps of `phase` have, `most` or fewer."""
+        """Return how many whole epochs the first `steps` steps of `phase` have, at most `most`."""
         batches, ends = steps * self._accumulation, accumulate(self._lengths(phase, most))
         return sum(1 for _ in takewhile(lambda end: end <= batches, ends))
 
     def _steps_in(self, phase: Phase, epochs: int) -> int:
-        """How many steps `epochs` epochs of `phase` take."""
+        """Return how many steps `epochs` epochs of `phase` take."""
         return -(-sum(self._lengths(phase, epochs)) // self._accumulation)
 
     def _lengths(self, phase: Phase, epochs: int) -> Iterator[int]:
-        """How many batches each of the first `epochs` epochs of `phase` has."""
+        """Yield how many batches each of the first `epochs` epochs of `phase` has."""
         if phase.epochs_are_alike:
             return repeat(len(self._cut(phase, 0)), epochs)
         return (len(self._cut(phase, epoch)) for epoch in range(epochs))
@@ -155,7 +166,7 @@ class Order:
         return self._phases[first_step]
 
     def _rows_of(self, step: int) -> list[Rows]:
-        """The batches of `step`, as places among the samples of its phase."""
+        """Return the batches of `step`, as places among the samples of its phase."""
         phase = self._phase(step)
         first = (step - phase.first_step) * self._accumulation
         return [self._batch(phase, first + index) for index in range(self._accumulation)]
@@ -205,7 +216,7 @@ class Order:
         return _Batches(np.concatenate([whole, left]), starts[turn], sizes[turn])
 
     def _joined(self, *, tokens: np.ndarray) -> list[int]:
-        """How many neighbours make a batch each, of samples that come with ever more `tokens`."""
+        """Return the sizes of batches of neighbours, of samples that are sorted by `tokens`."""
         begin, sizes = 0, []
         for end in range(1, len(tokens) + 1):
             full = end - begin == self._batch_size
@@ -216,5 +227,8 @@ class Order:
 
 
 def padded_share(tokens: np.ndarray) -> float:
-    """How much of a batch is padding where its samples have so many tokens."""
+    """Return the share of a batch that is padding.
+
+    Args:
+        tokens: of each sample of the batch."""
     return 1 - float(tokens.mean()) / float(tokens.max())

@@ -68,7 +68,7 @@ class Batch:
         )
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with `change` made to each of its tensors."""
+        """Return the batch with `change` applied to each of its tensors."""
         return replace(
             self,
             target=change(self.target),
@@ -82,7 +82,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Feed:
-    """Reads what the model is shown: everything in it is a function of (seed, step).
+    """Reads the batches of each step: everything in them is a function of (seed, step).
 
     Attributes:
         rollouts: which samples are rolled out; None rolls out none.
@@ -99,11 +99,11 @@ class Feed:
     rollouts: Rollouts | None = None
 
     def samples_in(self, step: int) -> int:
-        """How many samples `step` has over all processes."""
+        """Return how many samples `step` has over all processes."""
         return self.order.samples_in(step)
 
     def step(self, step: int) -> list[Batch]:
-        """This process's batches of `step`, on the CPU; a share may have none.
+        """Return this process's batches of `step`, on the CPU; a share may have none.
 
         Latents and embeds are as stored, noise is in float32.
 
@@ -122,7 +122,7 @@ class Feed:
         return batches
 
     def ahead(self, steps: Sequence[int]) -> Iterator[tuple[int, list[Batch]]]:
-        """Every step with its batches; the next one is read while this one is computed.
+        """Yield every step with its batches; the next one is read while this one is computed.
 
         Where there is a GPU they lie in pinned memory, from which copies need no waiting.
         """
@@ -185,7 +185,7 @@ class Feed:
         return tuple(steps) if any(steps) else ()
 
     def _caption(self, sample: Sample, step: int, position: int) -> str:
-        """One of the sample's captions, or the null caption where it is dropped."""
+        """Draw one of the sample's captions, or the null caption where it is dropped."""
         random = stream(self.seed, "caption", step, position)
         alternative = int(random.integers(len(sample.captions)))
         dropped = random.random() < self.caption_dropout
@@ -193,7 +193,7 @@ class Feed:
 
 
 def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:
-    """The batches that go through the model together."""
+    """Return the batches in groups that go through the model together."""
     groups: list[list[Batch]] = []
     for batch in batches:
         if batch.joins and groups:
@@ -204,7 +204,7 @@ def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:
 
 
 def padding_of(batches: Sequence[Batch]) -> float:
-    """How much of what the model computes for `batches` is padding, in tokens."""
+    """Return the share of the tokens that the model computes for `batches` which is padding."""
     real = every = 0
     for group in forwards(batches):
         longest = max(max(batch.text_lengths) for batch in group)

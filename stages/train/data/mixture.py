@@ -16,7 +16,7 @@ from ...samples.sample import Sample
 
 
 class Mixture(Sequence[Sample]):
-    """The samples of `parts`, one part after the other; a part makes them when asked to."""
+    """A sequence of the samples of `parts`; a part makes a sample when it is asked for."""
 
     def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
         self._parts = parts
@@ -43,7 +43,7 @@ class Mixture(Sequence[Sample]):
 
     @cached_property
     def shapes(self) -> Shapes:
-        """The shape of every sample."""
+        """Return the shape of every sample."""
         numbers: dict[Shape, int] = {}
         columns = [np.empty(0, np.int64)]
         for part in map(shapes_in, self._parts):
@@ -53,7 +53,7 @@ class Mixture(Sequence[Sample]):
 
 
 def turns(samples: Sequence[Sample], *, name: str) -> tuple[Rows, Rows, np.ndarray]:
-    """The rows with those of one group together; the groups' sizes, and their hashes.
+    """Return the rows with those of one group together, and the groups' sizes and hashes.
 
     A sample without a group is one of its own, and comes after all groups.
 

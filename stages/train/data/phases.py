@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ....cache.errors import WrongUse
+from ....config.datasets import Dataset
 from ....config.latent_geometry import image_tokens
 from ...samples.lazy_samples import Rows, Shape, numbered
 from ...samples.sample import Sample
@@ -17,7 +18,7 @@ from .mixture import Mixture, turns
 
 @dataclass(frozen=True)
 class Source:
-    """The samples of one dataset and how often they are shown.
+    """The samples of one dataset, and how often they are shown.
 
     Attributes:
         samples: all of them, in the order of the pairs table.
@@ -33,17 +34,29 @@ class Source:
     start_step: int = 0
     end_step: int | None = None
 
+    @classmethod
+    def of(cls, main: Dataset, samples: Sequence[Sample]) -> Source:
+        """Return `samples` as the source that `main`, of the data configuration, describes."""
+        return cls(
+            name=main.id,
+            samples=samples,
+            repeats=main.repeats,
+            probability=main.probability,
+            start_step=main.start_step,
+            end_step=main.end_step,
+        )
+
     @property
     def shows(self) -> bool:
-        """Whether it ever shows a sample."""
+        """Return whether it ever shows a sample."""
         return self.probability > 0 and len(self.samples) > 0
 
     def takes_part(self, step: int) -> bool:
-        """Whether this dataset is in the mix at `step`."""
+        """Return whether this dataset is in the mix at `step`."""
         return self.start_step <= step and (self.end_step is None or step <= self.end_step)
 
     def in_words(self) -> str:
-        """When it takes part, and with what."""
+        """Return a sentence that says when it takes part, and with how many pairs."""
         until = "on" if self.end_step is None else f"to {self.end_step}"
         share = "" if self.probability > 0 else ", with `probability` 0"
         pairs = f"{len(self.samples)} pair{'' if len(self.samples) == 1 else 's'}"
@@ -81,12 +94,12 @@ class Phase:
 
     @cached_property
     def every_pass_happens(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Return whether every pass has the probability 1."""
         return bool((self.chances >= 1).all())
 
     @cached_property
     def epochs_are_alike(self) -> bool:
-        """Whether every epoch shows as many samples of each shape, and so has as many batches."""
+        """Return whether every epoch has as many samples of each shape, and so as many batches."""
         if not self.every_pass_happens or not len(self.hashes):
             return self.every_pass_happens
         groups = np.unique(self.firsts)
@@ -94,7 +107,7 @@ class Phase:
         return bool((least == most).all())
 
     def shown(self, key: int) -> np.ndarray:
-        """Which of `rows` each pass shows in the epoch of `key`.
+        """Return which of `rows` each pass shows in the epoch of `key`.
 
         The passes over one group show one candidate after the other.
         """
@@ -107,7 +120,7 @@ class Phase:
 
 
 def mix_at(sources: Sequence[Source], step: int, *, in_epochs: bool = False) -> list[Source]:
-    """Those of `sources` that have samples to show at `step`.
+    """Return those of `sources` that have samples to show at `step`.
 
     Args:
         in_epochs: whether `num_train_epochs` says how long the run is.
@@ -129,7 +142,7 @@ def mix_at(sources: Sequence[Source], step: int, *, in_epochs: bool = False) -> 
 
 
 def borders_of(sources: Sequence[Source]) -> list[int]:
-    """The first step of each phase; that of the first is 1."""
+    """Return the first step of each phase; that of the first is 1."""
     borders = {1}
     for source in sources:
         borders.add(max(source.start_step, 1))
@@ -138,7 +151,7 @@ def borders_of(sources: Sequence[Source]) -> list[int]:
 
 
 def open_phase(sources: Sequence[Source], first_step: int) -> Phase:
-    """The phase of the datasets that are in the mix from `first_step` on.
+    """Return the phase of the datasets that are in the mix from `first_step` on.
 
     Raises:
         WrongUse: there are none.
@@ -171,7 +184,7 @@ def open_phase(sources: Sequence[Source], first_step: int) -> Phase:
 
 
 def _passes(source: Source, start: int) -> tuple[np.ndarray, ...]:
-    """Of a source whose samples begin at `start`: its rows, and what `Phase` says of passes."""
+    """Return the columns of `Phase` for one source, whose samples begin at `start`."""
     rows, sizes, hashes = turns(source.samples, name=source.name)
     passes = source.repeats + 1
     return (
@@ -193,5 +206,5 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def tokens_of(shape: Shape) -> int:
-    """The image tokens of a sample: one for each 16x16 pixels of target and references."""
+    """Return the image tokens of a sample: one for each 16x16 pixels of target and references."""
     return sum(map(image_tokens, shape))

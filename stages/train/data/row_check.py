@@ -24,7 +24,7 @@ from ...stores.run_stores import RunStores
 
 _NAMES = ("sample", "captions", "prefix_key", "target.latent_key")
 _REFERENCES = "references.list.element.latent_key"
-# Raised whenever `record.identity` says something else of the same pair.
+# Raised whenever `run_record.identity` says something else of the same pair.
 IDENTITY_VERSION = "samples-1"
 
 
@@ -35,7 +35,7 @@ def all_rows_are_there(
     *,
     beside: Sequence[str],
 ) -> bool:
-    """Whether it is sure that every pair has every row, with captions `beside`.
+    """Return whether every pair certainly has every row, also for the captions `beside`.
 
     Pairs with masks, or in groups, are left to who looks at each of them.
 
@@ -58,7 +58,7 @@ def all_rows_are_there(
 
 
 def samples_digest(configuration: Configuration, checkpoint: Checkpoint, name: str) -> str:
-    """What `record.digest_of_samples` says of the pairs of dataset `name`, by columns alone.
+    """Return `run_record.digest_of_samples` of the pairs of dataset `name`, from columns alone.
 
     It takes seconds for a million pairs, so it is remembered by the name of their table, which
     says its content.
@@ -80,7 +80,7 @@ def _digest_in(path: Path) -> str:
 
 
 def _has_more(path: Path) -> bool:
-    """Whether a pair has a mask, or takes turns with others."""
+    """Return whether a pair has a mask, or takes turns with others."""
     names = set(pq.read_schema(path).names) & {"mask", "group"}
     table = table_in(path.read_bytes(), sorted(names))
     masks = "mask" in names and table["mask"].null_count < len(table)
@@ -88,7 +88,7 @@ def _has_more(path: Path) -> bool:
 
 
 def _identities(table: pa.Table) -> list[list[Any]]:
-    """`record.identity` of each row."""
+    """Return `run_record.identity` of each row."""
     references = flat(table["references"])
     ends = references.value_lengths().to_numpy().cumsum().tolist()
     shown = references.flatten().field("latent_key").to_pylist()

@@ -1,6 +1,6 @@
 """Scheduled sampling: which samples are rolled out before they are trained on, and how far.
 
-What a rollout is stands in `rolling`.
+`objective/rollout.py` says what a rollout is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Sampler = Literal["unipc", "euler", "dpm"]
 
 @dataclass(frozen=True)
 class Reflex:
-    """The weights of ReflexFlow's parts; see `rolling`."""
+    """The weights of ReflexFlow's parts; `objective/rollout.py` has the formula."""
 
     alpha: float = 1.0
     beta1: float = 10.0
@@ -52,7 +52,7 @@ class Rollouts:
     reflex: Reflex | None = None
 
     def chance(self, step: int) -> float:
-        """The probability of a sample of training step `step` to be rolled out."""
+        """Return the probability of a sample of training step `step` to be rolled out."""
         if step < self.start_step:
             return 0.0
         if not self.ramp_steps:
@@ -63,7 +63,7 @@ class Rollouts:
         return self.prob_start + (self.prob_end - self.prob_start) * progress
 
     def draw(self, random: np.random.Generator, *, step: int, sigma: float) -> int:
-        """By how many steps a sample at `sigma` is rolled out; 0 leaves it as it is.
+        """Draw by how many steps a sample at `sigma` is rolled out; 0 leaves it as it is.
 
         The start is never beyond the last of the 1000 steps.
 
@@ -84,7 +84,7 @@ class Rollouts:
 
 
 def rollouts_of(settings: Settings) -> Rollouts | None:
-    """What the settings ask for; None where nothing is ever rolled out."""
+    """Return what the settings ask for; None where nothing is ever rolled out."""
     ramp = settings.scheduled_sampling_ramp_steps
     top = (
         max(settings.scheduled_sampling_prob_start, settings.scheduled_sampling_prob_end)

@@ -10,7 +10,7 @@ from ....cache.files.fingerprint import canonical_json
 
 
 def stream(seed: int, *place: int | str) -> np.random.Generator:
-    """The random stream that belongs to `place`: the same on every machine and after a resume.
+    """Return the random stream of `place`: the same on every machine and after a resume.
 
     >>> stream(42, "noise", 7, 0).random() == stream(42, "noise", 7, 0).random()
     True
@@ -20,5 +20,5 @@ def stream(seed: int, *place: int | str) -> np.random.Generator:
 
 
 def seed_of(seed: int, *place: int | str) -> int:
-    """One number of that stream, for what draws from it in its own way."""
+    """Return one number of that stream, to seed another generator with."""
     return int(stream(seed, *place).integers(2**63))

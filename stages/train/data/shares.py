@@ -22,7 +22,7 @@ class Slice(Generic[Item]):
 
 
 def share_of(batches: Sequence[Sequence[Item]], rank: int = 0, world: int = 1) -> list[Slice[Item]]:
-    """What process `rank` of `world` takes of a step's batches.
+    """Return what process `rank` of `world` takes of a step's batches.
 
     All samples of the step stand in one line, and each process takes the same number of
     neighbours, give or take one; a batch is cut only where a border falls into it. Together

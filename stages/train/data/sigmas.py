@@ -18,7 +18,7 @@ MOST_EXPONENT = 700.0  # e to the power of more is no float
 
 @dataclass(frozen=True)
 class Sigmas:
-    """How the noise level of a sample is drawn, before and after the shift.
+    """Draws the noise level of a sample: from a distribution, then shifted.
 
     Attributes:
         distribution: `sigmoid` of a scaled normal number, `uniform` in (0, 1), or `beta`.
@@ -53,5 +53,7 @@ class Sigmas:
 
 
 def shifted(sigma: float, shift: float) -> float:
-    """Move `sigma` towards noise (shift > 1): s*sigma / (1 + (s-1)*sigma)."""
+    """Return `sigma` moved towards noise (shift > 1): s*sigma / (1 + (s-1)*sigma).
+
+    This is the time shift of Stable Diffusion 3 (arXiv 2403.03206, equation 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)

@@ -1,4 +1,4 @@
-"""What is looked at between steps and changes nothing: the held-out loss and the previews."""
+"""Evaluations between steps, which change nothing: the held-out loss and the previews."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .evaluate import HeldOut, held_out_of
 from .previews import Previews
 
 
-class Looks:
-    """Measures and previews, where a step is due and was not looked at before."""
+class Evaluations:
+    """Measures the held-out loss and makes previews, where a step is due and has none yet."""
 
     def __init__(
         self, plan: Plan, trainer: Trainer, log: Metrics | NullMetrics, *, previews: Previews | None
@@ -29,7 +29,7 @@ class Looks:
     def at(self, step: int, *, stopping: Callable[[], bool]) -> None:
         """Make what is due at `step`; previews are left for the next start when `stopping`."""
         if self._held_out and _is_due(self._plan, step):
-            owed = self._trainer.ranks.of_the_first(is_owed(self._plan, step))
+            owed = self._trainer.ranks.of_the_first(is_evaluation_missing(self._plan, step))
             if owed:
                 self._measure(self._held_out, step)
         if self._previews and self._previews.due(step):
@@ -46,14 +46,14 @@ class Looks:
         self._log.add(step=step, held_out=found)
 
 
-def is_owed(plan: Plan, step: int) -> bool:
-    """Whether the run has come to `step` and was stopped before it was measured there."""
+def is_evaluation_missing(plan: Plan, step: int) -> bool:
+    """Return whether a held-out loss is due at `step` and is not in the log."""
     return _is_due(plan, step) and step not in {
         line["step"] for line in read_metrics(plan.settings.output_dir, having="held_out")
     }
 
 
 def _is_due(plan: Plan, step: int) -> bool:
-    """Whether the held-out loss of `step` is wanted; that of step 0 is the baseline."""
+    """Return whether the held-out loss of `step` is wanted; that of step 0 is the baseline."""
     at_interval = step % plan.settings.eval_steps_interval == 0
     return plan.held_out is not None and (at_interval or step == plan.steps)

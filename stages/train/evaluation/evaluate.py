@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ....cache.files.fingerprint import fingerprint
 from ..data.feed import Feed
-from ..objective.eval_mode import at_rest
+from ..objective.eval_mode import eval_mode
 from ..objective.step import Objective
 from ..plan.training_plan import Plan
 from ..ranks import ALONE, Ranks
@@ -29,7 +29,7 @@ SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured, and with what.
+    """Measures the held-out loss.
 
     Attributes:
         feed: step n of it is the n-th held-out sample, alone, with its noise and caption.
@@ -42,13 +42,13 @@ class HeldOut:
     ranks: Ranks = ALONE
 
     def measure(self, transformer: nn.Module) -> dict[str, Any]:
-        """The mean loss over all held-out samples: `loss`, and `by_sigma` for each sigma.
+        """Return the mean loss over all held-out samples: `loss`, and `by_sigma` for each sigma.
 
         Without gradients and without dropout; nothing that training draws is touched. A loss
         that is no finite number is None.
         """
-        with at_rest(transformer):
-            losses = self.ranks.gathered(self._mine(transformer).tolist())
+        with eval_mode(transformer):
+            losses = self.ranks.gathered(self._own_losses(transformer).tolist())
         every = torch.tensor(losses, dtype=torch.float64).sum(0)
         by_sigma = {
             f"{sigma:g}": _number(float(column.mean()))
@@ -56,8 +56,8 @@ class HeldOut:
         }
         return {"loss": _number(float(every.mean())), "by_sigma": by_sigma}
 
-    def _mine(self, transformer: nn.Module) -> Float[Tensor, "sample sigma"]:
-        """The losses of this process's samples; those of the others are zero."""
+    def _own_losses(self, transformer: nn.Module) -> Float[Tensor, "sample sigma"]:
+        """Return the losses of this process's samples; those of the others are zero."""
         losses = torch.zeros(self.count, len(SIGMAS), dtype=torch.float64)
         for place in range(self.ranks.rank, self.count, self.ranks.world):
             (batch,) = self.feed.step(place + 1)
@@ -68,19 +68,19 @@ class HeldOut:
 
     @property
     def name(self) -> str:
-        """Two losses can be compared where this is the same."""
+        """Return a name: losses of the same name can be compared."""
         samples = [self.feed.order.step(place + 1)[0][0] for place in range(self.count)]
         how = {"seed": self.feed.seed, "sigmas": SIGMAS, "loss": self.objective.loss_type}
         return fingerprint({**how, "samples": [identity(sample) for sample in samples]})
 
 
 def held_out_of(plan: Plan, objective: Objective, ranks: Ranks = ALONE) -> HeldOut | None:
-    """What the run `plan` is measured by; None where it has no held-out pairs."""
+    """Return what measures the run `plan`; None where it has no held-out pairs."""
     if plan.held_out is None:
         return None
     return HeldOut(plan.held_out, plan.held_out_count, objective, ranks)
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """Return `value`, or None for a NaN or infinity, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -33,7 +33,7 @@ class Decoding:
         self._needed_bytes = SMALLEST_BYTES + BYTES_A_PIXEL * area
 
     def start(self, *, beside: torch.device, trained: bool) -> None:
-        """Have pictures made of every preview that has none yet; returns at once.
+        """Start making pictures of every preview that has none yet; return at once.
 
         Where memory does not suffice, or a child before this one has failed, that is said
         once: `qedit preview` makes the pictures at any time.
@@ -65,12 +65,12 @@ class Decoding:
         os.setpriority(os.PRIO_PROCESS, self._child.pid, NICE)
 
     def wait(self) -> None:
-        """Wait for the child that is at work, if there is one."""
+        """Wait for the running child, if there is one."""
         if self._child is not None:
             self._child.wait()
 
     def _device(self, beside: torch.device, *, trained: bool) -> str | None:
-        """Where there is room: on the GPU once training has taken what it needs, else the CPU."""
+        """Return a device with room: the GPU once training has what it needs, else the CPU."""
         if beside.type == "cuda" and trained:
             free_bytes, _ = torch.cuda.mem_get_info(beside)
             if free_bytes > 2 * self._needed_bytes:
@@ -87,7 +87,7 @@ class Decoding:
 
 
 def available_bytes() -> int:
-    """How much memory a new process may take; where nobody says (macOS), enough."""
+    """Return how many bytes a new process may take; where that is unknown (macOS), 1 TiB."""
     if not MEMORY_FILE.is_file():
         return 1 << 40
     for line in MEMORY_FILE.read_text().splitlines():

@@ -35,7 +35,7 @@ from ...samples.sample import Picture, Sample
 from ...stage import Progress
 from ...stores.previewed import preview_samples, preview_size
 from ...stores.sample_rows import naming_damaged, read_embeds, read_latents
-from ..objective.eval_mode import at_rest
+from ..objective.eval_mode import eval_mode
 from ..plan.training_plan import Plan
 from ..trainer import Trainer
 from .preview_process import Decoding
@@ -55,7 +55,7 @@ class Preview:
 
 
 class Previews:
-    """Which previews a run wants, and the making of those that are not there yet.
+    """Makes the previews that a run wants and that are not there yet.
 
     A preview changes nothing of the training: weights, modes and generators are afterwards
     what they were. One that was made, or that failed for want of memory, is not made again.
@@ -77,7 +77,7 @@ class Previews:
     def open(
         cls, configuration: Configuration, plan: Plan, progress: Progress, *, decodes: bool = True
     ) -> Previews | None:
-        """The previews of the run `plan`; None where `validation_disable` is set.
+        """Return the previews of the run `plan`; None where `validation_disable` is set.
 
         Args:
             decodes: whether pictures are made of them in the background.
@@ -100,13 +100,13 @@ class Previews:
         return cls(plan, samples, progress=progress, decoding=decoding)
 
     def due(self, step: int) -> bool:
-        """Whether any preview of `step` (or of the base model) is still to be made."""
+        """Return whether any preview of `step` (or of the base model) is still to be made."""
         return bool(self._missing(step))
 
     def make(
         self, trainer: Trainer, step: int, *, stopping: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Denoise what is due at `step`, and have pictures made of it; how many, and how long.
+        """Denoise what is due at `step` and have pictures made of it; return counts and seconds.
 
         Args:
             stopping: asked before each preview; what is left then is made by the next start.
@@ -114,7 +114,7 @@ class Previews:
         began, missing, failed = time.monotonic(), self._missing(step), 0
         with self._progress.bar(len(missing), "previews", unit="picture") as advance:
             for part in dict.fromkeys(one.part for one in missing):
-                with weights_of(trainer, part), at_rest(trainer.transformer):
+                with weights_of(trainer, part), eval_mode(trainer.transformer):
                     for preview in (one for one in missing if one.part == part):
                         if stopping():
                             return {"previews": 0.0}
@@ -128,7 +128,7 @@ class Previews:
         return {"previews": float(made), "previews_failed": float(failed), "seconds": seconds}
 
     def _missing(self, step: int) -> list[Preview]:
-        """What is wanted at `step` and neither there nor known to fail."""
+        """Return what is wanted at `step` and neither there nor known to fail."""
         settings = self._plan.settings
         parts: list[tuple[int, Part]] = []
         if step == 0 or settings.model_type == "lora":
@@ -182,7 +182,7 @@ class Previews:
         return Preview(sample, part, path, fingerprint(recipe), about)
 
     def _make(self, trainer: Trainer, preview: Preview) -> bool:
-        """Denoise and store one; False, and a line about it, where memory does not suffice."""
+        """Denoise and store one; return False, after a warning, where memory does not suffice."""
         self._settled.add(preview.path)
         try:
             latents = edit_of(preview.sample, trainer, self._plan)
@@ -205,7 +205,7 @@ class Previews:
 
 
 def edit_of(sample: Sample, trainer: Trainer, plan: Plan) -> Float[Tensor, "1 channel _h _w"]:
-    """The model's edit of `sample` from the settings' seed, as the stock pipelines make it."""
+    """Return the model's edit of `sample` from the settings' seed, as the pipelines make it."""
     settings, stores = plan.settings, plan.feed.stores
     device, dtype = trainer.objective.device, trainer.objective.dtype
     width, height = latent_size(preview_size(sample, settings.validation_resolution))
@@ -232,7 +232,7 @@ def edit_of(sample: Sample, trainer: Trainer, plan: Plan) -> Float[Tensor, "1 ch
 
 @contextmanager
 def weights_of(trainer: Trainer, part: Part) -> Iterator[None]:
-    """While the block runs, the model is the base, the average, or what it is now."""
+    """Have the model be the base, the average, or what it is now, while the block runs."""
     if part == "base":
         with _without_adapters(trainer.transformer):
             yield

@@ -1,4 +1,4 @@
-"""The model between steps, when it is only asked: no gradients, no dropout."""
+"""The model in evaluation: no gradients, no dropout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """While the block runs, nothing is drawn or kept for a backward; then all is as it was.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch gradients and dropout off in the block; afterwards all is as it was.
 
     Every part of `model` is in its own mode again afterwards: a part that never trains stays so.
     """

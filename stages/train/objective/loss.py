@@ -1,4 +1,15 @@
-"""The objective of flow matching: how noise is mixed in, and how an error is measured."""
+"""The objective: rectified flow matching (arXiv 2209.03003; 2403.03206, section 2).
+
+With clean target latents x, noise n ~ N(0, 1) and a noise level sigma in (0, 1):
+
+    state      z = (1 - sigma) * x + sigma * n
+    velocity   v = n - x                              what the model predicts from z, sigma, text
+    loss       L = mean(l(v_predicted - v))           over the target's numbers alone
+
+where l is d^2, or a pseudo-Huber function of the difference d. With a mask of weights w it is
+L = sum(w * l) / sum(w). Every sample of a step weighs the same. References are clean; their
+tokens have no loss. How sigma is drawn stands in data/sigmas.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +27,7 @@ def noised(
     noise: Float[Tensor, "batch channel height width"],
     sigma: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch channel height width"]:
-    """The straight path from picture to noise at `sigma`: (1 - sigma)*clean + sigma*noise."""
+    """Return the state at `sigma`: (1 - sigma) * clean + sigma * noise."""
     level = sigma.view(-1, 1, 1, 1)
     return (1 - level) * clean + level * noise
 
@@ -30,11 +41,11 @@ def sample_losses(
     weights: Float[Tensor, "batch 1 height width"] | None = None,
     factors: Float[Tensor, "batch channel height width"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """The mean error of each sample over its target, in float32.
+    """Return the mean error of each sample over its target, in float32.
 
     With d = predicted - velocity: `l2` is d²; `huber` is 2c(√(d²+c²) - c), which is d² for
     small d and 2c|d| for large; `smooth_l1` is 2(√(d²+c²) - c). The last two are the
-    pseudo-Huber losses of diffusers' training scripts.
+    pseudo-Huber losses of diffusers' training scripts (`train_text_to_image.py` and its kin).
 
     Args:
         weights: where the error counts, and how much: the mean is sum(w * l) / sum(w).

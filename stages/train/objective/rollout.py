@@ -10,7 +10,7 @@ With ReflexFlow (arXiv 2512.04904) the loss of such a sample is
 
 with l the pointwise loss, p the prediction at the rolled state x, and w = 1 + alpha * e / sum|e|
 where e = q - p and q is the prediction at the state that was not rolled out: e and w have no
-gradient. The first part is the paper's frequency compensation (what vanishes in the rollout
+gradient. The first part is the paper's frequency frequency_weights (what vanishes in the rollout
 weighs more), the second its anti-drift rectification: with velocities that point from picture
 to noise, the way back from a drifted state is along -(x - clean), so p is drawn to
 x - clean. Sums and norms are over all of a sample. The authors have withdrawn the paper for
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ...models.transformer.transformer import TIMESTEPS, Shown, predict_velocities
 from ..data.feed import Batch
 from ..data.scheduled_sampling import Rollouts, Sampler
-from .eval_mode import at_rest
+from .eval_mode import eval_mode
 from .loss import noised
 from .solvers import Path
 
@@ -58,7 +58,7 @@ def roll_out(
     shown: Sequence[Shown],
     rollouts: Rollouts,
 ) -> list[Rolled | None]:
-    """Roll out what the batches of one forward ask for; None for a batch that asks nothing.
+    """Roll out what the batches of one forward ask for; return None for a batch that asks nothing.
 
     Args:
         shown: the batches as they would else be shown.
@@ -81,7 +81,7 @@ def roll_out(
     arrived = dict(zip(starts, states, strict=True))
     unbiased: dict[tuple[int, int], Tensor] = {}
     if rollouts.reflex and starts:
-        with at_rest(transformer):
+        with eval_mode(transformer):
             said = predict_velocities(transformer, [start.shown for start in starts.values()])
         unbiased = dict(zip(starts, said, strict=True))
     return [
@@ -100,7 +100,7 @@ def roll_out(
 def _rolled(
     batch: Batch, shown: Shown, arrived: dict[int, Tensor], unbiased: dict[int, Tensor]
 ) -> Rolled:
-    """The batch with the rows that have arrived somewhere in their places."""
+    """Return the batch with the rolled states in their rows."""
     own = noised(batch.target.float(), batch.noise, batch.sigma)
     rows = range(len(batch))
     state = torch.cat([arrived.get(row, own[row : row + 1]) for row in rows])
@@ -132,7 +132,7 @@ class Start:
     steps: int
 
     def path(self, sampler: Sampler, order: int) -> Path:
-        """From as much more noise down to `sigma`."""
+        """Return the path from `steps` steps more noise down to `sigma`."""
         sigmas = [self.sigma + back / TIMESTEPS for back in range(self.steps, -1, -1)]
         first = torch.full((1,), sigmas[0], dtype=torch.float32, device=self.clean.device)
         return Path(noised(self.clean, self.noise, first), sigmas, sampler, order)
@@ -141,15 +141,15 @@ class Start:
 def rolled_out(
     transformer: nn.Module, starts: Sequence[Start], *, sampler: Sampler, order: int
 ) -> list[Float[Tensor, "1 channel _h _w"]]:
-    """The state, in float32, that each sample has when it arrives at its sigma.
+    """Return the state, in float32, that each sample has when it arrives at its sigma.
 
     All go through the model together; one that has arrived is no longer computed.
     """
     paths = [start.path(sampler, order) for start in starts]
-    with at_rest(transformer):
+    with eval_mode(transformer):
         while any(not path.arrived for path in paths):
             moving = [pair for pair in zip(starts, paths, strict=True) if not pair[1].arrived]
-            shown = [_seen(start.shown, path) for start, path in moving]
+            shown = [_shown_at(start.shown, path) for start, path in moving]
             for (_, path), velocity in zip(
                 moving, predict_velocities(transformer, shown), strict=True
             ):
@@ -157,8 +157,8 @@ def rolled_out(
     return [path.state for path in paths]
 
 
-def _seen(shown: Shown, path: Path) -> Shown:
-    """The sample in the state it has on its way."""
+def _shown_at(shown: Shown, path: Path) -> Shown:
+    """Return the sample in its present state on the path."""
     return Shown(
         noisy=path.state.to(shown.noisy.dtype),
         references=shown.references,
@@ -168,26 +168,29 @@ def _seen(shown: Shown, path: Path) -> Shown:
     )
 
 
-def compensation(
+def frequency_weights(
     clean: Float[Tensor, "batch channel height width"],
     biased: Float[Tensor, "batch channel height width"],
     *,
     alpha: float,
 ) -> Float[Tensor, "batch channel height width"]:
-    """ReflexFlow's weights w of the pointwise losses; 1 where both predictions are the same."""
+    """Return ReflexFlow's weights w of the pointwise losses; 1 where both predictions agree."""
     lost = (clean - biased).detach().float()
     total = lost.abs().sum((1, 2, 3), keepdim=True)
     return 1 + alpha * lost / total.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def drift(
+def drift_penalty(
     predicted: Float[Tensor, "batch channel height width"],
     state: Float[Tensor, "batch channel height width"],
     clean: Float[Tensor, "batch channel height width"],
     weights: Float[Tensor, "batch 1 height width"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """ReflexFlow's squared distance of two directions, that of the prediction and that from
-    the picture to the state; where loss weights are given, within what they leave."""
+    """Return ReflexFlow's squared distance of two directions, for each sample.
+
+    They are that of the prediction and that from the clean latents to the state, both multiplied
+    by the square root of `weights` where those are given.
+    """
     ways = [predicted.float(), state.float() - clean.float()]
     if weights is not None:
         ways = [way * weights.sqrt() for way in ways]

@@ -41,7 +41,7 @@ class Sum:
     pictures: tuple[float, ...]
 
     def of(self, state: State, pictures: Sequence[State]) -> State:
-        """The sum itself."""
+        """Return the weighted sum of `state` and `pictures`."""
         total: Tensor = self.state * state
         for weight, picture in zip(self.pictures, pictures, strict=False):
             total = total + weight * picture
@@ -67,16 +67,19 @@ class Path:
 
     @property
     def arrived(self) -> bool:
-        """Whether the state is at the last sigma."""
+        """Return whether the state is at the last sigma."""
         return self._taken == len(self.sigmas) - 1
 
     @property
     def sigma(self) -> float:
-        """Where the state is."""
+        """Return the sigma of the state."""
         return self.sigmas[self._taken]
 
     def follow(self, velocity: State) -> None:
-        """Go on to the next sigma, with what the model says at the state."""
+        """Move the state to the next sigma.
+
+        Args:
+            velocity: predicted by the model at the present state and sigma."""
         if self.sampler == "euler":
             step = self.sigmas[self._taken + 1] - self.sigma
             self.state = self.state + step * velocity
@@ -98,7 +101,10 @@ class Path:
 
 
 def dpm(sigmas: Sequence[float], *, order: int) -> Sum:
-    """From the last sigma but one to the last; the pictures of those before, newest first."""
+    """Return the weights of a step from the last sigma but one to the last.
+
+    Args:
+        sigmas: of the predictions so far, oldest first, and of the step's end."""
     *_, here, there = sigmas
     h = _log(there) - _log(here)
     shrink = math.expm1(-h)
@@ -121,7 +127,10 @@ def dpm(sigmas: Sequence[float], *, order: int) -> Sum:
 
 
 def unipc_predictor(sigmas: Sequence[float], *, order: int) -> Sum:
-    """From the last sigma but one to the last; the pictures of those before, newest first."""
+    """Return the weights of a step from the last sigma but one to the last.
+
+    Args:
+        sigmas: of the predictions so far, oldest first, and of the step's end."""
     ratios, matrix, values, grown, alpha = _unipc(sigmas, order=order)
     weights = np.zeros(order)
     weights[0] = -alpha * grown
@@ -133,7 +142,7 @@ def unipc_predictor(sigmas: Sequence[float], *, order: int) -> Sum:
 
 
 def unipc_corrector(sigmas: Sequence[float], *, order: int) -> Sum:
-    """The same step once more, with the picture predicted at its end as the newest."""
+    """Return the weights of that step made again, with the prediction at its end as the newest."""
     ratios, matrix, values, grown, alpha = _unipc(sigmas, order=order)
     shares = np.array([0.5]) if order == 1 else np.linalg.solve(matrix, values)
     weights = np.zeros(order + 1)
@@ -146,7 +155,7 @@ def unipc_corrector(sigmas: Sequence[float], *, order: int) -> Sum:
 def _unipc(
     sigmas: Sequence[float], *, order: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
-    """Where earlier pictures lie in units of the step, and the equations of the shares."""
+    """Return where earlier predictions lie in units of the step, and the shares' equations."""
     *_, here, there = sigmas
     h = _log(there) - _log(here)
     earlier = [sigmas[-2 - back] for back in range(1, order)]

@@ -1,4 +1,4 @@
-"""One optimizer step's worth of forward and backward."""
+"""Forward and backward of one optimizer step: noise, rollouts, the loss, its gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.feed import Batch, forwards
 from ..data.scheduled_sampling import Rollouts
 from ..data.seeds import stream
 from .loss import LossType, noised, sample_losses
-from .rollout import Rolled, compensation, drift, roll_out
+from .rollout import Rolled, drift_penalty, frequency_weights, roll_out
 
 SIGMA_BANDS = 4
 
@@ -39,18 +39,20 @@ class StepLosses:
 
     @cached_property
     def known(self) -> Float[Tensor, " sample"]:
-        """The values on the CPU, fetched once."""
+        """Return the values on the CPU, fetched once."""
         return self.values.cpu()
 
     @property
     def mean(self) -> float:
-        """This process's part of the mean over the step: over all processes these add up."""
+        """Return this process's part of the mean loss of the step: all processes' parts add up."""
         return float(self.known.sum()) / self.of_samples
 
     @property
     def by_sigma(self) -> dict[str, float]:
-        """The mean loss of each quarter of the noise levels that had samples: "0.25" is the
-        quarter from 0.25 to 0.5."""
+        """Return the mean loss of each quarter of the noise levels that had samples.
+
+        The key "0.25" is the quarter from 0.25 to 0.5.
+        """
         bands = (self.sigma * SIGMA_BANDS).long().clamp(max=SIGMA_BANDS - 1)
         return {
             f"{band / SIGMA_BANDS:.2f}": float(self.known[bands == band].mean())
@@ -59,14 +61,14 @@ class StepLosses:
 
     @property
     def not_finite(self) -> dict[int, float]:
-        """Places of the samples whose loss is NaN or infinite, with that loss."""
+        """Return the places of the samples whose loss is NaN or infinite, with that loss."""
         broken = (~self.known.isfinite()).nonzero().flatten().tolist()
         return {place: float(self.known[place]) for place in broken}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a forward is run with and how its error is measured.
+    """Computes the loss of batches: how a forward is run and how its error is measured.
 
     Attributes:
         seed: decides the LoRA's dropout, the only thing drawn in a forward.
@@ -83,7 +85,7 @@ class Objective:
     rollouts: Rollouts | None = None
 
     def losses(self, transformer: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
-        """The loss of each sample of `batch`: one forward, target tokens alone, in float32.
+        """Return the loss of each sample of `batch`: one forward, target tokens alone, in float32.
 
         Nothing is rolled out.
         """
@@ -110,7 +112,7 @@ class Objective:
     def _losses(
         self, transformer: nn.Module, batches: Sequence[Batch], *, step: int | None = None
     ) -> Float[Tensor, " sample"]:
-        """Of all samples of `batches`, in one forward.
+        """Return the losses of all samples of `batches`, in one forward.
 
         Args:
             step: given where they are trained on: samples are rolled out, dropout is drawn.
@@ -129,7 +131,7 @@ class Objective:
             self._seed_dropouts(batches, step=step)
         velocities = predict_velocities(transformer, shown)
         return torch.cat(
-            [self._compared(*each) for each in zip(placed, velocities, rolled, strict=True)]
+            [self._loss_of(*each) for each in zip(placed, velocities, rolled, strict=True)]
         )
 
     def _seed_dropouts(self, batches: Sequence[Batch], *, step: int) -> None:
@@ -137,7 +139,7 @@ class Objective:
         randoms = (stream(self.seed, "dropout", step, place) for place in places)
         seed_dropouts(self.dropouts, randoms)
 
-    def _compared(
+    def _loss_of(
         self,
         batch: Batch,
         predicted: Float[Tensor, "batch channel height width"],
@@ -154,8 +156,8 @@ class Objective:
         )
         if rolled is None or reflex is None or rolled.unbiased is None:
             return measure()
-        factors = compensation(rolled.unbiased, predicted, alpha=reflex.alpha)
-        drifted = drift(predicted, rolled.state, batch.target, batch.weights)
+        factors = frequency_weights(rolled.unbiased, predicted, alpha=reflex.alpha)
+        drifted = drift_penalty(predicted, rolled.state, batch.target, batch.weights)
         corrected = reflex.beta2 * measure(factors=factors) + reflex.beta1 * drifted
         return torch.where(rolled.which, corrected, measure())
 
@@ -167,7 +169,7 @@ class Objective:
         step: int,
         of_samples: int | None = None,
     ) -> StepLosses:
-        """Add up the gradients of the mean loss over all samples of `step`; give the losses.
+        """Add up the gradients of the mean loss over all samples of `step`; return the losses.
 
         Every sample weighs the same, also where batches are of different lengths. Nothing in
         here waits for the device.

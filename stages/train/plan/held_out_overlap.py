@@ -1,4 +1,4 @@
-"""Held-out samples that are trained on as well: their loss says nothing of what is new."""
+"""Find held-out samples that are trained on as well: their loss says nothing of new pictures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...samples.schema import flat
 from ...samples.store_keys import pairs_keys
 
 
-def leak_in_words(configuration: Configuration, checkpoint: Checkpoint) -> str | None:
-    """What a user is to know of held-out samples whose target is trained on too; None: no such.
+def overlap_warning(configuration: Configuration, checkpoint: Checkpoint) -> str | None:
+    """Return a warning about held-out samples whose target is trained on too; None: no such.
 
     Targets are compared by the content of their files, whatever their names.
     """
@@ -42,7 +42,7 @@ def leak_in_words(configuration: Configuration, checkpoint: Checkpoint) -> str |
 
 
 def _targets(configuration: Configuration, main: Dataset, checkpoint: Checkpoint) -> pa.Table:
-    """The name of each sample of `main`, and the content digest of its target."""
+    """Return the name of each sample of `main`, and the content digest of its target."""
     path = pairs_keys(configuration, main, checkpoint.flavour).path
     table = table_in(path.read_bytes(), ["sample", "target.digest"])
     digests = flat(table["target"]).field("digest")

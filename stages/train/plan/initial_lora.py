@@ -1,4 +1,4 @@
-"""What a run's LoRA begins as, looked at before anything heavy is loaded."""
+"""The LoRA that `init_lora` names, read before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ...run_output.run_file import read_run
 from ..state.checkpoint import checkpoint_to_resume, read_state
 
 
-def start_of(settings: Settings) -> Lora | None:
-    """The LoRA that `init_lora` names; None where it names none.
+def read_initial_lora(settings: Settings) -> Lora | None:
+    """Return the LoRA that `init_lora` names; None where it names none.
 
     Raises:
         WrongUse: it cannot be read, or has a higher rank than `lora_rank`.
@@ -33,8 +33,8 @@ def start_of(settings: Settings) -> Lora | None:
     return lora
 
 
-def start_digest(settings: Settings) -> str | None:
-    """The bytes of the file that `init_lora` names, in a digest; None where there is none.
+def initial_lora_digest(settings: Settings) -> str | None:
+    """Return the digest of the file that `init_lora` names; None where there is none.
 
     Of a run that goes on with the same key it is what it was: the file is no longer read, and
     may hold something else by now.

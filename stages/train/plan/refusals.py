@@ -1,4 +1,4 @@
-"""What no run can begin with, found before anything is cached or loaded."""
+"""Refuse settings that no run can begin with, before anything is cached or loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...models.quantization.quantize import precision_for
 from ..state.checkpoint import checkpoint_to_resume, step_of
 from ..state.optimizers import refuse_optimizer
 from ..trackers import refuse_missing_tracker
-from .initial_lora import start_of
+from .initial_lora import read_initial_lora
 
 
 def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
@@ -44,7 +44,7 @@ def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
     linears = _linears(settings)
     trained = chosen_layers(list(linears), settings.lora_target_modules)
     # a run that goes on has no more use for it
-    if begin is None and (start := start_of(settings)) is not None:
+    if begin is None and (start := read_initial_lora(settings)) is not None:
         refuse_other_layers(
             start,
             {layer: linears[layer] for layer in trained},
@@ -54,7 +54,7 @@ def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
 
 
 def _linears(settings: Settings) -> dict[str, tuple[int, int]]:
-    """The transformer's linear layers by its config.json; its weights may be still to come."""
+    """Return inputs and outputs of the transformer's linear layers, from its config.json alone."""
     config = part_config(settings, "transformer")
     zero_cond_t = FLAVOURS[settings.model_flavour].zero_cond_t
     return Dimensions.of_config(config, zero_cond_t=zero_cond_t).linears()

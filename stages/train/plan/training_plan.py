@@ -1,4 +1,4 @@
-"""What a run is made of, worked out before anything heavy is loaded or written."""
+"""The plan of a run, made before anything heavy is loaded or written."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..data.mixture import Mixture
 from ..data.row_check import all_rows_are_there, samples_digest
 from ..data.scheduled_sampling import rollouts_of
 from ..data.sigmas import Distribution, Sigmas
-from ..memory_use import collector_at_rest
+from ..memory_use import gc_frozen
 from ..state.run_record import describe_run
-from .held_out_overlap import leak_in_words
-from .initial_lora import start_digest
+from .held_out_overlap import overlap_warning
+from .initial_lora import initial_lora_digest
 from .refusals import refuse_to_train
 
 # How many held-out samples are measured; a larger `num_eval_images` asks for more.
@@ -74,7 +74,7 @@ def make_plan(configuration: Configuration) -> Plan:
         WrongUse: the checkpoint contradicts the flavour, no dataset is in the mix, or what
             `refuse_to_train` refuses.
     """
-    with collector_at_rest():
+    with gc_frozen():
         return _make_plan(configuration)
 
 
@@ -83,7 +83,8 @@ def _make_plan(configuration: Configuration) -> Plan:
     refuse_to_train(settings)
     opened = Run(configuration, spared=ENCODERS)
     checkpoint, stores = opened.checkpoint, opened.stores
-    sources = _sources(opened)
+    mains = configuration.main_datasets()
+    sources = [Source.of(main, opened.accepted_samples(main)) for main in mains]
     refuse_incomplete_base(checkpoint, settings)
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
     digests = {}
@@ -95,12 +96,7 @@ def _make_plan(configuration: Configuration) -> Plan:
     else:
         samples = Mixture([source.samples for source in sources])
         stores.missing(samples, beside).refuse(len(samples), then="qedit train")
-    order = Order(
-        sources,
-        settings.seed,
-        batch_size=settings.train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-    )
+    order = Order.of(sources, settings)
     feed = Feed(
         order=order,
         stores=stores,
@@ -116,18 +112,18 @@ def _make_plan(configuration: Configuration) -> Plan:
         zero_cond_t=checkpoint.zero_cond_t,
         recipes=_recipes(stores),
         digests=digests,
-        start=start_digest(settings),
+        start=initial_lora_digest(settings),
     )
     steps = _steps(settings, order)
     held_out = _held_out(opened, feed)
     count = _held_out_count(settings, held_out)
-    leak = leak_in_words(configuration, checkpoint)
+    leak = overlap_warning(configuration, checkpoint)
     warnings = (*_cut_off(settings, order, sources), *((leak,) if leak else ()))
     return Plan(opened, feed, steps, run, held_out, count, warnings)
 
 
 def _held_out(opened: Run, feed: Feed) -> Feed | None:
-    """One sample a step, in an order of its own that does not depend on the training's."""
+    """Return a feed of one held-out sample a step, in an order that training does not change."""
     settings = opened.settings
     sources = [
         Source(main.id, opened.accepted_samples(main))
@@ -146,24 +142,10 @@ def _held_out(opened: Run, feed: Feed) -> Feed | None:
 
 
 def _held_out_count(settings: Settings, held_out: Feed | None) -> int:
-    """The first so many of the order: an evaluation must not take longer than the training."""
+    """Return how many are measured: an evaluation must not take longer than the training."""
     if held_out is None:
         return 0
     return min(held_out.order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
-
-
-def _sources(opened: Run) -> Sequence[Source]:
-    return [
-        Source(
-            name=main.id,
-            samples=opened.accepted_samples(main),
-            repeats=main.repeats,
-            probability=main.probability,
-            start_step=main.start_step,
-            end_step=main.end_step,
-        )
-        for main in opened.configuration.main_datasets()
-    ]
 
 
 def _recipes(stores: RunStores) -> dict[str, str]:
@@ -172,7 +154,7 @@ def _recipes(stores: RunStores) -> dict[str, str]:
 
 
 def _name_of(recipe: Mapping[str, Any]) -> str:
-    """Of rows made so: packed or not, they are the same rows."""
+    """Return the fingerprint of a recipe; rows are the same whether they are packed or not."""
     return fingerprint({key: value for key, value in recipe.items() if key != COMPRESSION})
 
 
@@ -185,7 +167,7 @@ def _steps(settings: Settings, order: Order) -> int:
 
 
 def _cut_off(settings: Settings, order: Order, sources: Sequence[Source]) -> Iterator[str]:
-    """Of each dataset that ends before it has been shown in every epoch, that it does."""
+    """Yield a warning for each dataset that ends before it has been shown in every epoch."""
     epochs = settings.num_train_epochs
     ends = {source.name: source.end_step for source in sources if source.end_step is not None}
     for name, shown in (order.short_of(epochs) if epochs and ends else {}).items():
@@ -196,7 +178,7 @@ def _cut_off(settings: Settings, order: Order, sources: Sequence[Source]) -> Ite
 
 
 def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
-    """How sigmas are drawn; the auto shift's constants are those of the checkpoint's scheduler."""
+    """Return how sigmas are drawn; the auto shift's constants are those of the scheduler."""
     config = None
     if settings.flow_schedule_auto_shift:
         config = json.loads((scheduler / "scheduler_config.json").read_text(encoding="utf-8"))

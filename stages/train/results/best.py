@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.files.atomic import readable_json, write_text
 from ...models.lora.lora_file import LORA_FILE
+from ...models.weights.tensor_file import metadata_in
 from ..state.checkpoint import STATE_FILE, Trained
 from .publish import Publisher
 from .transformer_result import about_transformer
@@ -27,7 +27,7 @@ KEY = "held_out"
 
 @dataclass(frozen=True)
 class Best:
-    """Keeps the best so far of those weights and averages that were measured.
+    """Keeps the best so far of the measured weights and averages.
 
     Attributes:
         measured_by: `HeldOut.name`: only losses of one name are compared.
@@ -38,16 +38,16 @@ class Best:
 
     @property
     def path(self) -> Path:
-        """Of the LoRA, or of the folder of a transformer."""
+        """Return the path of the LoRA, or of the folder of a transformer."""
         return self.publisher.output_dir / BEST_FOLDER / self.publisher.result
 
     def so_far(self) -> dict[str, Any] | None:
-        """What state.json says of the best; None where none was kept, or by another measure."""
-        state = _said_in(self.path)
+        """Return the state of the best; None where none was kept, or by another measure."""
+        state = _state_in(self.path)
         return state if state and state["measured_by"] == self.measured_by else None
 
     def consider(self, step: int, found: Mapping[str, Any], trained: Trained) -> bool:
-        """Keep what is trained, or its average, if its loss is the lowest; whether it was.
+        """Keep the weights, or their average, if their loss is the lowest; return whether it was.
 
         Args:
             found: what `HeldOut.measure` gave of the weights; under "ema" that of the average.
@@ -78,21 +78,17 @@ class Best:
         return True
 
     def _say(self, state: Mapping[str, Any] | None) -> None:
-        """Have state.json agree with the LoRA: a kill may have come between the two."""
+        """Make state.json agree with the LoRA: a kill may have come between the two."""
         path = self.path.with_name(STATE_FILE)
         text = readable_json(state) if state else ""
         if state and not (path.is_file() and path.read_text(encoding="utf-8") == text):
             write_text(path, text)
 
 
-def _said_in(path: Path) -> dict[str, Any] | None:
+def _state_in(path: Path) -> dict[str, Any] | None:
+    metadata = metadata_in(path) if path.name == LORA_FILE else about_transformer(path)
     try:
-        if path.name == LORA_FILE:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-        else:
-            metadata = about_transformer(path)
         state: dict[str, Any] = json.loads(metadata[KEY])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+    except (KeyError, ValueError):
         return None
     return state

@@ -1,4 +1,4 @@
-"""The model card beside what a run leaves: what it is of, how it is loaded, how it was made."""
+"""The model card beside the results of a run: what they are, how to load them, the recipe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model_card(
     caption: str,
     sheet: str | None = None,
 ) -> str:
-    """The card of what `steps` steps of these settings made, in Markdown.
+    """Return the card of the results of `steps` steps, in Markdown.
 
     Args:
         about: what the files' metadata say of the run.
@@ -71,7 +71,7 @@ def model_card(
 
 
 def newest_sheet(output_dir: Path) -> str | None:
-    """The sheet of the last previews of what was trained, seen from `output_dir`."""
+    """Return the sheet of the newest previews of trained weights, relative to `output_dir`."""
     steps = [path.parent.name for path in (output_dir / PREVIEWS).glob("step-*/*.now.safetensors")]
     if not steps:
         return None

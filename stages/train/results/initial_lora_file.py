@@ -1,4 +1,4 @@
-"""What a LoRA began as, where it began as a part of the base: kept beside the run.
+"""The initial weights of a LoRA that began as a part of the base, kept beside the run.
 
 `pissa` and `olora` take their start out of the base. To go on, the same must be taken out again;
 and a published file, which meets a base that is whole, must subtract it.
@@ -22,13 +22,15 @@ from ..state.run_record import is_same_run
 START_FILE = "lora-start.safetensors"
 
 
-def keep_start(output_dir: Path, weights: Mapping[str, Tensor], *, run: Mapping[str, Any]) -> None:
-    """Write what the LoRA of `run` begins as."""
+def write_initial_weights(
+    output_dir: Path, weights: Mapping[str, Tensor], *, run: Mapping[str, Any]
+) -> None:
+    """Write the initial weights of the LoRA of `run`."""
     write_tensors(output_dir / START_FILE, weights, metadata=as_text({"run": run}))
 
 
-def kept_start(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """What the LoRA of `run` began as; None where that is not there."""
+def read_initial_weights(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return the initial weights of the LoRA of `run`; None where they are not there."""
     path = output_dir / START_FILE
     if not path.is_file():
         return None
@@ -39,12 +41,14 @@ def kept_start(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def _is_of(run: Mapping[str, Any], said: str) -> bool:
-    """Whether what a file says of its run is `run`; the first files had a fingerprint alone."""
+    """Return whether a file belongs to `run`; the first files had a fingerprint alone."""
     return is_same_run(json.loads(said), run) if said.startswith("{") else said == fingerprint(run)
 
 
-def less_start(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The LoRA or DoRA of twice the rank that adds `weights` and takes `start` away.
+def subtract_initial(
+    weights: Mapping[str, Tensor], start: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the LoRA or DoRA of twice the rank that adds `weights` and subtracts `start`.
 
     The norms of a DoRA are those of whole weights, whose directions are the same either way.
     """

@@ -1,4 +1,4 @@
-"""The LoRA files that people use, made from a whole checkpoint."""
+"""Publish a checkpoint: LoRA files or a transformer, for other tools to load, and a card."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.files.atomic import write_bytes, write_text
 from ....config.settings import Settings
 from ...models.lora.adapter_file import adapter_file
 from ...models.lora.lora_file import LORA_FILE, Style, lora_file
+from ...models.weights.tensor_file import metadata_in
 from ..plan.training_plan import Plan
 from ..state.checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from .card import CARD_FILE, MADE_BY, model_card, newest_sheet
-from .initial_lora_file import kept_start, less_start
+from .initial_lora_file import read_initial_weights, subtract_initial
 from .transformer_result import FOLDER, keep_transformer, publish_transformer
 
 EMA_FOLDER = "ema"
-# What of the settings the metadata tell.
+# The settings that the files' metadata hold.
 _TRAINING = {
     *("learning_rate", "lr_scheduler", "lr_warmup_steps", "optimizer", "max_grad_norm"),
     *("train_batch_size", "gradient_accumulation_steps", "loss_type", "seed"),
@@ -56,7 +56,7 @@ class Publisher:
     base: Path | None = None
 
     def publish(self, checkpoint: Path) -> None:
-        """Have the files hold what `checkpoint` holds, unless they do already."""
+        """Make the files those of `checkpoint`, unless they are already."""
         step, digests = step_of(checkpoint), read_state(checkpoint)["files"]
         if self.base is not None:
             publish_transformer(self.output_dir, checkpoint, base=self.base, about=self.about)
@@ -79,7 +79,7 @@ class Publisher:
                 self.write(path, read_tensors(checkpoint, source), about)
 
     def write_card(self, step: int) -> None:
-        """Have the model card say what there is after `step`, with the newest previews."""
+        """Write the model card for `step`, with the newest previews, if it has changed."""
         path, sheet = self.output_dir / CARD_FILE, newest_sheet(self.output_dir)
         card = self.card(steps=step, sheet=sheet)
         before = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -89,11 +89,11 @@ class Publisher:
 
     @property
     def result(self) -> str:
-        """What a result is called in its folder."""
+        """Return the name of a result in its folder."""
         return LORA_FILE if self.base is None else FOLDER
 
     def write(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Make `path` the result of `weights`; its metadata say `about` beside what the run says.
+        """Write `weights` as a result to `path`; its metadata hold `about` and what the run says.
 
         What was there is there until the new one is whole.
         """
@@ -106,14 +106,14 @@ class Publisher:
     def _adapter(self, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
         times = 1
         if (start := self.start()) is not None:
-            weights, times = less_start(weights, start), 2
+            weights, times = subtract_initial(weights, start), 2
         rank, alpha = times * self.rank, times * self.alpha
         write = lora_file if self.kind == "lora" else partial(adapter_file, self.kind)
         return write(weights, rank=rank, alpha=alpha, about=facts, style=self.style)
 
 
 def publisher_of(plan: Plan) -> Publisher:
-    """What publishes the checkpoints of the run `plan`."""
+    """Return what publishes the checkpoints of the run `plan`."""
     settings, about = plan.settings, _about(plan)
     return Publisher(
         output_dir=settings.output_dir,
@@ -129,7 +129,7 @@ def publisher_of(plan: Plan) -> Publisher:
             caption=plan.feed.order.samples[0].captions[0],
         ),
         kind=settings.lora_type,
-        start=partial(kept_start, settings.output_dir, run=plan.run),
+        start=partial(read_initial_weights, settings.output_dir, run=plan.run),
         base=plan.checkpoint.transformer if settings.model_type == "full" else None,
     )
 
@@ -161,17 +161,12 @@ def _about(plan: Plan) -> dict[str, Any]:
 
 
 def result_of(settings: Settings) -> Path:
-    """What a run leaves for people: a LoRA file, or the folder of a transformer."""
+    """Return the path of a run's main result: a LoRA file, or the folder of a transformer."""
     return settings.output_dir / (FOLDER if settings.model_type == "full" else LORA_FILE)
 
 
 def published(path: Path) -> tuple[str, str] | None:
-    """Digest of the checkpoint's weights in the LoRA at `path`, its style; None: none to read."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            return metadata["checkpoint_digest"], metadata["lora_format"]
-    except (SafetensorError, KeyError):
-        return None
+    """Return digest of the checkpoint and style of the LoRA at `path`; None if unreadable."""
+    metadata = metadata_in(path)
+    known = metadata.get("checkpoint_digest"), metadata.get("lora_format")
+    return (known[0], known[1]) if known[0] and known[1] else None

@@ -1,4 +1,4 @@
-"""What `model_type` full leaves: the transformer in a folder that diffusers loads."""
+"""The result of `model_type` full: the transformer in a folder that diffusers loads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.errors import WrongUse
 from ....cache.files.atomic import remove, rename
 from ...models.weights.streaming import config_in, tensors_in
-from ...models.weights.tensor_file import as_text
+from ...models.weights.tensor_file import as_text, metadata_in
 from ...models.weights.transformer_folder import write_transformer
 from ..state.checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 
@@ -24,7 +23,7 @@ _STORED = torch.bfloat16
 def publish_transformer(
     output_dir: Path, checkpoint: Path, *, base: Path, about: Mapping[str, Any]
 ) -> None:
-    """Have `transformer/`, and `ema/transformer/`, hold what `checkpoint` holds, in bfloat16.
+    """Write `checkpoint` to `transformer/` and `ema/transformer/`, in bfloat16.
 
     What was not trained is that of `base`.
     """
@@ -44,7 +43,7 @@ def publish_transformer(
 def keep_transformer(
     folder: Path, weights: Mapping[str, Tensor], *, base: Path, about: Mapping[str, Any]
 ) -> None:
-    """Have `folder` hold the transformer with `weights`, in bfloat16.
+    """Write the transformer with `weights` to `folder`, in bfloat16.
 
     What it held is there until the new one is whole: nothing else may have these weights.
     """
@@ -86,17 +85,11 @@ def _stored(base: Path, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Te
 
 
 def _digest_in(folder: Path) -> str | None:
-    """Of the checkpoint that the transformer in `folder` was made of; None: none to read."""
+    """Return the digest of the checkpoint that `folder` was made of; None if unreadable."""
     return about_transformer(folder).get("checkpoint_digest")
 
 
 def about_transformer(folder: Path) -> Mapping[str, str]:
-    """What the files of the transformer in `folder` say of it; nothing where none can be read."""
+    """Return the metadata of the transformer in `folder`; nothing where none can be read."""
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return {}
-    try:
-        with safe_open(files[0], "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError:
-        return {}
+    return metadata_in(files[0]) if files else {}

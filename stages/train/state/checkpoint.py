@@ -37,7 +37,7 @@ EMA_FILE = "ema.safetensors"
 
 @dataclass
 class Trained:
-    """All that a step changes."""
+    """Everything that a step changes."""
 
     weights: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -45,7 +45,7 @@ class Trained:
     skips: Skips = field(default_factory=Skips)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """The state by the files of a checkpoint: the tensors themselves, where they are."""
+        """Return the tensors, not copied, by the files of a checkpoint that they go to."""
         files: dict[str, Mapping[str, Tensor]] = {
             WEIGHTS_FILE: self.weights,
             OPTIMIZER_FILE: optimizer_tensors(self.optimizer, self.weights),
@@ -56,7 +56,7 @@ class Trained:
 
     @torch.no_grad()
     def restore(self, checkpoint: Path) -> None:
-        """Become what the checkpoint holds, to the bit."""
+        """Restore the checkpoint, bit for bit."""
         for name, tensor in read_tensors(checkpoint, WEIGHTS_FILE).items():
             self.weights[name].copy_(tensor)
         state = read_tensors(checkpoint, OPTIMIZER_FILE)
@@ -68,7 +68,7 @@ class Trained:
         self.skips.restore(read_state(checkpoint).get("skips", Skips().as_object()))
 
     def _in_place(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of the optimizer's tensors beside their weights, one after the other.
+        """Return copies of the optimizer's tensors on the devices of their weights, one by one.
 
         What is mapped from a file must not change with the file. Numbers stay on the CPU.
         """
@@ -119,13 +119,13 @@ def save_checkpoint(
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints in `output_dir`, by step."""
+    """Return the complete checkpoints in `output_dir`, by step."""
     found = [path for path in output_dir.glob("checkpoint-*") if _is_checkpoint(path)]
     return sorted(found, key=step_of)
 
 
 def strangers(output_dir: Path) -> list[Path]:
-    """What lies where checkpoints do and is none of ours: another trainer's, never touched."""
+    """Return folders that are named like checkpoints but were made by another trainer."""
     found = output_dir.glob("checkpoint-*")
     return sorted(path for path in found if not _is_checkpoint(path))
 
@@ -135,12 +135,12 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps had been made when it was written."""
+    """Return how many steps had been made when it was written."""
     return int(read_state(checkpoint)["step"])
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Its state.json: `step`, the digests of its `files`, and the `run` it belongs to."""
+    """Return its state.json: `step`, the digests of its `files`, and the `run` it belongs to."""
     try:
         state = unsealed(json.loads(bytes_of(checkpoint / STATE_FILE)))
         int(state["step"])
@@ -150,7 +150,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(output_dir: Path, wanted: str | None) -> Path | None:
-    """The checkpoint to go on from; None begins at the beginning.
+    """Return the checkpoint to go on from; None begins at step 1.
 
     Args:
         wanted: "latest", "none" (or None), or the path of a checkpoint.
@@ -179,7 +179,7 @@ def checkpoint_to_resume(output_dir: Path, wanted: str | None) -> Path | None:
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one of its files.
+    """Return the tensors of one of its files.
 
     Raises:
         Damaged: its bytes are not those that were written.

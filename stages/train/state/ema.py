@@ -46,7 +46,7 @@ class Ema:
 
     @property
     def shadow(self) -> dict[str, Tensor]:
-        """The average of each weight, as it is after the last step."""
+        """Return the average of each weight after the last step."""
         if self._aside:
             self._aside.wait()
         return self._shadow
@@ -105,7 +105,7 @@ class _Aside:
 
 
 def _room_for(shadow: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tensor]:
-    """A tensor like each of `shadow`, all in one piece of host memory."""
+    """Return a tensor like each of `shadow`, all in one piece of host memory."""
     sizes = [one.numel() for one in shadow.values()]
     whole = torch.empty(sum(sizes), dtype=torch.float32, device="cpu", pin_memory=pinned)
     pieces = zip(shadow.items(), whole.split(sizes), strict=True)

@@ -16,7 +16,7 @@ from ....config.settings import Settings
 
 @dataclass(frozen=True)
 class Kind:
-    """Where an optimizer's class lies, and what is to be installed to have it."""
+    """Names an optimizer's class and the package that has it."""
 
     module: str
     name: str
@@ -24,7 +24,7 @@ class Kind:
 
     @property
     def install(self) -> str:
-        """What to give to pip: the packages of other people are an extra of qedit."""
+        """Return what to give to pip: other people's packages are an extra of qedit."""
         return f"'{self.package}'" if self.module.startswith("torch") else "'qedit[optimizers]'"
 
 
@@ -49,7 +49,7 @@ _HOW = {"fused", "foreach", "differentiable"}
 
 
 def optimizer_class(name: str) -> Any:
-    """The class of the optimizer called `name` in the settings.
+    """Return the class of the optimizer called `name` in the settings.
 
     Raises:
         WrongUse: its package is not installed; says what to type.
@@ -96,7 +96,7 @@ def make_optimizer(
     name: str = "adamw",
     config: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` over `weights`, in their order.
+    """Return the optimizer `name` over `weights`, in their order.
 
     AdamW is fused where torch can. Muon takes matrices alone, which a LoRA's weights are.
 
@@ -140,7 +140,7 @@ def _leave_a_trace(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The optimizer's state as `<what>:<name of the weight>`, as in `exp_avg:….lora_A.weight`.
+    """Return the state as `<what>:<name of the weight>`, as in `exp_avg:….lora_A.weight`.
 
     Tensors are the optimizer's own, where they are.
 
@@ -174,7 +174,7 @@ def restore_optimizer(
     weights: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Put back what `optimizer_tensors` gave, to the bit."""
+    """Restore what `optimizer_tensors` returned, bit for bit."""
     places = {name: place for place, name in enumerate(weights)}
     state: dict[int, dict[str, Any]] = {}
     groups = optimizer.state_dict()["param_groups"]

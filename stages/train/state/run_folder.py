@@ -1,4 +1,4 @@
-"""Whose an output_dir is: a run's that has come to something, or another trainer's."""
+"""Find out whose an output_dir is: that of a run with results, or another trainer's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .run_record import decisive, refuse_another_run, refuse_strangers
 
 
 def begun_run(where: Path) -> dict[str, Any] | None:
-    """The run that has come to something in this folder; None if there is none.
+    """Return the run that has made a checkpoint or a LoRA in this folder; None if there is none.
 
     One that came to nothing (out of memory, say) may be begun again with other settings.
 

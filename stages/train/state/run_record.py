@@ -56,7 +56,7 @@ def describe_run(
     digests: Mapping[str, str] | None = None,
     start: str | None = None,
 ) -> dict[str, Any]:
-    """What decides the run, as JSON: settings, model, recipes of the cached rows, pairs.
+    """Return what decides the run, as JSON: settings, model, recipes of the cached rows, pairs.
 
     Args:
         digests: of the samples of each source, where they are known already.
@@ -75,18 +75,18 @@ def describe_run(
 
 
 def decisive(settings: Settings) -> dict[str, Any]:
-    """Those settings that decide what a run is."""
+    """Return those settings that decide what a run is."""
     values = settings.model_dump(mode="json")
     return {key: value for key, value in values.items() if decides(key)}
 
 
 def decides(key: str) -> bool:
-    """Whether the setting `key` decides what a run is."""
+    """Return whether the setting `key` decides what a run is."""
     return not any(fnmatchcase(key, pattern) for pattern in FREE)
 
 
 def digest_of_samples(samples: Sequence[Sample]) -> str:
-    """Names the samples: all that decides what they show."""
+    """Return a digest of everything that decides what these samples show."""
     return fingerprint({"samples": [identity(sample) for sample in samples]})
 
 
@@ -102,7 +102,7 @@ def _describe(source: Source, digest: str | None) -> dict[str, Any]:
 
 
 def identity(sample: Sample) -> list[Any]:
-    """What a sample is, as JSON: its name, and what its rows are named by."""
+    """Return what a sample is, as JSON: its name, and the keys of its rows."""
     references = [picture.latent_key for picture in sample.references]
     what = [sample.name, sample.target.latent_key, references, sample.prefix_key, *sample.captions]
     mask = sample.mask and sample.mask.weight_key
@@ -125,7 +125,7 @@ def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, wher
 
 
 def is_same_run(there: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
-    """Whether `refuse_another_run` would let `run` go on where `there` was."""
+    """Return whether `refuse_another_run` would let `run` go on where `there` was."""
     return not any(_differences(there, run))
 
 
@@ -148,7 +148,7 @@ def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[s
         before = there["settings"].get(key, _default(key))
         if key == "lr_scheduler_config":
             schedule = run["settings"]["lr_scheduler"]
-            value, before = _heard(value, schedule), _heard(before, schedule)
+            value, before = _options_of(value, schedule), _options_of(before, schedule)
         if before != value and not (key == "init_lora" and is_same_start):
             yield f"{key}: {_plain(before)} there, {_plain(value)} now"
     if there["model"] != run["model"]:
@@ -159,8 +159,8 @@ def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[s
     yield from _dataset_differences(there["datasets"], run["datasets"])
 
 
-def _heard(config: Mapping[str, Any] | None, schedule: str) -> dict[str, Any] | None:
-    """What `schedule` hears of its config: once it was given options that it does not take."""
+def _options_of(config: Mapping[str, Any] | None, schedule: str) -> dict[str, Any] | None:
+    """Return the options that `schedule` takes: old configurations may hold others."""
     takes = SCHEDULE_OPTIONS.get(schedule, ())
     return {key: value for key, value in (config or {}).items() if key in takes} or None
 
@@ -179,7 +179,7 @@ def _dataset_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> It
 
 
 def _default(key: str) -> Any:
-    """What a run made before there was such a setting was made with."""
+    """Return the value of a setting for runs that were made before it existed."""
     field = Settings.model_fields.get(key)
     if field is None or field.default_factory is not None or field.is_required():
         return None

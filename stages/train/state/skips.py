@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no finite number: left out and told, so many and no more."""
+"""Skip steps whose loss or gradient is not finite; stop after 3 in a row or 10 in total."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ..objective.step import StepLosses
-from ..ranks import Agreed
+from ..ranks import SameErrorOnAllRanks
 
 # With one more the run ends: what is broken then is not one draw.
 SKIPPED_IN_A_ROW = 3
@@ -17,7 +17,7 @@ SKIPPED_IN_ALL = 10
 
 @dataclass
 class Skips:
-    """How many steps were left out; a part of every checkpoint.
+    """Counts skipped steps; a part of every checkpoint.
 
     Attributes:
         in_a_row: since the last step that was made.
@@ -28,22 +28,22 @@ class Skips:
     in_all: int = 0
 
     def as_object(self) -> dict[str, int]:
-        """For state.json."""
+        """Return the counts for state.json."""
         return asdict(self)
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Become what a checkpoint's state.json holds."""
+        """Set the counts to those in a checkpoint's state.json."""
         self.in_a_row, self.in_all = state["in_a_row"], state["in_all"]
 
     def made(self) -> None:
-        """A step was made."""
+        """Count a step that was made."""
         self.in_a_row = 0
 
     def skipped(self, broken: NotFinite) -> None:
-        """A step was left out.
+        """Count a step that was skipped.
 
         Raises:
-            Agreed: that was one too many; nothing of that step was kept.
+            SameErrorOnAllRanks: that was one too many; nothing of that step was kept.
         """
         self.in_a_row += 1
         self.in_all += 1
@@ -51,7 +51,7 @@ class Skips:
             before = f"{self.in_a_row - 1} steps before it in a row"
             if self.in_a_row <= SKIPPED_IN_A_ROW:
                 before = f"{self.in_all - 1} steps of this run"
-            raise Agreed(
+            raise SameErrorOnAllRanks(
                 f"{broken.why} {before} were left out for the like, so training ends here. "
                 "The last checkpoint is untouched.",
                 "Lower `learning_rate`, or take that sample out if it is broken; "
@@ -61,7 +61,7 @@ class Skips:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """What of a step is no finite number.
+    """Says which loss or gradient of a step is not finite.
 
     Attributes:
         why: in a sentence.
@@ -72,8 +72,11 @@ class NotFinite:
     sample: str
 
 
-def what_is_not_finite(step: int, losses: StepLosses, norm: float) -> NotFinite | None:
-    """What of the step is no finite number; None where all is well."""
+def find_not_finite(step: int, losses: StepLosses, norm: float) -> NotFinite | None:
+    """Return what of the step is not finite; None if nothing is.
+
+    Args:
+        norm: of the gradient."""
     for place, loss in losses.not_finite.items():
         name, caption = losses.names[place], losses.captions[place]
         return NotFinite(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from qedit.cache.errors import OfOneProcess, QeditError, WrongUse
 from qedit.config.settings import Settings
-from qedit.stages.train.ranks import Idle, Ranks, among_others, refuse_idle_processes
+from qedit.stages.train.ranks import IdleRanks, Ranks, among_others, refuse_idle_processes
 
 
 def test_a_sum_on_gpus_begins_when_all_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_a_step_too_small_to_share_is_refused_and_said_by_the_first_one_alone() 
     refuse_idle_processes(settings, 3)
     for rank in (0, 1):
         with (
-            pytest.raises(Idle, match="3 samples, too few for 4 processes") as refused,
+            pytest.raises(IdleRanks, match="3 samples, too few for 4 processes") as refused,
             Ranks(rank=rank, world=4).saying_who(),
         ):
             refuse_idle_processes(settings, 4)

@@ -26,7 +26,11 @@ from qedit.stages.models.weights.tensor_file import write_tensors
 from qedit.stages.train import loop
 from qedit.stages.train.model import open_model
 from qedit.stages.train.plan.training_plan import make_plan
-from qedit.stages.train.results.initial_lora_file import START_FILE, keep_start, kept_start
+from qedit.stages.train.results.initial_lora_file import (
+    START_FILE,
+    read_initial_weights,
+    write_initial_weights,
+)
 
 CPU = torch.device("cpu")
 KINDS = ("dora", "lokr")
@@ -255,16 +259,16 @@ def test_what_a_lora_began_as_is_found_by_the_rule_that_lets_a_run_go_on(tmp_pat
     run = {"settings": {"seed": 1, "loss_type": "l2"}, "model": {}, "recipes": {}, "datasets": {}}
     weights = {"proj_out.lora_A.weight": torch.nn.Parameter(torch.randn(2, 3))}
     # kept before there was such a setting, which now has its default
-    keep_start(tmp_path, weights, run={**run, "settings": {"seed": 1}})
-    kept = kept_start(tmp_path, run=run)
+    write_initial_weights(tmp_path, weights, run={**run, "settings": {"seed": 1}})
+    kept = read_initial_weights(tmp_path, run=run)
     assert kept is not None
     assert torch.equal(kept["proj_out.lora_A.weight"], weights["proj_out.lora_A.weight"])
     for other in ({"seed": 2, "loss_type": "l2"}, {"seed": 1, "loss_type": "huber"}):
-        assert kept_start(tmp_path, run={**run, "settings": other}) is None
+        assert read_initial_weights(tmp_path, run={**run, "settings": other}) is None
     # the first files named their run by a fingerprint alone
     write_tensors(tmp_path / START_FILE, weights, metadata={"run": fingerprint(run)})
-    assert kept_start(tmp_path, run=run) is not None
-    assert kept_start(tmp_path, run={**run, "model": {"zero_cond_t": True}}) is None
+    assert read_initial_weights(tmp_path, run=run) is not None
+    assert read_initial_weights(tmp_path, run={**run, "model": {"zero_cond_t": True}}) is None
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

@@ -18,7 +18,7 @@ from qedit.cache.errors import WrongUse
 from qedit.config.settings import Settings
 from qedit.stages.models.lora.lora import add_lora, start_from, target_modules
 from qedit.stages.models.lora.lora_file import Lora, LowRank, Style, as_file, lora_file, read_lora
-from qedit.stages.train.plan.initial_lora import start_of
+from qedit.stages.train.plan.initial_lora import read_initial_lora
 
 PIPELINES = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 STYLES: tuple[Style, ...] = ("diffusers", "comfyui", "kohya")
@@ -217,7 +217,7 @@ def test_a_lora_of_several_lower_ranks_begins_to_the_same_effect(tmp_path: Path)
         done.get_parameter(f"{name}.weight").data += (up @ down).detach() * 5.0 / rank
     file = tmp_path / "mixed.safetensors"
     file.write_bytes(as_file(Lora(layers, {}), "kohya"))
-    lora = start_of(Settings(model_flavour="edit-v2", init_lora=str(file), lora_rank=8))
+    lora = read_initial_lora(Settings(model_flavour="edit-v2", init_lora=str(file), lora_rank=8))
     assert lora is not None
     assert lora.ranks == {2, 3}
     fresh = made_transformer()

@@ -32,7 +32,7 @@ from qedit.stages.train import loop
 from qedit.stages.train.evaluation import preview_process as decoding_module
 from qedit.stages.train.evaluation import previews
 from qedit.stages.train.evaluation.preview_process import Decoding
-from qedit.stages.train.objective.eval_mode import at_rest
+from qedit.stages.train.objective.eval_mode import eval_mode
 from qedit.stages.train.plan.training_plan import make_plan
 
 SMALL: dict[str, Any] = {
@@ -233,7 +233,7 @@ def test_modes_and_gradients_are_left_as_they_were() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
     model.train()
     model[0].eval()
-    with at_rest(model):
+    with eval_mode(model):
         assert not any(module.training for module in model.modules())
         assert not model(torch.ones(1, 2)).requires_grad
     assert model(torch.ones(1, 2)).requires_grad

@@ -17,7 +17,7 @@ from qedit.stages.train.data.feed import Batch, Feed
 from qedit.stages.train.objective.step import StepLosses
 from qedit.stages.train.plan.training_plan import make_plan
 from qedit.stages.train.state.checkpoint import read_state
-from qedit.stages.train.state.skips import Skips, what_is_not_finite
+from qedit.stages.train.state.skips import Skips, find_not_finite
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, *, steps: Collection[int]) -> None:
@@ -94,14 +94,14 @@ def test_the_sample_that_broke_a_run_can_be_inspected_as_it_is_said() -> None:
     losses = StepLosses(
         torch.tensor([1.0, torch.nan]), torch.zeros(2), ("a", "b c.png"), ("", ""), 2
     )
-    broken = what_is_not_finite(7, losses, 1.0)
+    broken = find_not_finite(7, losses, 1.0)
     skips = Skips(in_a_row=3, in_all=3)
     with pytest.raises(QeditError, match=r"loss of b c.png .*step 7 is nan") as stopped:
         skips.skipped(broken)
     assert "`qedit inspect 'b c.png'`" in stopped.value.do
     whole = replace(losses, values=torch.ones(2))
-    assert what_is_not_finite(7, whole, float("inf")).sample == "a"
-    assert what_is_not_finite(7, whole, 1.0) is None
+    assert find_not_finite(7, whole, float("inf")).sample == "a"
+    assert find_not_finite(7, whole, 1.0) is None
 
 
 def test_a_sample_that_is_in_a_step_twice_is_told_with_the_caption_it_broke_with() -> None:
@@ -109,6 +109,6 @@ def test_a_sample_that_is_in_a_step_twice_is_told_with_the_caption_it_broke_with
         torch.tensor([1.0, torch.nan, torch.inf]), torch.zeros(3), ("a",) * 3, ("x", "y", "z"), 3
     )
     assert list(losses.not_finite) == [1, 2]
-    broken = what_is_not_finite(7, losses, 1.0)
+    broken = find_not_finite(7, losses, 1.0)
     assert broken.sample == "a"
     assert "(caption: 'y') at step 7 is nan" in broken.why
