@@ -13,6 +13,7 @@ import pytest
 from cached_rows import KINDS, Rows, rows_in
 from crash_server import CrashServer, words_in
 from crashing import deaths_in
+from damage import flip
 from small_run import draw, make_run
 
 from qedit.cache.files.atomic import LEFTOVER
@@ -103,9 +104,7 @@ def test_verify_that_is_killed_while_it_drops(
     expected = rows_in(cached)
     spoilt = Path(shutil.copytree(cached, tmp_path / "spoilt"))
     for shard in _shards_of_several(spoilt):
-        data = bytearray(shard.read_bytes())
-        data[3] ^= 1
-        shard.write_bytes(data)
+        flip(shard, 3)
     whole = Path(shutil.copytree(spoilt, tmp_path / "whole"))
     code, said, changes = _run(server, whole, "verify", "--drop")
     assert code == 0, said

@@ -61,12 +61,6 @@ def part_with(store: Store, key: str) -> Path:
     return next(part for part, table in tables.items() if key in table["key"].to_pylist())
 
 
-def flip_bit(path: Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-
-
 def assert_not_believed(
     folder: Path, layout: Layout, rows: Rows, recipe: dict[str, str] = RECIPE
 ) -> None:

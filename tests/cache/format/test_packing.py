@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import zarr
+from damage import flip_bit
 from store_rows import (
     LAYOUTS,
     PACKED,
@@ -14,7 +15,6 @@ from store_rows import (
     assert_not_believed,
     encoded_rows,
     filled,
-    flip_bit,
     only_shard,
     packed,
     parts_of,

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from damage import flip_bit
 from store_rows import (
     LAYOUTS,
     RECIPE,
     assert_holds,
     assert_not_believed,
     filled,
-    flip_bit,
     only_shard,
     part_with,
     parts_of,

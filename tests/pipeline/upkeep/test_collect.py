@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip
 from small_run import cache_rows, enter_copy, loaded, said, with_files
 
 from qedit.cache.errors import Locked
@@ -48,12 +49,6 @@ def _store(folder: Path, kind: str, *, besides: Path | None = None) -> Store:
     """The one store of a kind, or the one that is not at `besides`."""
     (store,) = (one for one in stores_in(folder / "caches" / kind) if one.path != besides)
     return store
-
-
-def _flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 4
-    path.write_bytes(data)
 
 
 def _elsewhere(doing: str) -> Holder:
@@ -122,7 +117,7 @@ def test_gc_of_tails_is_refused_while_a_process_fills(copy: Path, options: tuple
 
 def test_drop_of_tails_is_refused_while_a_process_fills(copy: Path) -> None:
     tails = _store(copy, "text_embeds/edited")
-    _flip(next(tails.path.rglob("embeds/c.*")), 9)
+    flip(next(tails.path.rglob("embeds/c.*")), 9)
     _fills_embeds(copy)
     assert "elsewhere" in with_files("verify", "--drop", expect=6).stderr
     with_files("unlock", "--yes")
@@ -160,7 +155,7 @@ def beside(copy: Path) -> Store:
 
 def test_damage_in_another_recipes_store_is_in_nobodys_way(copy: Path, beside: Store) -> None:
     part = beside.part_paths()[0]
-    _flip(part / "rows.parquet", 40)
+    flip(part / "rows.parquet", 40)
     for line in said(with_files("status", "--json"))["results"]:
         assert line["wanted"] == line["kept"] or line["what"] == "steps trained"
     assert said(with_files("cache-vae", "-n", "--json"))["orphaned"] == 0
@@ -176,12 +171,12 @@ def test_damage_in_a_store_that_another_run_uses_is_dropped_or_collected(
 ) -> None:
     with_files("cache-vae", *BF16, *OTHER_RUN)
     parts = beside.part_paths()
-    _flip(parts[0] / "rows.parquet", 40)
+    flip(parts[0] / "rows.parquet", 40)
     assert f"{parts[0].relative_to(copy)}: a damaged part" in with_files("gc").stdout
     with_files("gc", "--yes")
     assert [path.exists() for path in parts] == [False, *(True for _ in parts[1:])]
     assert said(with_files("cache-vae", *BF16, *OTHER_RUN, "--json"))["computed"] > 0
-    _flip(next(parts[1].glob("latents/c.*")), 5)
+    flip(next(parts[1].glob("latents/c.*")), 5)
     assert "none of the present tables" in with_files("verify", expect=5).stderr
     with_files("verify", "--drop")
     with_files("verify")
@@ -318,7 +313,7 @@ def test_a_table_without_that_of_what_was_rejected_counts(copy: Path) -> None:
     rejected.unlink()
     assert _shown() == kept
     (pairs,) = tables.rglob("pairs-*.parquet")
-    _flip(pairs, 40)
+    flip(pairs, 40)
     assert str(pairs) in with_files("gc", "--yes", expect=5).stderr
     pairs.unlink()
     assert f"{pairs} is gone" in with_files("gc", "--yes", expect=5).stderr

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from filled_run import made_configuration
-from training import SAMPLES, made_runs
 
 from qedit.cache.files.atomic import LEFTOVER, write_json
 from qedit.cache.files.fingerprint import fingerprint
@@ -29,14 +28,6 @@ from qedit.stages.stores.run_stores import open_stores
 ELSEWHERE = replace(this_process(), host="elsewhere", pid=12)
 # It makes something that gc would take: gives that, and what comes into the caches with it.
 Maker = Callable[[Configuration], tuple[Path, Path]]
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose rows are there."""
-    folder = tmp_path_factory.mktemp("filled")
-    made_runs(folder, tmp_path_factory)(SAMPLES)
-    return folder
 
 
 @pytest.fixture

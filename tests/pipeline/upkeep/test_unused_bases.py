@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip
 from filled_run import made_configuration
 from quiet import Quiet
 from training import SAMPLES, made_runs
@@ -72,12 +73,6 @@ def _chunk(configuration: Configuration) -> Path:
     return max(table.path.rglob("modulation/c.*"), key=lambda path: path.stat().st_size)
 
 
-def _flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 16
-    path.write_bytes(data)
-
-
 def _made_anew(configuration: Configuration) -> int:
     return cache_base.run(Run(configuration), Quiet(), device="cpu").computed
 
@@ -97,7 +92,7 @@ def test_a_damaged_quantised_base_is_named_given_up_and_made_anew(
 ) -> None:
     run = made()
     whole = _base_file(run).read_bytes()
-    _flip(_base_file(run), -1)
+    flip(_base_file(run), -1)
     (line,) = _verified(run).lines
     assert line == f"{_base_file(run)} is not as it was written"
     assert _verified(run, drops=True).dropped
@@ -132,7 +127,7 @@ def test_a_damaged_row_of_the_table_is_named_given_up_and_made_anew(
     made: Callable[..., Configuration],
 ) -> None:
     run = made()
-    _flip(_chunk(run), 9)
+    flip(_chunk(run), 9)
     found = _verified(run)
     (line,) = found.lines
     assert line.startswith("row ")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from filled_run import made_configuration, write_table
 from quiet import Quiet
-from training import SAMPLES, made_runs
+from training import SAMPLES
 
 from qedit.cache.errors import Locked
 from qedit.cache.files.atomic import new_folder
@@ -36,14 +36,6 @@ PLAIN = {"mixed_precision": "no", "base_model_precision": "no_change"}
 EACH = pytest.mark.parametrize("settings", [TABLE, BASE], ids=["table", "base"])
 
 Make = Callable[..., Configuration]
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose rows are there, but nothing of its base."""
-    folder = tmp_path_factory.mktemp("filled")
-    made_runs(folder, tmp_path_factory)(SAMPLES)
-    return folder
 
 
 @pytest.fixture

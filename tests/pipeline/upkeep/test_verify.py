@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from damage import flip
 from small_run import draw, enter_copy, make_run, said, with_files
 
 from qedit.cache.files.atomic import LEFTOVER
@@ -53,12 +54,6 @@ def _shape(shard: Path) -> list[int]:
     return json.loads((shard.parent / "zarr.json").read_text())["shape"]
 
 
-def _flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 4
-    path.write_bytes(data)
-
-
 def test_whole_caches_are_found_whole(copy: Path) -> None:
     found = said(with_files("verify", "--json"))
     assert found["damaged"] == []
@@ -67,7 +62,7 @@ def test_whole_caches_are_found_whole(copy: Path) -> None:
 
 
 def test_a_damaged_latent_is_named_dropped_and_made_anew(copy: Path) -> None:
-    _flip(_shard(copy, "edited"), 5)
+    flip(_shard(copy, "edited"), 5)
     error = with_files("verify", expect=5).stderr
     assert "p1.png" in error or "p2.png" in error
     assert "p0.png" not in error
@@ -84,7 +79,7 @@ def test_a_spoilt_index_is_named_and_given_up(copy: Path) -> None:
     (store,) = stores_in(copy / "caches" / "vae" / "edited")
     listing = store.listing()
     assert listing is not None
-    _flip(write_index(store.path, listing, store=store.fingerprint), 50)
+    flip(write_index(store.path, listing, store=store.fingerprint), 50)
     assert "index-" in with_files("verify", expect=5).stderr
     assert "index-" in with_files("verify", "--drop").stdout
     with_files("verify")
@@ -134,9 +129,9 @@ def test_what_was_being_dropped_and_noted_by_a_process_that_died_goes_too(copy: 
 def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
     (table,) = (copy / "caches" / "pairs" / "edited").rglob("pairs-*.parquet")
     weights = next((copy / "out").glob("checkpoint-*/weights.safetensors"))
-    _flip(weights, -1)
+    flip(weights, -1)
     assert "weights.safetensors is not as it was written" in with_files("verify", expect=5).stderr
-    _flip(table, 40)
+    flip(table, 40)
     assert table.name in with_files("verify", expect=5).stderr
 
 
@@ -179,7 +174,7 @@ def test_training_ends_at_a_damaged_row_and_names_it(copy: Path, kind: str) -> N
     (store,) = stores_in(copy / "caches" / where)
     part, row = store._find(key)
     shard, first, _ = part._array._place(row.start, row.length)
-    _flip(Path(shard.path), shard.offsets[first] + 7)
+    flip(Path(shard.path), shard.offsets[first] + 7)
     error = with_files(
         *("train", "--set", "output_dir=again", "--set", "max_train_steps=4"), expect=5
     ).stderr

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from damage import flip
 from picture_pairs import (
     configured,
     damage,
@@ -207,9 +208,7 @@ def test_deleted_and_damaged_tables_are_made_again(monkeypatch):
     go(configuration)
     before = table(configuration).samples
     path = folder(configuration) / manifest_in(folder(configuration))["pairs"]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
+    flip(path, path.stat().st_size // 3)
     with pytest.raises(Damaged, match="Delete it"):
         table(configuration)
     path.unlink()

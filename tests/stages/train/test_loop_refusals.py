@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from damage import flip
 from filled_run import made_samples_with_edits
 from samples import made_sample
 from training import SAMPLES, train
@@ -121,8 +122,6 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(made: Any) -> None:
     configuration = made(max_train_steps=2)
     train(configuration)
     file = configuration.settings.output_dir / "checkpoint-2" / "weights.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-3] ^= 1
-    file.write_bytes(data)
+    flip(file, -3)
     with pytest.raises(Damaged, match=r"weights\.safetensors"):
         train(made(max_train_steps=4))

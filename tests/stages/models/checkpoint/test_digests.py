@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bare_checkpoints import WEIGHTS, write_json
+from damage import flip
 from safetensors.numpy import load_file, save_file
 
 from qedit.cache.errors import Damaged, NotComplete
@@ -83,12 +84,6 @@ def test_an_index_says_which_shards_are_the_model(tmp_path: Path, remember: Path
         model_digest(tmp_path, remember=remember)
 
 
-def flip_last_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
 def rewrite(path: Path, **tensors: np.ndarray) -> None:
     save_file(tensors, path)
 
@@ -96,7 +91,7 @@ def rewrite(path: Path, **tensors: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda folder: flip_last_byte(folder / WEIGHTS["vae"]),
+        lambda folder: flip(folder / WEIGHTS["vae"], -1),
         lambda folder: write_json(folder / "config.json", {"z_dim": 17}),
         lambda folder: write_json(folder / "config.json", {"z_dim": 16, "new": None}),
         lambda folder: rewrite(folder / WEIGHTS["vae"], wait=np.arange(2, dtype=np.float32)),
@@ -145,7 +140,7 @@ def test_a_file_that_has_just_changed_is_not_remembered(folder: Path, remember: 
     weights = folder / "vae" / WEIGHTS["vae"]
     before = model_digest(folder / "vae", remember=remember)
     stamp = weights.stat().st_mtime_ns
-    flip_last_byte(weights)
+    flip(weights, -1)
     os.utime(weights, ns=(stamp, stamp))
     assert model_digest(folder / "vae", remember=remember) != before
 
@@ -155,7 +150,7 @@ def test_weights_of_the_same_size_and_time_are_read_again(folder: Path, remember
     settle(folder)
     weights = folder / "vae" / WEIGHTS["vae"]
     before, facts = model_digest(folder / "vae", remember=remember), weights.stat()
-    flip_last_byte(weights)
+    flip(weights, -1)
     os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert model_digest(folder / "vae", remember=remember) != before
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip
 from quiet import Quiet
 from tiny_transformer import made_transformer
 from torch import Tensor
@@ -287,9 +288,7 @@ def test_damage_is_found_when_a_row_is_read(made: Any) -> None:
     cached(configuration)  # files that nobody has open yet
     store = modulation_table(open_checkpoint(configuration.settings), configuration.settings)
     (shard,) = store.path.glob("parts/*/modulation/c.0.0.0")
-    data = bytearray(shard.read_bytes())
-    data[100] ^= 1
-    shard.write_bytes(data)
+    flip(shard, 100)
     rows = loop_rows(configuration)
     found = []
     for bits in every_timestep(lowest_sigma=0.001):

@@ -69,6 +69,27 @@ def gradients(weights: dict[str, torch.nn.Parameter]) -> torch.Tensor:
     )
 
 
+def assert_plain(
+    loss: float,
+    trainer: loop.Trainer,
+    batches: list[Batch],
+    stores: Any,
+    samples: list[Sample],
+    *,
+    close: float,
+) -> None:
+    """The loss of a step and the gradients that it left are those of a plain computation."""
+    weights = trainer.trained.weights
+    ours = gradients(weights)
+    for weight in weights.values():
+        weight.grad = None
+    by_name = {sample.name: sample for sample in samples}
+    plain = plain_loss(trainer.transformer, batches, stores, by_name)
+    plain.backward()
+    assert loss == pytest.approx(plain.item(), rel=1e-5)
+    assert (ours - gradients(weights)).norm() < close * ours.norm()
+
+
 @pytest.mark.parametrize("flavour", ["edit-v2", "edit-v3"])
 def test_a_steps_loss_and_gradient_are_those_of_a_plain_computation(
     made: Any, flavour: str
@@ -90,15 +111,7 @@ def test_a_steps_loss_and_gradient_are_those_of_a_plain_computation(
         if "lora_B" in name:
             weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
     loss = trainer.objective.backward(trainer.transformer, batches, step=1).mean
-    ours = gradients(weights)
-    for weight in weights.values():
-        weight.grad = None
-    plain = plain_loss(
-        trainer.transformer, batches, plan.feed.stores, {sample.name: sample for sample in samples}
-    )
-    plain.backward()
-    assert loss == pytest.approx(plain.item(), rel=1e-5)
-    assert (ours - gradients(weights)).norm() < 1e-4 * ours.norm()
+    assert_plain(loss, trainer, batches, plan.feed.stores, samples, close=1e-4)
 
 
 def test_a_step_of_joined_shapes_is_that_of_a_plain_computation(made: Any) -> None:
@@ -113,15 +126,7 @@ def test_a_step_of_joined_shapes_is_that_of_a_plain_computation(made: Any) -> No
     trainer.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     loss = trainer.objective.backward(trainer.transformer, batches, step=1).mean
     assert len(calls) == 1
-    ours = gradients(weights)
-    for weight in weights.values():
-        weight.grad = None
-    plain = plain_loss(
-        trainer.transformer, batches, plan.feed.stores, {sample.name: sample for sample in samples}
-    )
-    plain.backward()
-    assert loss == pytest.approx(plain.item(), rel=1e-5)
-    assert (ours - gradients(weights)).norm() < 1e-5 * ours.norm()
+    assert_plain(loss, trainer, batches, plan.feed.stores, samples, close=1e-5)
 
 
 def test_losses_are_told_by_sigma_and_add_up_over_processes(made: Any) -> None:
