@@ -1,4 +1,4 @@
-"""What may not be written for a key, and the line that says so."""
+"""Values that a key refuses, and the message of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C before a command has begun: while its code is still being read."""
+"""Ctrl-C while the code of a command is still being imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house stands as it was drawn: imports run down, packages are folders, start-up is light."""
+"""The rooms are as drawn: imports run down, start-up is light, tests mirror their sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cache-vae and cache-embeds where writing fails, and where the clock lies."""
+"""cache-vae and cache-embeds where writing fails, and where the clock is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a change costs, in rows computed: exactly what depends on it, and nothing else."""
+"""A change computes exactly the rows that depend on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad files of every kind a picture folder collects, made on the spot."""
+"""Writes bad files of every kind that a folder of pictures collects."""
 
 from __future__ import annotations
 

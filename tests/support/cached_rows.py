@@ -1,4 +1,4 @@
-"""All rows in the caches of a small run, by kind of store and key."""
+"""Reads all rows in the caches of a small run."""
 
 from __future__ import annotations
 

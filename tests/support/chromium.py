@@ -1,4 +1,4 @@
-"""A page in headless Chromium: what it draws, and what it complains about."""
+"""Draws a page in headless Chromium, and gives its DOM and its complaints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small configurations, and what is said about wrong ones."""
+"""Writes small configurations, and gives the message about a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage to files, as failing disks and memory do it."""
+"""Flips bits of files, as failing disks and memory do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code blocks of the documents: found, judged, and run as a reader would run them."""
+"""Finds the code blocks of the documents, and runs them as a reader would."""
 
 from __future__ import annotations
 

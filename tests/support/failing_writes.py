@@ -1,4 +1,4 @@
-"""A disk on which writing fails, after so many bytes or files."""
+"""Has writing fail after so many bytes or files."""
 
 from __future__ import annotations
 

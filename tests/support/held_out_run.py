@@ -1,4 +1,4 @@
-"""A filled run with a second dataset that is only measured."""
+"""Makes a filled run with a second dataset that is only measured."""
 
 from __future__ import annotations
 

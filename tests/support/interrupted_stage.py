@@ -1,4 +1,4 @@
-"""`qedit`, with encoders that take their time, as a process of its own to press Ctrl-C in."""
+"""Runs `qedit` with slow encoders, as a process of its own to press Ctrl-C in."""
 
 from __future__ import annotations
 

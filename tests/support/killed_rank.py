@@ -1,4 +1,4 @@
-"""`qedit`, one process of which is killed in the middle of a step: rank and step come first."""
+"""Runs `qedit` and kills one of its processes in a step: rank and step come first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of samples of several sizes, and their velocities together and one by one."""
+"""Makes batches of samples of several sizes, and their velocities together and one by one."""
 
 from __future__ import annotations
 

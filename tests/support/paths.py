@@ -1,4 +1,4 @@
-"""Where the files of this checkout lie that tests read."""
+"""Names the folders of this checkout that tests read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small folders of pairs and what `pair` makes of them, for tests."""
+"""Makes small folders of pairs, and the table that `pair` makes of them."""
 
 from __future__ import annotations
 

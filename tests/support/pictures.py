@@ -1,4 +1,4 @@
-"""Picture files of many sizes, ratios and kinds, for tests."""
+"""Writes picture files of many sizes, ratios and kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A listener that keeps what a stage says, for tests to look at."""
+"""Listens to a stage and keeps what it says, for tests to look at."""
 
 from __future__ import annotations
 

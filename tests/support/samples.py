@@ -1,4 +1,4 @@
-"""Samples made up for tests: names, sizes and captions, but no pictures."""
+"""Makes up samples: names, sizes and captions, but no pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small real run: two folders of drawn pictures, a tiny checkpoint, two configuration files."""
+"""Lays out a small run (drawn pictures, a tiny checkpoint, both files), and runs commands on it."""
 
 from __future__ import annotations
 

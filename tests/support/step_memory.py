@@ -1,4 +1,4 @@
-"""One step of a random model of the real class, and the memory that it is seen to take."""
+"""Runs one step of a random model of the real class, and counts the memory that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores of random rows, their files, and damage to them."""
+"""Makes stores of random rows, and finds their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints for tests of the models, and how far two tensors are apart."""
+"""Makes tiny checkpoints, and measures how far two tensors are apart."""
 
 from __future__ import annotations
 

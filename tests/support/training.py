@@ -1,4 +1,4 @@
-"""What the tests of training share: filled runs, one call to train, and a look at what it left."""
+"""Makes filled runs, trains them, and reads what they left."""
 
 from __future__ import annotations
 

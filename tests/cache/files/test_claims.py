@@ -1,4 +1,4 @@
-"""Several processes fill one store at once: every row is there once, nobody works in vain."""
+"""Several processes fill one store at once: every row is made once."""
 
 from __future__ import annotations
 

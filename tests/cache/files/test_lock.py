@@ -1,4 +1,4 @@
-"""One writer at a time; the dead do not count, and of many heirs one inherits."""
+"""A lock has one holder; locks of dead processes do not count, and one process takes over."""
 
 from __future__ import annotations
 

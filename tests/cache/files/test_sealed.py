@@ -1,4 +1,4 @@
-"""JSON files that say their own checksum: a note, a checkpoint's state, what is remembered."""
+"""JSON files carry a checksum, so that corruption is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in memory is copied from there; what does not, or no longer, takes the system's way."""
+"""Pages in memory are copied from there; all others are read through the system."""
 
 from __future__ import annotations
 

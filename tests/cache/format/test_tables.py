@@ -1,4 +1,4 @@
-"""Tables are read by nobody but who asks for them."""
+"""Tables are not read before somebody asks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part that has lost a file is seen before anything is computed; what it lost is made anew."""
+"""A part that has lost a file is noticed before anything is computed, and made anew."""
 
 from __future__ import annotations
 

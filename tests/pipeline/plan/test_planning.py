@@ -1,4 +1,4 @@
-"""qedit plan: what it foresees, held against what a run then takes."""
+"""`qedit plan` foresees what a run then takes."""
 
 from __future__ import annotations
 

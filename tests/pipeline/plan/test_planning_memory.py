@@ -1,4 +1,4 @@
-"""`qedit plan --vram N`: what it announces is what a step then takes, and what `train` would do."""
+"""`qedit plan --vram N` foresees the memory of a step, and the way that `train` chooses."""
 
 from __future__ import annotations
 

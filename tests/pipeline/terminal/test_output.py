@@ -1,4 +1,4 @@
-"""What a stage says of itself in one line, and that no text steers the terminal."""
+"""A stage is summed up in one line, and no text steers the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes of the encoding stages when something ends early: none hangs, none is silent."""
+"""Worker processes of the caching stages that end early: none hangs, none is silent."""
 
 from __future__ import annotations
 

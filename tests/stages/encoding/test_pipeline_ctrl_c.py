@@ -1,4 +1,4 @@
-"""Ctrl-C in cache-embeds, as a signal to a process: once, and once more."""
+"""Ctrl-C in cache-embeds, pressed once and twice, as a signal to a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while rows are made: what was finished is said and kept, the rest is made by the rerun."""
+"""Ctrl-C while rows are made: finished rows are kept, and the rerun makes the others."""
 
 from __future__ import annotations
 

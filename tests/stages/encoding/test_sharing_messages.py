@@ -1,4 +1,4 @@
-"""What is said of the work of others: who does it, and what to type if nobody does."""
+"""Messages about rows that other processes are making: who makes them, and what to type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dry run says beforehand: rows to make and orphaned, bytes, and time where it is known."""
+"""A dry run counts rows, orphans and bytes, and the time where the speed is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device is taken, and how its memory is given out."""
+"""The device that is chosen, and how its memory is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a preview is held against its reference: what a mask, or the target, leaves alone."""
+"""Drift is measured where a mask, or the target, leaves the reference alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where training crops references, previews are shown whole ones, from rows of their own."""
+"""Where training crops references, previews show them whole, from rows of their own."""
 
 from __future__ import annotations
 

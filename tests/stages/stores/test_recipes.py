@@ -1,4 +1,4 @@
-"""What decides a cached row, and what does not."""
+"""Recipes hold everything that decides a cached row, and nothing else."""
 
 from __future__ import annotations
 

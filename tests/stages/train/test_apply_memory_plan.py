@@ -1,4 +1,4 @@
-"""How a run is fitted into memory: the least costly way, and the same bits in every way."""
+"""A run is fitted into memory in the least costly way; every way gives the same bits."""
 
 from __future__ import annotations
 

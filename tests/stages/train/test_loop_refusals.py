@@ -1,4 +1,4 @@
-"""What a training run refuses to begin with or to go on from."""
+"""Runs that `train` refuses to begin or to go on with."""
 
 from __future__ import annotations
 

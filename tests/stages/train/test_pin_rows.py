@@ -1,4 +1,4 @@
-"""A run keeps the rows that it trains on, whoever made them: gc of another run leaves them."""
+"""A run pins the rows that it trains on, whoever made them: gc of another run keeps them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes say to each other, and of each other, without any."""
+"""Processes of one run agree on errors and stops; without others, nothing is exchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes train one run: the same losses, one voice, one end."""
+"""Several processes train one run: the same losses, one output, one end."""
 
 from __future__ import annotations
 

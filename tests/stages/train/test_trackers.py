@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: what they are told, and that a resumed run goes on with it."""
+"""TensorBoard and Weights & Biases get each step once, also after a resume."""
 
 from __future__ import annotations
 

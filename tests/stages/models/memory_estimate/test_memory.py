@@ -1,4 +1,4 @@
-"""What `qedit plan` says of memory, held against memory that was counted."""
+"""The memory that `qedit plan` foresees is that which a random model takes."""
 
 from __future__ import annotations
 

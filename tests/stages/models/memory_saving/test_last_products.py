@@ -1,4 +1,4 @@
-"""What a recomputed block gives is not computed again: the same bits with and without."""
+"""The last products of a recomputed block are kept: the same bits with and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory encoders take: measured in a process of its own, on weights that count."""
+"""The memory that the text encoder takes, measured in a process of its own."""
 
 from __future__ import annotations
 

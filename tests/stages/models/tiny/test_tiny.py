@@ -1,4 +1,4 @@
-"""The tiny checkpoint: real classes, real geometry, the same bytes every time, eyes if wanted."""
+"""The tiny checkpoint: real classes, real geometry, the same bytes every time."""
 
 from __future__ import annotations
 

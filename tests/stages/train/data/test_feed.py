@@ -1,4 +1,4 @@
-"""What the model is shown: drawn from seed, step and position, and read from the stores."""
+"""Batches are drawn from seed, step and position, and read from the stores."""
 
 from __future__ import annotations
 

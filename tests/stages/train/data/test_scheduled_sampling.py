@@ -1,4 +1,4 @@
-"""Which rollouts are drawn: offsets, probabilities, and every setting of them."""
+"""Rollouts are drawn with the offsets and the probabilities of the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The held-out loss: what it is, that it changes nothing, and the best that is kept by it."""
+"""The held-out loss: how it is measured, that it changes nothing, and the best LoRA by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no run can begin with is said before anything is cached, by whoever will train."""
+"""Mistakes that no training can begin with are refused before anything is cached."""
 
 from __future__ import annotations
 

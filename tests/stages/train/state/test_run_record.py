@@ -1,4 +1,4 @@
-"""Which settings may change between two starts of a run, and which make another run of it."""
+"""Settings that may change between two starts of a run, and those that make it another run."""
 
 from __future__ import annotations
 
