@@ -38,7 +38,7 @@ from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.cache_vae import stage as vae_stage
-from qedit.stages.encoding.device_options import Ways
+from qedit.stages.encoding.device_options import DeviceOptions
 from qedit.stages.encoding.devices import on_each_device
 from qedit.stages.encoding.encoder import Encoder
 from qedit.stages.encoding.run_on_device import Work
@@ -47,6 +47,7 @@ from qedit.stages.models.text.prompt import PromptEncoder
 from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.pictures.images import resized
+from qedit.stages.stores.row_kinds import RowKind
 
 # Rows as large as at full scale, or larger, from models that are small: so that to write them,
 # packed, is a share of the work.
@@ -129,10 +130,12 @@ def workers(configuration: Configuration, folder: Path) -> None:
     rates = {}
     for devices in (("cpu",), ("cpu", "cpu")):
         fresh = emptied(configuration, folder)
-        ways = Ways(devices=devices, workers=1)
-        filled = on_each_device(ways, partial(vae_stage.fill_on, share=None), fresh, Silent())
+        options = DeviceOptions(devices=devices, workers=1)
+        filled = on_each_device(
+            options, partial(vae_stage.run.encode_on, shard=None), fresh, Silent()
+        )
         busy = sum(filled.seconds.values()) / len(devices)  # without the start of processes
-        rates[devices] = filled.rows["latents"] / busy
+        rates[devices] = filled.rows[RowKind.LATENTS] / busy
     one, two = rates.values()
     print(
         f"{'workers':13} {two / one:.2f} times as fast with 2: {two:.1f} pictures/s, not {one:.1f}"
@@ -157,10 +160,10 @@ def main() -> None:
             captions=4,
             cache_compression="zstd",
         )
-        ways = Ways(device="cpu", workers=1)
+        options = DeviceOptions(device="cpu", workers=1)
         for label, make, encoder in stages_of(configuration):
-            make_work = partial(make, configuration, folder, ways)
-            parts, whole = measure(make_work, encoder, ways)
+            make_work = partial(make, configuration, folder, options)
+            parts, whole = measure(make_work, encoder, options)
             report(label, parts, whole, items=make_work().count)
         tails(configuration)
         flat()

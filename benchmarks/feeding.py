@@ -17,13 +17,12 @@ from PIL import Image
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
 from qedit.pipeline.terminal.output import TerminalProgress
-from qedit.stages.cache_embeds.stage import sets_work
-from qedit.stages.cache_vae.stage import pictures_work
-from qedit.stages.cache_vae.wanted_pictures import find_pictures
-from qedit.stages.encoding.device_options import Ways
-from qedit.stages.encoding.encoder import Encoder, Made
-from qedit.stages.encoding.run_on_device import Work, fill
-from qedit.stages.encoding.write_rows import Keeping
+from qedit.stages.cache_embeds.stage import run as cache_embeds
+from qedit.stages.cache_vae.stage import run as cache_vae
+from qedit.stages.encoding.device_options import DeviceOptions
+from qedit.stages.encoding.encoder import EncodedItem, Encoder
+from qedit.stages.encoding.run_on_device import Work, encode_missing
+from qedit.stages.encoding.write_rows import RowWriter
 from qedit.stages.pair.stage import run as pair
 from qedit.stages.stores.run import Run
 
@@ -111,7 +110,7 @@ def batches_of(work: Work) -> Iterator[list[Any]]:
 
 
 def measure(
-    make_work: Callable[[], Work], encoder: Encoder, ways: Ways, *, times: int = 2
+    make_work: Callable[[], Work], encoder: Encoder, options: DeviceOptions, *, times: int = 2
 ) -> tuple[dict[str, float], float]:
     """Seconds of reading, encoding and writing alone, and of the stage; the best of some.
 
@@ -124,17 +123,20 @@ def measure(
         best[part] = min(best.get(part, seconds), seconds)
 
     for _ in range(times):
-        keep("stage", seconds_of(lambda: fill(_loaded(make_work(), encoder), Silent(), ways)))
+        keep(
+            "stage",
+            seconds_of(lambda: encode_missing(_loaded(make_work(), encoder), Silent(), options)),
+        )
         work = make_work()
         batches = list(batches_of(work))
         items = [item for batch in batches for item in batch]
-        with ThreadPoolExecutor(ways.readers) as pool:
+        with ThreadPoolExecutor(options.readers) as pool:
             started = time.perf_counter()
             read = list(pool.map(work.encoding.read, items))
             keep("decode", time.perf_counter() - started)
         given = iter(read)
         pairs = [(batch, [next(given) for _ in batch]) for batch in batches]
-        made: list[Made] = []
+        made: list[EncodedItem] = []
         keep(
             "encode",
             seconds_of(
@@ -151,14 +153,14 @@ def _loaded(work: Work, encoder: Encoder) -> Work:
     return replace(work, encoding=Loaded(work.encoding, encoder))
 
 
-def write(work: Work, made: Sequence[Made]) -> None:
+def write(work: Work, made: Sequence[EncodedItem]) -> None:
     """Add the rows part by part, as the engine does."""
-    keeping, at = Keeping(work.store_sets), 0
-    with keeping.adding():
+    writer, at = RowWriter(work.store_sets), 0
+    with writer.adding():
         for dataset, parts in work.parts.items():
             for keys in parts:
                 count = len(work.items_of(keys))
-                keeping.keep(dataset, made[at : at + count])
+                writer.write(dataset, made[at : at + count])
                 at += count
 
 
@@ -187,18 +189,17 @@ def emptied(configuration: Configuration, folder: Path) -> Configuration:
     return made
 
 
-def vae_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
+def vae_work(configuration: Configuration, folder: Path, options: DeviceOptions) -> Work:
     """Everything that cache-vae has to do with caches that are new."""
     fresh = emptied(configuration, folder)
     run = Run(fresh)
-    return pictures_work(run, find_pictures(run), ways)
+    return next(cache_vae.works(run, cache_vae.find(run), options))
 
 
-def embeds_work(configuration: Configuration, folder: Path, ways: Ways) -> Work:
+def embeds_work(configuration: Configuration, folder: Path, options: DeviceOptions) -> Work:
     """Everything that cache-embeds has to do with caches that are new."""
-    work = sets_work(emptied(configuration, folder), ways, share=None)
-    assert work is not None
-    return work
+    run = Run(emptied(configuration, folder))
+    return next(cache_embeds.works(run, cache_embeds.find(run), options))
 
 
 def report(name: str, parts: Mapping[str, float], whole: float, *, items: int) -> None:

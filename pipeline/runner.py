@@ -117,13 +117,14 @@ class Decodes:
         if not self._both or name not in SHARING:
             yield options
             return
-        from ..stages.encoding.device_options import Ways
+        from ..stages.encoding.device_options import DeviceOptions
         from ..stages.encoding.spool import spool_in
 
         if self._folder is None:
             self._folder = self._stack.enter_context(spool_in(self._cache_dir))
         try:
-            yield options | {"ways": replace(options.get("ways") or Ways(), spool=self._folder)}
+            device = options.get("options") or DeviceOptions()
+            yield options | {"options": replace(device, spool=self._folder)}
         except BaseException:
             self._stack.close()
             raise

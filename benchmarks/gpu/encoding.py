@@ -30,8 +30,8 @@ from made_encoders import made_text_encoder, made_vae
 from qedit.config.configuration import Configuration
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
-from qedit.stages.encoding.device_options import Ways
-from qedit.stages.encoding.run_on_device import Work, fill
+from qedit.stages.encoding.device_options import DeviceOptions
+from qedit.stages.encoding.run_on_device import Work, encode_missing
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.device import let_segments_grow
 from qedit.stages.models.text.prompt import PromptEncoder
@@ -66,12 +66,12 @@ def text_encoder_on(device: torch.device, checkpoint: Any, *, small: bool) -> Pr
     )
 
 
-def compare(make: Callable[[], Work], encoder: Any, ways: Ways) -> dict[str, Any]:
+def compare(make: Callable[[], Work], encoder: Any, options: DeviceOptions) -> dict[str, Any]:
     """The stage first (it finds the batch size), then the bare loop over the same batches."""
-    fill(_with(make(), encoder), Silent(), ways)  # kernels are chosen, memory is taken
+    encode_missing(_with(make(), encoder), Silent(), options)  # kernels are chosen, memory is taken
     work = _with(make(), encoder)
     started = time.perf_counter()
-    filled = fill(work, Silent(), ways)
+    filled = encode_missing(work, Silent(), options)
     stage = time.perf_counter() - started
     batches = list(batches_of(work))
     read = [[work.encoding.read(item) for item in batch] for batch in batches]
@@ -117,18 +117,18 @@ class Bench:
         return cls(configuration, folder, device, small)
 
     def measured(self, asked: Asked) -> dict[str, Any]:
-        ways = Ways(device=str(self.device))
+        options = DeviceOptions(device=str(self.device))
         if asked.what == "cache-vae":
             vae = made_vae(self.device, **(SMALL_VAE if self.small else {}))
             encoder: Any = vae_encoding.OnDevice(vae)
-            make = partial(vae_work, self.configuration, self.folder, ways)
+            make = partial(vae_work, self.configuration, self.folder, options)
         else:
             checkpoint = open_checkpoint(self.configuration.settings)
             encoder = embeds_encoding.OnDevice(
                 text_encoder_on(self.device, checkpoint, small=self.small)
             )
-            make = partial(embeds_work, self.configuration, self.folder, ways)
-        facts = compare(make, encoder, ways)
+            make = partial(embeds_work, self.configuration, self.folder, options)
+        facts = compare(make, encoder, options)
         del encoder
         clear(self.device)
         return {"facts": facts}

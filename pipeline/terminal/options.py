@@ -151,18 +151,18 @@ def parted(
     return own, {name: value for name, value in given.items() if name not in own}
 
 
-WAYS = ("device", "devices", "workers", "vae_batch_size", "text_batch_size")
+DEVICE_OPTIONS = ("device", "devices", "workers", "vae_batch_size", "text_batch_size")
 ACCEPTANCE = ("on_reject", "max_rejected")
 
 
 def encoding_options(given: dict[str, Any]) -> tuple[dict[str, object], dict[str, Any]]:
     """Return the options for a caching stage, and the others."""
-    from ...stages.encoding.device_options import Ways
+    from ...stages.encoding.device_options import DeviceOptions
 
-    ways, rest = parted(given, tuple(name for name in WAYS if name in given))
+    device, rest = parted(given, tuple(name for name in DEVICE_OPTIONS if name in given))
     also = tuple(name for name in (*ACCEPTANCE, "shard", "retry_rejected") if name in given)
     options, rest = parted(rest, also)
-    return {**options, "ways": Ways(**cast(Any, ways))}, rest
+    return {**options, "options": DeviceOptions(**cast(Any, device))}, rest
 
 
 def options_of_stages(given: dict[str, Any]) -> tuple[dict[str, dict[str, object]], dict[str, Any]]:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
-from ..encoding.encoder import Encoder, Made, Unfit
-from ..encoding.open_pictures import open_to_encode
-from ..encoding.recent_pictures import RecentPictures
+from ..encoding.encoder import EncodedItem, Encoder, Unfit
+from ..encoding.open_pictures import RecentPictures, open_to_encode
 from ..encoding.reference_sets import TOKENS_AROUND, ReferenceSet
 from ..encoding.spool import Spool, spool_key
 from ..models.checkpoint.checkpoint import Checkpoint
@@ -25,9 +24,9 @@ from ..pictures.images import resized
 from ..samples.sample import Picture
 from ..samples.table import picture_folders
 from ..stores.bfloat16 import bits_of
+from ..stores.row_kinds import RowKind
 
 STAGE = "cache-embeds"
-PREFIXES, TAILS = "prefixes", "tails"
 MOST_SETS = 32
 TOKENS_WHERE_NOTHING_IS_KNOWN = 2048
 # A batch is padded to its longest prefix: not to more than so many times the shortest.
@@ -64,13 +63,13 @@ class ReferenceEncoding:
         """Sets of a part come in the order of their length: padding is what must stay small."""
         return self.cost(other) <= MOST_PADDING * self.cost(one)
 
-    def rejected(self, item: ReferenceSet, unfit: Unfit) -> Made:
+    def rejected(self, item: ReferenceSet, unfit: Unfit) -> EncodedItem:
         """No prefix, and no tail of these captions either."""
         sample = item.sample
-        return Made(
+        return EncodedItem(
             rejected={
-                PREFIXES: [_rejected(item, sample.prefix_key, unfit)],
-                TAILS: [_rejected(item, key, unfit) for key in item.tails],
+                RowKind.PREFIXES: [_rejected(item, sample.prefix_key, unfit)],
+                RowKind.TAILS: [_rejected(item, key, unfit) for key in item.tails],
             }
         )
 
@@ -111,19 +110,19 @@ class OnDevice:
     def device(self) -> torch.device:
         return torch.device(self._encoder.model.device)
 
-    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
         """The rows of each set; those that are NaN or infinite are rejected, no others."""
         encoded = self._encoder.encode_all(read)
         return [_made(one, *rows) for one, rows in zip(items, encoded, strict=True)]
 
 
-def _made(one: ReferenceSet, prefix: Tensor, tails: Sequence[Tensor]) -> Made:
-    made = Made(
-        rows={PREFIXES: {}, TAILS: {}},
-        rejected={PREFIXES: [], TAILS: []},
+def _made(one: ReferenceSet, prefix: Tensor, tails: Sequence[Tensor]) -> EncodedItem:
+    made = EncodedItem(
+        rows={RowKind.PREFIXES: {}, RowKind.TAILS: {}},
+        rejected={RowKind.PREFIXES: [], RowKind.TAILS: []},
     )
-    named = [(PREFIXES, one.sample.prefix_key, prefix)]
-    named += [(TAILS, key, tail) for key, tail in zip(one.tails, tails, strict=True)]
+    named = [(RowKind.PREFIXES, one.sample.prefix_key, prefix)]
+    named += [(RowKind.TAILS, key, tail) for key, tail in zip(one.tails, tails, strict=True)]
     for kind, key, row in named:
         if bool(torch.isfinite(row).all()):
             made.rows[kind][key] = bits_of(row)

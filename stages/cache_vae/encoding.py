@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
-from ..encoding.encoder import Encoder, Made, Unfit
+from ..encoding.encoder import EncodedItem, Encoder, Unfit
 from ..encoding.open_pictures import open_to_encode
-from ..encoding.run_on_device import FOR_THE_NEXT
 from ..encoding.spool import Spool, spool_key
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named
@@ -25,10 +24,10 @@ from ..pictures.images import pixels, resized
 from ..samples.sample import Picture
 from ..samples.table import picture_folders
 from ..stores.bfloat16 import bits_of
+from ..stores.row_kinds import RowKind
 from .one_file import OneFile
 
 STAGE = "cache-vae"
-LATENTS, SHOWN = "latents", FOR_THE_NEXT
 MOST_PICTURES = 16
 PIXELS_WHERE_NOTHING_IS_KNOWN = 1024 * 1024
 
@@ -92,9 +91,11 @@ class PictureEncoding:
         """Files that are wanted in the same sizes."""
         return one.sizes == other.sizes
 
-    def rejected(self, item: OneFile, unfit: Unfit) -> Made:
+    def rejected(self, item: OneFile, unfit: Unfit) -> EncodedItem:
         """No latents."""
-        return Made(rejected={LATENTS: [_rejected(picture, unfit) for picture in item.pictures]})
+        return EncodedItem(
+            rejected={RowKind.LATENTS: [_rejected(picture, unfit) for picture in item.pictures]}
+        )
 
     def name(self, item: OneFile) -> str:
         """The file's."""
@@ -122,7 +123,7 @@ class OnDevice:
     def device(self) -> torch.device:
         return torch.device(self._encoder.vae.device)
 
-    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
         """The latents of each file; those that are NaN or infinite are rejected, no others."""
         made = [_nothing_yet(one) for one in read]
         for place in range(len(items[0].pictures)):
@@ -139,19 +140,21 @@ def signed_values() -> Float[Tensor, " 256"]:
     return torch.from_numpy(pixels(ramp)[0, 0])
 
 
-def _nothing_yet(read: Decoded) -> Made:
-    return Made(rows={LATENTS: {}, SHOWN: read.shown}, rejected={LATENTS: []})
+def _nothing_yet(read: Decoded) -> EncodedItem:
+    return EncodedItem(
+        rows={RowKind.LATENTS: {}, RowKind.PICTURES: read.shown}, rejected={RowKind.LATENTS: []}
+    )
 
 
-def _add(made: Made, picture: Picture, latent: Tensor) -> None:
+def _add(made: EncodedItem, picture: Picture, latent: Tensor) -> None:
     if bool(torch.isfinite(latent).all()):
-        made.rows[LATENTS][picture.latent_key] = bits_of(latent)
+        made.rows[RowKind.LATENTS][picture.latent_key] = bits_of(latent)
         made.datasets[picture.latent_key] = picture.dataset
         return
     unfit = Unfit(
         "nan_latents", 'the VAE gives NaN or infinite values (`vae_dtype: "fp32"` is safe)'
     )
-    made.rejected[LATENTS].append(_rejected(picture, unfit))
+    made.rejected[RowKind.LATENTS].append(_rejected(picture, unfit))
 
 
 def _rejected(one: Picture, unfit: Unfit) -> RejectedRow:

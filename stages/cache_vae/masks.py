@@ -16,16 +16,16 @@ from PIL import Image
 from ...cache.store.rejected_rows import RejectedRow
 from ...config.configuration import Configuration
 from ...config.latent_geometry import latent_size
-from ..encoding.encoder import Encoder, Made, Unfit
+from ..encoding.encoder import EncodedItem, Encoder, Unfit
 from ..encoding.open_pictures import PASSING, bytes_as_paired
 from ..pictures.images import Unreadable
 from ..pictures.mask_weights import mask_values, open_mask
 from ..samples.sample import Picture
 from ..samples.table import picture_folders
 from ..stores.bfloat16 import bits_of
+from ..stores.row_kinds import RowKind
 
 STAGE = "cache-vae"
-WEIGHTS = "weights"
 
 
 def weights_of(
@@ -71,12 +71,12 @@ class MaskReading:
         """Nothing is encoded."""
         return True
 
-    def rejected(self, item: Picture, unfit: Unfit) -> Made:
+    def rejected(self, item: Picture, unfit: Unfit) -> EncodedItem:
         """No weights."""
         row = RejectedRow(
             item.weight_key, STAGE, item.dataset, item.path, unfit.reason, unfit.detail
         )
-        return Made(rejected={WEIGHTS: [row]})
+        return EncodedItem(rejected={RowKind.WEIGHTS: [row]})
 
     def name(self, item: Picture) -> str:
         """The file's."""
@@ -86,9 +86,9 @@ class MaskReading:
         """There is no model."""
         return self
 
-    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
         """What was read is the row."""
         return [
-            Made(rows={WEIGHTS: {item.weight_key: row}})
+            EncodedItem(rows={RowKind.WEIGHTS: {item.weight_key: row}})
             for item, row in zip(items, read, strict=True)
         ]

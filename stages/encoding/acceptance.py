@@ -1,4 +1,4 @@
-"""What was rejected of all that is wanted, and whether that is accepted: as in `pair`."""
+"""The rejected ones of the rows that are wanted, and whether they are accepted, as in `pair`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ...cache.errors import NotComplete
 from ...cache.store.rejected_rows import RejectedRow, RejectedRows
 from ...cache.store.store_set import StoreSet
 from ..samples.store_keys import Keys, PairsKeys
+from ..stores.row_kinds import RowKind
 from .work_split import Shard
 
 SHOWN = 5
@@ -25,55 +26,65 @@ class Rejections:
     """Rows that are wanted and were rejected, and how many samples that touches.
 
     Args:
-        share: of the work: what was rejected of others is in `others` and nowhere else.
+        shard: look at the rows of this shard alone; those of others are in `other_shards`.
+
+    Attributes:
+        places: by key, where the rejection is remembered.
+        other_shards: the kinds of the rows of other shards, by key.
     """
 
-    def __init__(self, share: Shard | None = None) -> None:
+    def __init__(self, shard: Shard | None = None) -> None:
         self.places: dict[str, RejectedRows] = {}
-        self.others: set[str] = set()
-        self._share = share
+        self.other_shards: dict[str, RowKind] = {}
+        self._shard = shard
         self._samples: set[tuple[Path, int]] = set()
 
     def look(
-        self, store_set: StoreSet, table: PairsKeys, keys: Keys, *, prefixes: Keys | None = None
+        self,
+        kind: RowKind,
+        store_set: StoreSet,
+        table: PairsKeys,
+        keys: Keys,
+        *,
+        deciding: Keys | None = None,
     ) -> None:
         """Take in what of `keys`, wanted by `table`, was rejected.
 
         Args:
-            prefixes: those that the rows of `keys` belong to, which decide whose share they
-                are; without, each key does.
+            deciding: the keys, by the table's rows, whose shards the rows are in; None: each
+                key is in its own.
         """
         rejected = store_set.rejected()
         if not rejected:
             return
         wanted = np.asarray(pc.is_in(keys.keys, value_set=pa.array(list(rejected), pa.string())))
         found, rows = keys.keys.filter(pa.array(wanted)), keys.rows[wanted]
-        deciding = found
-        if prefixes is not None:
-            deciding = prefixes.keys.take(pa.array(np.searchsorted(prefixes.rows, rows)))
+        of_shard = found
+        if deciding is not None:
+            of_shard = deciding.keys.take(pa.array(np.searchsorted(deciding.rows, rows)))
         for key, row, decides in zip(
-            found.to_pylist(), rows.tolist(), deciding.to_pylist(), strict=True
+            found.to_pylist(), rows.tolist(), of_shard.to_pylist(), strict=True
         ):
-            if self._share is None or self._share.has(decides):
+            if self._shard is None or self._shard.has(decides):
                 self.places[key] = rejected[key]
                 self._samples.add((table.path, row))
             else:
-                self.others.add(key)
+                self.other_shards[key] = kind
 
     def forget(self) -> None:
-        """Have all of them tried again."""
+        """Forget all of them, so that they are encoded again."""
         for key, place in self.places.items():
             place.forget([key])
         self.places.clear()
         self._samples.clear()
 
     def rows(self) -> list[RejectedRow]:
-        """All of them that nobody has forgotten since."""
+        """Return all of them that no other process has forgotten since."""
         found = (place.read(key) for key, place in sorted(self.places.items()))
         return [row for row in found if row is not None]
 
     def settle(self, *, stage: str, on_reject: OnReject, max_rejected: int) -> None:
-        """Accept them if that was asked for, and stop if nobody has accepted them.
+        """Accept them if that was asked for, else stop unless they were accepted before.
 
         Raises:
             NotComplete: reasons, the first pictures, and how to go on without them.
@@ -98,6 +109,6 @@ class Rejections:
         )
 
     def lines(self) -> list[str]:
-        """One line for each reason."""
+        """Return a line for each reason."""
         reasons = Counter(row.reason for row in self.rows())
         return [f"rejected: {count} {reason}" for reason, count in sorted(reasons.items())]

@@ -1,16 +1,19 @@
-"""How rows are made, never which: nothing in here decides a result."""
+"""How fast rows are made, never which: devices, readers and batch sizes decide no result."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MOST_WORKERS = 16
+SHARE_OF_MEMORY = 0.7  # of what is free: what an allocator loses between its blocks stays
 
 
 @dataclass(frozen=True)
-class Ways:
+class DeviceOptions:
     """What a user may say about speed.
 
     Attributes:
@@ -46,3 +49,52 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class BatchSize:
+    """How many items go through an encoder together: as asked, or as many as fit.
+
+    What fits is a budget in an encoder's own measure of size (pixels, tokens), so that it holds
+    for items of every size. Running out of memory halves it and never ends a run.
+
+    Args:
+        asked: a fixed number, or None for as many as fit.
+        most: what None is at most; more is no faster.
+        budget: what fits where memory cannot be asked (a CPU), in the items' measure.
+    """
+
+    def __init__(self, asked: int | None, *, most: int, budget: int) -> None:
+        self.most = most if asked is None else asked
+        self._asked = self._measured = asked is not None
+        self._budget: int | None = None if asked is not None else budget
+
+    def measure(self, once: Callable[[], object], *, cost: int, device: Any) -> None:
+        """Find out, at the first call, how much fits on a torch `device`: by encoding one item
+        `once`.
+
+        One item's memory is measured, so batches depend on the device and not on what was
+        encoded before. A device that cannot be asked keeps the budget it has.
+        """
+        if self._measured:
+            return
+        self._measured = True
+        from ..models.device import memory_taken  # without work to do, torch is not imported
+
+        taken = memory_taken(once, device=device)
+        if taken is not None:
+            self._budget = int(cost * SHARE_OF_MEMORY * taken.free_bytes / max(1, taken.used_bytes))
+
+    def of(self, cost: int) -> int:
+        """How many items of this size go together; at least one.
+
+        Where free memory decides it is a power of two: a little more or less of it, as a rerun
+        may find, makes the same batches.
+        """
+        if self._budget is None:
+            return self.most
+        fitting = max(1, min(self.most, self._budget // cost))
+        return fitting if self._asked else 1 << (fitting.bit_length() - 1)
+
+    def was_too_much(self, count: int, *, cost: int) -> None:
+        """`count` items of this size did not fit: take half as much from now on."""
+        self._budget = min(self._budget or count * cost, count * cost // 2)

@@ -1,4 +1,4 @@
-"""One worker process for each device; they share the work by claiming it."""
+"""One worker process for each device; the processes share the work by claiming it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from typing import Any
 from ...cache.errors import QeditError
 from ...config.configuration import Configuration
 from ..stage import Progress
-from .device_options import Ways, available_cores
-from .run_on_device import Filled
+from .device_options import DeviceOptions, available_cores
+from .run_on_device import Totals
 
-Fill = Callable[[Configuration, Progress, Ways], Filled]
+Encode = Callable[[Configuration, Progress, DeviceOptions], Totals]
 
 
 def on_each_device(
-    ways: Ways, fill: Fill, configuration: Configuration, progress: Progress
-) -> Filled:
-    """Run `fill` here, or in one process for each of `ways.devices` at the same time.
+    options: DeviceOptions, encode: Encode, configuration: Configuration, progress: Progress
+) -> Totals:
+    """Run `encode` here, or in one process for each of `options.devices` at the same time.
 
     Raises:
         QeditError: what the first worker that failed raised; the others had finished by then.
     """
-    if not ways.devices:
-        return fill(configuration, progress, ways)
-    if len(ways.devices) == 1:
-        return fill(configuration, progress, replace(ways, device=ways.devices[0]))
-    workers = [_start(ways, name, fill, configuration) for name in ways.devices]
+    if not options.devices:
+        return encode(configuration, progress, options)
+    if len(options.devices) == 1:
+        return encode(configuration, progress, replace(options, device=options.devices[0]))
+    workers = [_start(options, name, encode, configuration) for name in options.devices]
     try:
         return _together(workers, progress)
     except BaseException:
@@ -51,7 +51,7 @@ def on_each_device(
 class _Worker:
     device: str
     process: BaseProcess
-    words: Connection
+    messages: Connection
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""
@@ -59,25 +59,27 @@ class _Worker:
             os.kill(self.process.pid, signal.SIGINT)
 
     def let_end(self, progress: Progress) -> None:
-        """Wait for it, and hear it out: one that nobody hears comes to a stop in a full pipe."""
-        with suppress(EOFError, OSError):  # it may be gone in the middle of a word
+        """Wait for its end and read what it sends: it would stop at a full pipe."""
+        with suppress(EOFError, OSError):  # it may be gone in the middle of a message
             while True:
-                what, said = self.words.recv()
-                if what == "warn":
-                    progress.warn(said)
+                kind, message = self.messages.recv()
+                if kind == "warn":
+                    progress.warn(message)
         self.process.join()
 
 
-def _start(ways: Ways, device: str, fill: Fill, configuration: Configuration) -> _Worker:
+def _start(
+    options: DeviceOptions, device: str, encode: Encode, configuration: Configuration
+) -> _Worker:
     context = multiprocessing.get_context("spawn")
-    words, theirs = context.Pipe(duplex=False)
-    own = replace(ways, device=device)
-    process = context.Process(target=_work, args=(theirs, fill, configuration, own), daemon=True)
+    receiving, sending = context.Pipe(duplex=False)
+    own = replace(options, device=device)
+    process = context.Process(target=_work, args=(sending, encode, configuration, own), daemon=True)
     resource_tracker.ensure_running()  # it would end the waiting
     with _ctrl_c_waits():
         process.start()
-    theirs.close()
-    return _Worker(device, process, words)
+    sending.close()
+    return _Worker(device, process, receiving)
 
 
 @contextmanager
@@ -90,38 +92,38 @@ def _ctrl_c_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _together(workers: list[_Worker], progress: Progress) -> Filled:
-    """Show what all of them say as if one said it, until each has ended."""
-    filled, errors = Filled(), list[QeditError]()
-    talking = {worker.words: worker for worker in workers}
+def _together(workers: list[_Worker], progress: Progress) -> Totals:
+    """Show the progress of all of them as that of one, until each has ended."""
+    totals, errors = Totals(), list[QeditError]()
+    running = {worker.messages: worker for worker in workers}
     with _Bars(progress) as bars:
-        while talking:
-            for words in wait(list(talking)):
-                assert isinstance(words, Connection)
-                worker = talking[words]
+        while running:
+            for messages in wait(list(running)):
+                assert isinstance(messages, Connection)
+                worker = running[messages]
                 try:
-                    what, said = words.recv()
+                    kind, message = messages.recv()
                 except (EOFError, OSError):
-                    del talking[words]
+                    del running[messages]
                     errors.append(_gone(worker))
                     continue
-                if what == "filled":
-                    filled.add(said)
-                elif what == "error":
-                    errors.append(_error(worker, *said))
+                if kind == "totals":
+                    totals.add(message)
+                elif kind == "error":
+                    errors.append(_error(worker, *message))
                 else:
-                    bars.hear(what, said)
-                if what in ("filled", "error"):
-                    del talking[words]
+                    bars.show(kind, message)
+                if kind in ("totals", "error"):
+                    del running[messages]
     if errors:
         raise errors[0]
-    return filled
+    return totals
 
 
 def _gone(worker: _Worker) -> QeditError:
     worker.process.join()
     return QeditError(
-        f"The worker on {worker.device} ended without a word "
+        f"The worker on {worker.device} ended without an error message "
         f"(exit code {worker.process.exitcode}).",
         "Run the same command again: what was finished is kept. If it had no memory left, use "
         "fewer `--devices` or `--workers`.",
@@ -147,21 +149,21 @@ class _Bars:
     def __exit__(self, *error: object) -> None:
         self._close()
 
-    def hear(self, what: str, said: Any) -> None:
-        if what == "bar":
-            if said[1] != self._name:
+    def show(self, kind: str, message: Any) -> None:
+        if kind == "bar":
+            if message[1] != self._name:
                 self._close()
-                self._name = said[1]
-                self._bar = self._progress.bar(said[0], said[1], unit=said[2])
+                self._name = message[1]
+                self._bar = self._progress.bar(message[0], message[1], unit=message[2])
                 self._advance = self._bar.__enter__()
-        elif what == "advance":
-            self._advance(said)
-        elif what == "note":
-            self._progress.note(**said)
-        elif what == "say":
-            self._progress.say(said)
+        elif kind == "advance":
+            self._advance(message)
+        elif kind == "note":
+            self._progress.note(**message)
+        elif kind == "say":
+            self._progress.say(message)
         else:
-            self._progress.warn(said)
+            self._progress.warn(message)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -169,49 +171,51 @@ class _Bars:
             self._bar = None
 
 
-class _Telling:
-    """A worker's side: the Progress protocol, told to the process that started it."""
+class _SentProgress:
+    """The Progress of a worker, sent to the process that started it."""
 
-    def __init__(self, words: Connection) -> None:
-        self._words = words
+    def __init__(self, messages: Connection) -> None:
+        self._messages = messages
 
     @contextmanager
     def bar(
         self, total: int, what: str, *, unit: str = "row", initial: int = 0
     ) -> Iterator[Callable[[int], None]]:
-        self._words.send(("bar", (total, what, unit)))
-        yield lambda count: self._words.send(("advance", count))
+        self._messages.send(("bar", (total, what, unit)))
+        yield lambda count: self._messages.send(("advance", count))
 
     def note(self, **values: str) -> None:
-        self._words.send(("note", values))
+        self._messages.send(("note", values))
 
     def say(self, line: str) -> None:
-        self._words.send(("say", line))
+        self._messages.send(("say", line))
 
     def warn(self, line: str) -> None:
-        self._words.send(("warn", line))
+        self._messages.send(("warn", line))
 
 
-def _work(words: Connection, fill: Fill, configuration: Configuration, ways: Ways) -> None:
-    """What a worker process does."""
+def _work(
+    messages: Connection, encode: Encode, configuration: Configuration, options: DeviceOptions
+) -> None:
+    """Encode in a worker process, and send what comes of it."""
     try:
         signal.signal(signal.SIGINT, _interrupt_once)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         import torch
 
-        if ways.device == "cpu":
-            torch.set_num_threads(max(1, available_cores() // len(ways.devices)))
-        words.send(("filled", fill(configuration, _Telling(words), ways)))
+        if options.device == "cpu":
+            torch.set_num_threads(max(1, available_cores() // len(options.devices)))
+        messages.send(("totals", encode(configuration, _SentProgress(messages), options)))
     except QeditError as error:
-        words.send(("error", (type(error), error.what, error.do)))
+        messages.send(("error", (type(error), error.what, error.do)))
     except KeyboardInterrupt:
-        pass  # who started it says so
+        pass  # the process that started it says so
     except Exception as error:
-        said = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        words.send(("error", (QeditError, said, "")))
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        messages.send(("error", (QeditError, text, "")))
 
 
 def _interrupt_once(number: int, frame: object) -> None:
-    """A terminal's Ctrl-C comes twice: from itself, and from who started this process."""
+    """Ignore the next Ctrl-C: a terminal's comes twice, from it and from the starting process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What the engine asks of an encoder, and what it is given back."""
+"""The protocols that a stage's encoder follows, and the rows that come of one item."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ...cache.store.rejected_rows import RejectedRow
+from ..stores.row_kinds import RowKind
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of one item.
+class EncodedItem:
+    """The rows that came of one item.
 
     Attributes:
         rows: by kind and key.
@@ -21,8 +22,8 @@ class Made:
         datasets: by key, of rows that belong to another dataset than the item.
     """
 
-    rows: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    rejected: dict[str, list[RejectedRow]] = field(default_factory=dict)
+    rows: dict[RowKind, dict[str, np.ndarray]] = field(default_factory=dict)
+    rejected: dict[RowKind, list[RejectedRow]] = field(default_factory=dict)
     datasets: dict[str, str] = field(default_factory=dict)
 
 
@@ -41,35 +42,35 @@ class Encoder(Protocol):
     @property
     def device(self) -> Any: ...  # a torch.device: without work to do, torch is not imported
 
-    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
-        """What comes of each of `items`, given what was read of them."""
+    def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
+        """Return the rows of each of `items`, given what `Encoding.read` returned of them."""
         ...
 
 
 @runtime_checkable
 class Encoding(Protocol):
-    """What a stage knows of its items and the engine does not."""
+    """What a stage knows of its items and the pipeline does not."""
 
     def read(self, item: Any) -> Any:
-        """Whatever needs no model, in some thread; raises Unfit for an item without rows."""
+        """Do what needs no model, in some thread; raises Unfit for an item without rows."""
         ...
 
     def cost(self, item: Any) -> int:
-        """How large it is for the encoder."""
+        """Return how large the item is for the encoder, in a measure of its own."""
         ...
 
     def together(self, one: Any, other: Any) -> bool:
-        """Whether `other` may be in a batch that begins with `one`."""
+        """Return whether `other` may be in a batch that begins with `one`."""
         ...
 
-    def rejected(self, item: Any, unfit: Unfit) -> Made:
-        """What is remembered of an item that could not be read."""
+    def rejected(self, item: Any, unfit: Unfit) -> EncodedItem:
+        """Return the rejected rows of an item that could not be read."""
         ...
 
     def name(self, item: Any) -> str:
-        """Of its picture or sample, for messages."""
+        """Return the name of the item's picture or sample, for messages."""
         ...
 
     def open(self) -> Encoder:
-        """Load the encoder."""
+        """Load the encoder onto its device."""
         ...

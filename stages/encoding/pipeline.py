@@ -1,7 +1,7 @@
 """One story for both encoders: read ahead, encode in batches, write behind.
 
 One thread drives the encoder. Others read the items of the batch after the one it is at, and
-one writes what was made. What is in memory is bounded by the batch size, the number of readers
+one writes what was encoded. What is in memory is bounded by the batch size, the number of readers
 and the size of a job (`work_split.py`), never by the data set. The encoder is opened for the first
 item that was really claimed.
 """
@@ -15,41 +15,42 @@ from functools import partial
 from typing import Any, NoReturn
 
 from ...cache.errors import NotComplete, QeditError
-from .batch_size import BatchSize
-from .encoder import Encoder, Encoding, Made, Unfit
-from .read_ahead import Job, ReadAhead, Reading
-from .speed_log import Pace
-from .write_behind import WriteBehind
+from ..stores.row_kinds import RowKind
+from .device_options import BatchSize
+from .encoder import EncodedItem, Encoder, Encoding, Unfit
+from .progress_messages import SpeedLog
+from .read_ahead import Job, QueuedItem, ReadAhead
+from .write_rows import WriteBehind
 
 NAMED = 3  # of what did not fit
 
 
-class Filling:
-    """Jobs become rows.
+class EncodingPipeline:
+    """Reads, encodes and writes the items of jobs.
 
     Args:
-        keep: adds what was made of items of a dataset to its stores; called in one thread, in
-            order. Gives the numbers of rows it added, by kind.
+        write: adds the rows of items of a dataset to its stores; called in one thread, in order.
+            Returns how many rows it added, by kind.
         workers: threads that read.
-        advance: told how many items are done.
+        advance: called with the number of items that are done.
     """
 
     def __init__(
         self,
         encoding: Encoding,
-        keep: Callable[[str, Sequence[Made]], Counter[str]],
+        write: Callable[[str, Sequence[EncodedItem]], Counter[RowKind]],
         *,
         workers: int,
         batch_size: BatchSize,
-        pace: Pace,
+        speed: SpeedLog,
         advance: Callable[[int], None],
     ) -> None:
-        self.added: Counter[str] = Counter()
-        self._encoding, self._keep = encoding, keep
+        self.added: Counter[RowKind] = Counter()
+        self._encoding, self._write_rows = encoding, write
         self._workers, self._batch_size = workers, batch_size
-        self._pace, self._advance = pace, advance
+        self._speed, self._advance = speed, advance
         self._encoder: Encoder | None = None
-        self._made: list[Made] = []
+        self._encoded_items: list[EncodedItem] = []
         self._has_encoded = False
         self._too_large: list[str] = []
 
@@ -63,7 +64,7 @@ class Filling:
         try:
             with (
                 ReadAhead(jobs, self._encoding, workers=self._workers) as ahead,
-                WriteBehind(self._pace) as writer,
+                WriteBehind(self._speed) as writer,
             ):
                 self._run(ahead, writer)
         finally:
@@ -90,48 +91,48 @@ class Filling:
             ahead.top_up(most)
             batch = ahead.take(most)
             ahead.top_up(most + self._workers)  # is read while this batch is encoded
-            self._made += self._made_of(batch)
+            self._encoded_items += self._encoded_batch(batch)
             self._advance(len(batch))
             self._hand_over(ahead, writer, batch[-1])
 
-    def _hand_over(self, ahead: ReadAhead, writer: WriteBehind, latest: Reading) -> None:
-        """Have the writer add what was made, once the job is done.
+    def _hand_over(self, ahead: ReadAhead, writer: WriteBehind, latest: QueuedItem) -> None:
+        """Have the writer add what was encoded, once the job is done.
 
         All of a job is written at once: were it written bit by bit, what a crash leaves of it
         would be cut into other batches by the rerun.
         """
         if not latest.last:
             return
-        made, self._made = self._made, []
-        writer.put(partial(self._write, latest.job, made))
+        encoded, self._encoded_items = self._encoded_items, []
+        writer.put(partial(self._write, latest.job, encoded))
         writer.put(partial(ahead.release, latest.job))
 
-    def _write(self, job: Job, made: Sequence[Made]) -> None:
-        self.added.update(self._keep(job.dataset, made))
+    def _write(self, job: Job, encoded: Sequence[EncodedItem]) -> None:
+        self.added.update(self._write_rows(job.dataset, encoded))
 
-    def _made_of(self, batch: Sequence[Reading]) -> list[Made]:
+    def _encoded_batch(self, batch: Sequence[QueuedItem]) -> list[EncodedItem]:
         """What comes of a batch, the items that could not be read included, in its order."""
-        results: dict[int, Made] = {}
+        results: dict[int, EncodedItem] = {}
         fit: list[tuple[int, Any, Any]] = []
-        for place, reading in enumerate(batch):
+        for place, queued in enumerate(batch):
             try:
-                with self._pace.spent("decode"):
-                    fit.append((place, reading.item, reading.future.result()))
+                with self._speed.spent("decode"):
+                    fit.append((place, queued.item, queued.future.result()))
             except Unfit as unfit:
-                results[place] = self._encoding.rejected(reading.item, unfit)
+                results[place] = self._encoding.rejected(queued.item, unfit)
         if fit:
             places, items, read = zip(*fit, strict=True)
-            with self._pace.spent("encode"):
+            with self._speed.spent("encode"):
                 results |= zip(places, self._encoded(items, read), strict=True)
         return [results[place] for place in range(len(batch))]
 
-    def _encoded(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made]:
+    def _encoded(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
         """Encode these together, or in halves where memory does not suffice.
 
         An item that fails among others is tried again alone before it is given up.
         """
-        made = self._tried(items, read)
-        if made is None:
+        encoded = self._encode(items, read)
+        if encoded is None:
             from ..models.device import release_memory
 
             release_memory()
@@ -144,12 +145,12 @@ class Filling:
                 *self._encoded(items[half:], read[half:]),
             ]
         self._has_encoded = True
-        for place, one in enumerate(made):
+        for place, one in enumerate(encoded):
             if any(one.rejected.values()) and len(items) > 1:
-                made[place : place + 1] = self._encoded([items[place]], [read[place]])
-        return made
+                encoded[place : place + 1] = self._encoded([items[place]], [read[place]])
+        return encoded
 
-    def _tried(self, items: Sequence[Any], read: Sequence[Any]) -> list[Made] | None:
+    def _encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem] | None:
         """None where it does not fit. Nothing may refer to the error while memory is released."""
         encoder = self._opened()
         try:
@@ -161,15 +162,15 @@ class Filling:
                 raise
             return None
 
-    def _left_out(self, item: Any) -> Made:
+    def _left_out(self, item: Any) -> EncodedItem:
         """Go on without an item that does not fit, if any has fitted so far; it stays missing."""
         name = self._encoding.name(item)
         if not self._has_encoded:
             _refuse_too_large([name], device=self._opened().device)
         self._too_large.append(name)
-        return Made()
+        return EncodedItem()
 
-    def _measure_first(self, first: Reading, *, cost: int) -> None:
+    def _measure_first(self, first: QueuedItem, *, cost: int) -> None:
         def once() -> None:
             self._opened().encode([first.item], [first.future.result()])
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from ...cache.files.claims import Task
+from ...cache.files.claims import Task, claimed_work
+from ...cache.store.store_set import StoreSet
+from ..stage import Progress
 from .encoder import Encoding
+from .progress_messages import WaitingNotice
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Job:
 
 
 @dataclass
-class Reading:
+class QueuedItem:
     """An item that is being read, or has been."""
 
     job: Job
@@ -43,7 +46,7 @@ class ReadAhead:
     """
 
     def __init__(self, jobs: Iterator[Job | None], encoding: Encoding, *, workers: int) -> None:
-        self.waiting: deque[Reading] = deque()
+        self.waiting: deque[QueuedItem] = deque()
         self.open: list[Job] = []
         self.ended = False
         self.paused = False
@@ -78,9 +81,9 @@ class ReadAhead:
             else:
                 job, item, last = found
                 future = self._pool.submit(self._encoding.read, item)
-                self.waiting.append(Reading(job, item, last, future))
+                self.waiting.append(QueuedItem(job, item, last, future))
 
-    def take(self, most: int) -> list[Reading]:
+    def take(self, most: int) -> list[QueuedItem]:
         """The next items that may be encoded together: of one job, at most so many."""
         batch = [self.waiting.popleft()]
         while self.waiting and len(batch) < most:
@@ -107,3 +110,27 @@ class ReadAhead:
             self.open.append(job)
             for number, item in enumerate(job.items):
                 yield job, item, number == len(job.items) - 1
+
+
+def claimed_jobs(
+    store_set: StoreSet,
+    parts: Mapping[str, Sequence[Sequence[str]]],
+    *,
+    items_of: Callable[[Sequence[str]], Sequence[object]],
+    still: Callable[[Sequence[str]], list[str]],
+    stage: str,
+    progress: Progress,
+) -> Iterator[Job | None]:
+    """The items of part after part, claimed in `store_set`, none of them another process's.
+
+    For the arguments see `Work`.
+    """
+    for dataset, keys in parts.items():
+        for task in claimed_work(
+            store_set.of(dataset).path,
+            keys,
+            doing=f"qedit {stage}",
+            still=still,
+            waiting=WaitingNotice(progress),
+        ):
+            yield None if task is None else Job(task, dataset, items_of(task.keys))

@@ -6,21 +6,18 @@ of their prefix, so a new caption costs its own few tokens on disk and no second
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from ...cache.store.rejected_rows import RejectedRows
 from ..samples.sample import Picture, Sample
-from ..samples.store_keys import Keys, PairsKeys, distinct
-from ..stores.previewed import only_previewed
 from ..stores.row_kinds import RowKind
 from ..stores.run import Run
 from ..stores.run_stores import RunStores
-from .work_split import cut
+from .wanted_rows import WantedRows, in_shard, lacking
+from .work_split import Shard, cut
 
 PIXELS_A_TOKEN = 28 * 28
 # Only for estimates:
@@ -55,103 +52,73 @@ class ReferenceSet:
         return self.picture_tokens + self.tail_tokens
 
 
-@dataclass(slots=True)
-class Count:
-    """How many rows of each kind."""
-
-    prefixes: int = 0
-    tails: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.prefixes + self.tails
-
-
 @dataclass
-class Wanted:
-    """Everything that the pairs tables want.
+class WantedSets(WantedRows[ReferenceSet]):
+    """The image prefixes and text tails that the pairs tables want; the work is by prefix key.
 
     Attributes:
-        prefixes, tails: by table.
-        work: the reference sets of which anything is missing, by prefix key.
-        barren: those with missing tails whose prefix was rejected: there will be none.
+        without_prefix: sets with missing tails whose prefix was rejected: there will be none.
     """
 
-    prefixes: list[tuple[PairsKeys, Keys]] = field(default_factory=list)
-    tails: list[tuple[PairsKeys, Keys]] = field(default_factory=list)
-    work: dict[str, ReferenceSet] = field(default_factory=dict)
-    barren: dict[str, ReferenceSet] = field(default_factory=dict)
+    without_prefix: dict[str, ReferenceSet] = field(default_factory=dict)
 
-    def count(self) -> Count:
-        """How many rows in all."""
-        return Count(
-            distinct(keys for _, keys in self.prefixes), distinct(keys for _, keys in self.tails)
+    @property
+    def sets(self) -> dict[str, ReferenceSet]:
+        """The reference sets of which any row is missing, by prefix key."""
+        return self.work[RowKind.PREFIXES]
+
+    def missing(self) -> Counter[RowKind]:
+        """Return how many prefixes and how many tails are to be computed."""
+        return Counter(
+            {
+                RowKind.PREFIXES: sum(key not in self.stores.prefixes for key in self.sets),
+                RowKind.TAILS: sum(len(one.tails) for one in self.sets.values()),
+            }
         )
 
+    def unreadable(self, shard: Shard | None = None) -> Counter[RowKind]:
+        """Return how many tails of `shard` follow a prefix that was rejected."""
+        found = in_shard(self.without_prefix, shard)
+        return Counter({RowKind.TAILS: sum(len(one.tails) for one in found.values())})
 
-def find_wanted(run: Run) -> Wanted:
-    """Hold the tables against the stores; only what is missing is read as samples.
+    def pass_on_rejections(self, shard: Shard | None) -> None:
+        """Reject every tail of `shard` whose prefix was rejected, for the same reason.
 
-    Besides what is trained on, that is the whole references of previewed samples.
-    """
-    stores, beside = run.stores, run.captions_beside
-    wanted, samples = Wanted(), list[Sample]()
-    for table in run.every_pairs():
-        prefixes, tails = table.prefixes, table.tails(beside)
-        wanted.prefixes.append((table, prefixes))
-        wanted.tails.append((table, tails))
-        absent = [
-            keys.rows[~store_set.contains_many(keys.keys)]
-            for keys, store_set in ((prefixes, stores.prefixes), (tails, stores.tails))
-        ]
-        samples += table.samples(np.concatenate(absent))
-    for one in only_previewed(run):
-        wanted.prefixes.append((one.table, one.keys(RowKind.PREFIXES, beside)))
-        wanted.tails.append((one.table, one.keys(RowKind.TAILS, beside)))
-        samples.append(one.sample)
-    wanted.work = missing_of(reference_sets(samples, beside), stores)
-    for key in wanted.work.keys() & stores.prefixes.rejected().keys():
-        wanted.barren[key] = wanted.work.pop(key)
+        If that was accepted of the prefix, it is of the tails: an edited caption asks nobody
+        again.
+        """
+        rejected = self.stores.prefixes.rejected()
+        for key, one in in_shard(self.without_prefix, shard).items():
+            row = rejected[key].read(key) if key in rejected else None
+            if row is None:
+                continue  # forgotten since: it is encoded again
+            beside = RejectedRows(self.stores.tails.of(one.sample.dataset).path)
+            for tail in one.tails:
+                beside.add(replace(row, key=tail))
+
+    def count_bytes(self, *, channels: int) -> dict[Path, int]:
+        """Return about how many bytes the missing rows take, by store."""
+        stores = self.stores
+        sizes: dict[Path, int] = defaultdict(int)
+        for key, one in self.sets.items():
+            dataset = one.sample.dataset
+            if key not in stores.prefixes:
+                sizes[stores.prefixes.of(dataset).path] += 2 * channels * one.picture_tokens
+            sizes[stores.tails.of(dataset).path] += 2 * channels * one.tail_tokens
+        return sizes
+
+
+def find_sets(run: Run) -> WantedSets:
+    """Return the reference sets of which rows are missing, those of previews included."""
+    wanted, samples = WantedSets(run.stores), list[Sample]()
+    for (prefixes, tails), found in lacking(run, RowKind.PREFIXES, RowKind.TAILS):
+        wanted.keys += [prefixes, replace(tails, deciding=prefixes.keys)]
+        samples += found
+    sets = missing_of(reference_sets(samples, run.captions_beside), run.stores)
+    for key in sets.keys() & run.stores.prefixes.rejected().keys():
+        wanted.without_prefix[key] = sets.pop(key)
+    wanted.work[RowKind.PREFIXES] = sets
     return wanted
-
-
-def pass_on_rejections(barren: Mapping[str, ReferenceSet], stores: RunStores) -> None:
-    """Remember of every tail whose prefix was rejected that it is too, for the same reason.
-
-    If that was accepted of the prefix, it is of the tails: an edited caption asks nobody again.
-
-    Args:
-        barren: sets with missing tails, as in `Wanted`.
-    """
-    rejected = stores.prefixes.rejected()
-    for key, one in barren.items():
-        row = rejected[key].read(key) if key in rejected else None
-        if row is None:
-            continue  # forgotten since: it is tried again
-        beside = RejectedRows(stores.tails.of(one.sample.dataset).path)
-        for tail in one.tails:
-            beside.add(replace(row, key=tail))
-
-
-def missing_rows(work: Mapping[str, ReferenceSet], stores: RunStores) -> Count:
-    """How many rows of `work` are to be computed."""
-    return Count(
-        sum(key not in stores.prefixes for key in work),
-        sum(len(one.tails) for one in work.values()),
-    )
-
-
-def bytes_of(
-    stores: RunStores, work: Mapping[str, ReferenceSet], *, channels: int
-) -> dict[Path, int]:
-    """About how many bytes the missing rows take, by store."""
-    sizes: dict[Path, int] = defaultdict(int)
-    for key, one in work.items():
-        dataset = one.sample.dataset
-        if key not in stores.prefixes:
-            sizes[stores.prefixes.of(dataset).path] += 2 * channels * one.picture_tokens
-        sizes[stores.tails.of(dataset).path] += 2 * channels * one.tail_tokens
-    return sizes
 
 
 def reference_sets(samples: Iterable[Sample], beside: Iterable[str]) -> dict[str, ReferenceSet]:
@@ -202,16 +169,15 @@ def _cut(keys: Sequence[str], sets: Mapping[str, ReferenceSet]) -> Iterator[list
 def still_missing(
     stores: RunStores, sets: Mapping[str, ReferenceSet], keys: Sequence[str]
 ) -> list[str]:
-    """Those of `keys` of which any row is missing, as it is now."""
+    """Return those of `keys` of which any row is missing, as it is now."""
     no_prefix: Collection[str] = set(stores.prefixes.missing(keys))
     names = [name for key in keys for name in sets[key].tails]
-    no_tail: Collection[str] = set(stores.tails.missing(names))
-    barren = stores.prefixes.rejected()
-    no_tail -= stores.tails.rejected().keys()
+    no_tail = set(stores.tails.missing(names)) - stores.tails.rejected().keys()
+    unreadable = stores.prefixes.rejected()
     return [
         key
         for key in keys
-        if key not in barren and (key in no_prefix or not no_tail.isdisjoint(sets[key].tails))
+        if key not in unreadable and (key in no_prefix or not no_tail.isdisjoint(sets[key].tails))
     ]
 
 

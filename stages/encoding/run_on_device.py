@@ -1,4 +1,4 @@
-"""A stage's missing rows, on one device: claimed, encoded, written, and told about."""
+"""A stage's missing rows on one device: claimed, encoded, written and reported."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from dataclasses import dataclass, field
 
 from ...cache.store.store_set import StoreSet
 from ..stage import Progress
-from .batch_size import BatchSize
-from .device_options import Ways
+from ..stores.row_kinds import RowKind
+from .device_options import BatchSize, DeviceOptions
 from .encoder import Encoding
-from .pipeline import Filling
-from .sharing_messages import saying_what_is_kept
-from .speed_log import Pace
-from .write_rows import Keeping, claimed_jobs
-
-REJECTED = "rejected"
-FOR_THE_NEXT = "shown"  # rows that the next stage takes, and that go when the command ends
+from .pipeline import EncodingPipeline
+from .progress_messages import SpeedLog, saying_what_is_kept
+from .read_ahead import claimed_jobs
+from .write_rows import RowWriter
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be made.
+    """What one encoder is to do.
 
     Attributes:
         stage, unit, rows: the command, what it encodes, and what becomes of that, for people.
@@ -41,40 +38,40 @@ class Work:
     parts: Mapping[str, Sequence[Sequence[str]]]
     items_of: Callable[[Sequence[str]], Sequence[object]]
     claimed_in: StoreSet
-    store_sets: Mapping[str, StoreSet]
+    store_sets: Mapping[RowKind, StoreSet]
     still: Callable[[Sequence[str]], list[str]]
     encoding: Encoding
     batch_size: BatchSize
 
 
 @dataclass
-class Filled:
-    """What one process, or several together, did: rows by kind, and where the time went."""
+class Totals:
+    """The rows that were added, by kind, and the seconds that each part of the work took."""
 
-    rows: Counter[str] = field(default_factory=Counter)
+    rows: Counter[RowKind] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, other: Filled) -> None:
-        """Take in what another one did."""
+    def add(self, other: Totals) -> None:
+        """Add the totals of another device or another encoder."""
         self.rows.update(other.rows)
         for part, seconds in other.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
-def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
-    """Make the rows of `work` that nobody else makes, until none is missing."""
-    keeping, pace = Keeping(work.store_sets), Pace(progress)
-    with progress.bar(work.count, work.stage, unit=work.unit) as advance, keeping.adding():
-        filling = Filling(
+def encode_missing(work: Work, progress: Progress, options: DeviceOptions) -> Totals:
+    """Encode the rows of `work` that no other process encodes, until none is missing."""
+    writer, speed = RowWriter(work.store_sets), SpeedLog(progress)
+    with progress.bar(work.count, work.stage, unit=work.unit) as advance, writer.adding():
+        pipeline = EncodingPipeline(
             work.encoding,
-            keeping.keep,
-            workers=ways.readers,
+            writer.write,
+            workers=options.readers,
             batch_size=work.batch_size,
-            pace=pace,
+            speed=speed,
             advance=advance,
         )
-        with saying_what_is_kept(progress, lambda: _made(filling.added), work.rows):
-            filling.run(
+        with saying_what_is_kept(progress, lambda: _kept(pipeline.added), work.rows):
+            pipeline.run(
                 claimed_jobs(
                     work.claimed_in,
                     work.parts,
@@ -84,8 +81,8 @@ def fill(work: Work, progress: Progress, ways: Ways) -> Filled:
                     progress=progress,
                 )
             )
-    return Filled(filling.added, pace.seconds)
+    return Totals(pipeline.added, speed.seconds)
 
 
-def _made(added: Counter[str]) -> int:
-    return added.total() - added[REJECTED] - added[FOR_THE_NEXT]
+def _kept(added: Counter[RowKind]) -> int:
+    return added.total() - added[RowKind.PICTURES]

@@ -21,17 +21,16 @@ from ...cache.errors import Damaged, NotComplete
 from ...cache.files.atomic import LEFTOVER, make_folder, remove, sweep, unique_name
 from ...cache.files.fingerprint import key_of
 from ...cache.format.grid import SHARD_LENGTH
-from ...cache.format.part import Layout
 from ...cache.store.store_set import StoreSet
 from ..samples.sample import Picture
 from ..stores.recipes import PICTURES
+from ..stores.row_kinds import RowKind
 
 FOLDER = "spool"
 MOST_BYTES = 8 << 30
 SHARE_OF_DISK = 0.25
 # Sides are multiples of 32 pixels: a token is as many bytes, two by two, as 32 x 32 pixels have.
 PAIRS_OF_BYTES = 32 * 32 * 3 // 2
-LAYOUT = Layout("pictures", ("token", "channel"), ragged=True)
 
 
 @contextmanager
@@ -64,7 +63,9 @@ class Spool:
         spared_bytes: int = 0,
     ) -> None:
         self.store_set = StoreSet(
-            dict.fromkeys(datasets, folder), {"rows": "pictures", "pictures": PICTURES}, LAYOUT
+            dict.fromkeys(datasets, folder),
+            {"rows": RowKind.PICTURES.value, "pictures": PICTURES},
+            RowKind.PICTURES.layout,
         )
         make_folder(folder)
         free = max(0, shutil.disk_usage(folder).free - spared_bytes)

@@ -1,33 +1,35 @@
-"""Where rows go: into the stores of their dataset, and what became of none beside them."""
+"""Rows go into the stores of their dataset, and rejections beside them, in a thread of its own."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
-from ...cache.files.claims import claimed_work
-from ...cache.store.rejected_rows import RejectedRow, RejectedRows
+from ...cache.store.rejected_rows import RejectedRows
 from ...cache.store.store import Store
 from ...cache.store.store_set import StoreSet
-from ..stage import Progress
+from ..stores.row_kinds import RowKind
 from ..stores.run_stores import add_missing
-from .encoder import Made
-from .read_ahead import Job
-from .sharing_messages import Waiting
+from .encoder import EncodedItem
+from .progress_messages import SpeedLog
+
+MOST_WAITING = 2  # one is being written, one waits
 
 
-class Keeping:
-    """Adds what was made to sets of stores of several kinds; they are nobody else's objects.
+class RowWriter:
+    """Adds encoded rows to sets of stores of several kinds.
 
-    The thread that writes has stores of its own: those that work is claimed by are looked at
-    at the same time.
+    It opens the stores once more, for the thread that writes: another one looks at the stores
+    that work is claimed in at the same time.
     """
 
-    def __init__(self, store_sets: Mapping[str, StoreSet]) -> None:
+    def __init__(self, store_sets: Mapping[RowKind, StoreSet]) -> None:
         self._store_sets = {kind: store_set.reopened() for kind, store_set in store_sets.items()}
         self._rejected: dict[Path, RejectedRows] = {}
 
@@ -40,32 +42,27 @@ class Keeping:
                     stack.enter_context(store.adding())
             yield
 
-    def keep(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
-        """Add all rows of `made`, as few parts; how many of each kind were added.
+    def write(self, dataset: str, encoded: Sequence[EncodedItem]) -> Counter[RowKind]:
+        """Add all rows of `encoded` as few parts; return how many of each kind were added.
 
         Rejections are remembered first: a row that was rejected is never thought missing.
         """
-        added: Counter[str] = Counter()
+        added = Counter[RowKind]()
         for kind, store_set in self._store_sets.items():
-            for row in _rejected(made, kind):
+            for row in (row for one in encoded for row in one.rejected.get(kind, [])):
                 path = store_set.of(row.dataset).path
                 self._rejected.setdefault(path, RejectedRows(path)).add(row)
-                added["rejected"] += 1
-            for store, rows in _parts(made, kind, store_set=store_set, dataset=dataset):
+            for store, rows in _parts(encoded, kind, store_set=store_set, dataset=dataset):
                 added[kind] += add_missing(store, rows)
         return added
 
 
-def _rejected(made: Sequence[Made], kind: str) -> list[RejectedRow]:
-    return [row for one in made for row in one.rejected.get(kind, [])]
-
-
 def _parts(
-    made: Sequence[Made], kind: str, *, store_set: StoreSet, dataset: str
+    encoded: Sequence[EncodedItem], kind: RowKind, *, store_set: StoreSet, dataset: str
 ) -> Iterator[tuple[Store, dict[str, np.ndarray]]]:
-    """Rows of one kind that can lie in one part: of one store, and of one shape if need be."""
+    """Yield the rows of one kind by part: of one store, and of one shape if need be."""
     parts: dict[tuple[Store, tuple[int, ...]], dict[str, np.ndarray]] = {}
-    for one in made:
+    for one in encoded:
         for key, row in one.rows.get(kind, {}).items():
             store = store_set.of(one.datasets.get(key, dataset))
             shape = () if store.layout.ragged else row.shape
@@ -74,25 +71,38 @@ def _parts(
         yield store, rows
 
 
-def claimed_jobs(
-    store_set: StoreSet,
-    parts: Mapping[str, Sequence[Sequence[str]]],
-    *,
-    items_of: Callable[[Sequence[str]], Sequence[object]],
-    still: Callable[[Sequence[str]], list[str]],
-    stage: str,
-    progress: Progress,
-) -> Iterator[Job | None]:
-    """The items of part after part, claimed in `store_set`, none of them another process's.
+class WriteBehind:
+    """Runs jobs one after the other in a thread; leaving the block waits for all of them."""
 
-    For the arguments see `Work`.
-    """
-    for dataset, keys in parts.items():
-        for task in claimed_work(
-            store_set.of(dataset).path,
-            keys,
-            doing=f"qedit {stage}",
-            still=still,
-            waiting=Waiting(progress),
-        ):
-            yield None if task is None else Job(task, dataset, items_of(task.keys))
+    def __init__(self, speed: SpeedLog) -> None:
+        self._speed = speed
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> WriteBehind:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write-behind")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True)
+        if error is None:
+            self.finish()
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Hand over a job; waits while two are at hand. Raises what an earlier job raised."""
+        while len(self._waiting) >= MOST_WAITING:
+            self._take()
+        self._waiting.append(self._pool.submit(job))
+
+    def finish(self) -> None:
+        """Wait until everything is done."""
+        while self._waiting:
+            self._take()
+
+    def _take(self) -> None:
+        with self._speed.spent("write"):
+            self._waiting.popleft().result()

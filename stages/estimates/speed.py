@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,57 +15,38 @@ RATES = "rates.json"
 SHORTEST_SECONDS = 5.0  # what took less is no measure of what takes long
 
 
-def remember_rate(
-    configuration: Configuration,
-    store_set: StoreSet,
-    *,
-    devices: str,
-    count_bytes: int,
-    seconds: float,
-) -> None:
-    """Store how many bytes of rows were made a second, for this recipe and these devices."""
-    if seconds < SHORTEST_SECONDS or count_bytes <= 0:
-        return
-    path = _path(configuration)
-    write_json(path, _rates(path) | {_name(store_set, devices): count_bytes / seconds})
+@dataclass(frozen=True)
+class Rate:
+    """How many bytes of rows a second a stage computes, for one recipe and these devices."""
 
+    configuration: Configuration
+    store_set: StoreSet
+    devices: str
 
-def about_seconds(
-    configuration: Configuration, store_set: StoreSet, *, devices: str, count_bytes: int
-) -> float | None:
-    """Return how many seconds so many bytes of rows will take; None where no rate is known."""
-    rate = _rates(_path(configuration)).get(_name(store_set, devices))
-    return count_bytes / rate if isinstance(rate, int | float) and rate > 0 else None
+    def remember(self, *, count_bytes: int, seconds: float) -> None:
+        """Write the rate of a run that took long enough to be a measure."""
+        if seconds >= SHORTEST_SECONDS and count_bytes > 0:
+            write_json(self._path, _rates(self._path) | {self._name: count_bytes / seconds})
 
+    def foreseen(self, *, missing: int, count_bytes: int) -> dict[str, Any]:
+        """Return rows missing and their bytes, and the seconds they take if a rate is known."""
+        facts: dict[str, Any] = {"missing": missing, "bytes": count_bytes}
+        rate = _rates(self._path).get(self._name)
+        if missing and isinstance(rate, int | float) and rate > 0:
+            facts["about_seconds"] = count_bytes / rate
+        return facts
 
-def foreseen(
-    configuration: Configuration,
-    store_set: StoreSet,
-    *,
-    devices: str,
-    missing: int,
-    count_bytes: int,
-) -> dict[str, Any]:
-    """Return the facts of a dry run: rows missing, their bytes, and seconds if a rate is known."""
-    seconds = about_seconds(configuration, store_set, devices=devices, count_bytes=count_bytes)
-    said: Mapping[str, Any] = {} if seconds is None or not missing else {"about_seconds": seconds}
-    return {
-        "missing": missing,
-        "bytes": count_bytes,
-        **said,
-    }
+    @property
+    def _name(self) -> str:
+        return f"{self.store_set.stores()[0].fingerprint} on {self.devices}"
 
-
-def _name(store_set: StoreSet, devices: str) -> str:
-    return f"{store_set.stores()[0].fingerprint} on {devices}"
-
-
-def _path(configuration: Configuration) -> Path:
-    return Path(configuration.settings.cache_dir) / RATES
+    @property
+    def _path(self) -> Path:
+        return Path(self.configuration.settings.cache_dir) / RATES
 
 
 def _rates(path: Path) -> dict[str, Any]:
-    """Return the stored rates; nothing if the file is not ours."""
+    """What is remembered; nothing if the file is not ours."""
     try:
         said = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

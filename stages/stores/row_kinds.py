@@ -16,6 +16,7 @@ from ..samples.store_keys import Keys, PairsKeys
 
 WEIGHTS = Layout("weights", ("sample", "channel", "height", "width"), ragged=False)
 MODULATION = Layout("modulation", ("timestep", "layer", "channel"), ragged=False)
+PICTURES = Layout("pictures", ("token", "channel"), ragged=True)
 
 
 class RowKind(Enum):
@@ -27,6 +28,7 @@ class RowKind(Enum):
     TAILS = "text tail"
     MODULATION = "modulation"
     QUANTIZED = "quantised base"
+    PICTURES = "pictures"  # of a spool: they go when the command ends
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> RowKind:
@@ -88,6 +90,7 @@ _LAYOUTS = {
     RowKind.LATENTS: LATENTS,
     RowKind.WEIGHTS: WEIGHTS,
     RowKind.MODULATION: MODULATION,
+    RowKind.PICTURES: PICTURES,
 }
 
 

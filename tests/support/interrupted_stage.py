@@ -16,8 +16,8 @@ SLOW_SECONDS = 60.0
 
 def slow_down(after: int, marker: Path, *, writes: bool) -> None:
     """From the `after`-th encoding (or part written) on, take minutes; `marker` says so."""
-    where: Any = Store if writes else pipeline.Filling
-    name = "add" if writes else "_tried"
+    where: Any = Store if writes else pipeline.EncodingPipeline
+    name = "add" if writes else "_encode"
     really, count = getattr(where, name), 0
 
     def slowly(*args: Any, **options: Any) -> Any:

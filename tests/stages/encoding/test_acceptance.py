@@ -22,11 +22,12 @@ from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.cache_vae.wanted_pictures import find_pictures
 from qedit.stages.encoding.acceptance import Rejections
-from qedit.stages.encoding.encoder import Made
-from qedit.stages.encoding.reference_sets import find_wanted
+from qedit.stages.encoding.encoder import EncodedItem
+from qedit.stages.encoding.reference_sets import find_sets
 from qedit.stages.encoding.work_split import Shard
-from qedit.stages.encoding.write_rows import Keeping
+from qedit.stages.encoding.write_rows import RowWriter
 from qedit.stages.samples.store_keys import Keys, PairsKeys
+from qedit.stages.stores.row_kinds import RowKind
 from qedit.stages.stores.run import Run
 
 
@@ -142,7 +143,9 @@ def test_many_rejections_are_remembered_without_looking_through_all_of_them(
     assert all(read.accepted for row in rows if (read := place.read(row.key)))
     assert swept.total() == 1
     store_set = StoreSet({"a": tmp_path}, {"rows": "made up"}, EMBEDS)
-    Keeping({"latents": store_set}).keep("a", [Made(rejected={"latents": [row]}) for row in rows])
+    RowWriter({RowKind.LATENTS: store_set}).write(
+        "a", [EncodedItem(rejected={RowKind.LATENTS: [row]}) for row in rows]
+    )
     assert swept.total() == 2
 
 
@@ -167,11 +170,11 @@ def _reject_everything(stage: str) -> list[set[str]]:
     shares: list[set[str]] = [set(), set()]
     rows: list[tuple[Path, str]] = []
     if stage == "cache-vae":
-        for key, picture in find_pictures(run).latents.items():
+        for key, picture in find_pictures(run).work[RowKind.LATENTS].items():
             shares[int(key[:8], 16) % 2].add(key)
             rows.append((stores.latents.of(picture.dataset).path, key))
     else:  # a set of references is one piece of work, with all captions after it
-        for key, one in find_wanted(run).work.items():
+        for key, one in find_sets(run).sets.items():
             shares[int(key[:8], 16) % 2] |= {key, *one.tails}
             rows.append((stores.prefixes.of("edited").path, key))
             rows += ((stores.tails.of("edited").path, tail) for tail in one.tails)
@@ -210,9 +213,9 @@ def test_tails_of_a_previewed_sample_are_in_the_share_of_its_own_prefix(tmp_path
     RejectedRows(store_set.of("a").path).add(RejectedRow(f"{one}b", "s", "a", "b.png", "nan", ""))
     for share, own in ((Shard(1, 2), set[str]()), (Shard(2, 2), {f"{one}b"})):
         rejections = Rejections(share)
-        rejections.look(store_set, PairsKeys(tmp_path), tails, prefixes=prefixes)
+        rejections.look(RowKind.TAILS, store_set, PairsKeys(tmp_path), tails, deciding=prefixes)
         assert rejections.places.keys() == own
-        assert rejections.others == {f"{one}b"} - own
+        assert rejections.other_shards.keys() == {f"{one}b"} - own
 
 
 def test_what_another_process_tries_again_meanwhile_is_rejected_no_more(tmp_path: Path) -> None:
@@ -222,7 +225,7 @@ def test_what_another_process_tries_again_meanwhile_is_rejected_no_more(tmp_path
     for key in ("00", "01"):
         place.add(RejectedRow(key, "s", "a", "b.png", "nan", ""))
     keys = Keys(pa.array(["00", "01"]), np.array([0, 1]))
-    rejections.look(store_set, PairsKeys(tmp_path), keys)
+    rejections.look(RowKind.TAILS, store_set, PairsKeys(tmp_path), keys)
     place.forget(["00"])
     rejections.settle(stage="s", on_reject="skip", max_rejected=0)
     assert place.all_keys() == {"01"}

@@ -17,13 +17,13 @@ from small_run import loaded, make_run
 
 from qedit.cache.errors import QeditError
 from qedit.config.loading import Configuration
-from qedit.stages.encoding.device_options import Ways
+from qedit.stages.encoding.device_options import DeviceOptions
 from qedit.stages.encoding.devices import on_each_device
-from qedit.stages.encoding.run_on_device import Filled
-from qedit.stages.encoding.sharing_messages import saying_what_is_kept
+from qedit.stages.encoding.progress_messages import saying_what_is_kept
+from qedit.stages.encoding.run_on_device import Totals
 from qedit.stages.stage import Progress
 
-TWO = Ways(devices=("cpu", "cpu"))
+TWO = DeviceOptions(devices=("cpu", "cpu"))
 LINES = 20_000  # more than a pipe holds
 
 pytestmark = pytest.mark.full
@@ -35,14 +35,14 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configurat
     return loaded()
 
 
-def talk(configuration: Any, progress: Progress, ways: Ways) -> Filled:
+def talk(configuration: Any, progress: Progress, options: DeviceOptions) -> Totals:
     """A worker that never stops talking."""
     for number in range(LINES):
         progress.say(f"line {number}")
-    return Filled()
+    return Totals()
 
 
-def work_slowly(configuration: Any, progress: Progress, ways: Ways) -> Filled:
+def work_slowly(configuration: Any, progress: Progress, options: DeviceOptions) -> Totals:
     """A worker that takes a moment to put away what it has at hand."""
     with saying_what_is_kept(progress, lambda: 3, "rows"):
         progress.say(str(os.getpid()))
@@ -50,7 +50,7 @@ def work_slowly(configuration: Any, progress: Progress, ways: Ways) -> Filled:
             time.sleep(100)
         finally:
             time.sleep(0.5)
-    return Filled()
+    return Totals()
 
 
 class _Pressed:
@@ -60,9 +60,9 @@ class _Pressed:
         return signal.raise_signal, (signal.SIGINT,)  # type: ignore[return-value]
 
 
-def idle(pressed: None, configuration: Any, progress: Progress, ways: Ways) -> Filled:
+def idle(pressed: None, configuration: Any, progress: Progress, options: DeviceOptions) -> Totals:
     time.sleep(100)
-    return Filled()
+    return Totals()
 
 
 def test_workers_do_not_wait_for_one_who_hears_no_more(configuration: Configuration) -> None:
@@ -103,6 +103,6 @@ def test_ctrl_c_lets_workers_put_away_and_say_what_is_kept(configuration: Config
 def test_ctrl_c_before_a_worker_has_begun_ends_it_without_a_word(
     configuration: Configuration, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(QeditError, match="ended without a word"):
+    with pytest.raises(QeditError, match="ended without an error message"):
         on_each_device(TWO, partial(idle, _Pressed()), configuration, Quiet())
     assert capfd.readouterr().err == ""

@@ -20,12 +20,13 @@ from qedit.cache.errors import NotComplete, QeditError
 from qedit.cache.files.claims import Task, claimed_work, claims_in
 from qedit.cache.store.rejected_rows import RejectedRow
 from qedit.cache.store.store import EMBEDS, Store
-from qedit.stages.encoding.batch_size import BatchSize
-from qedit.stages.encoding.encoder import Made, Unfit
-from qedit.stages.encoding.pipeline import Filling
+from qedit.stages.encoding.device_options import BatchSize
+from qedit.stages.encoding.encoder import EncodedItem, Unfit
+from qedit.stages.encoding.pipeline import EncodingPipeline
+from qedit.stages.encoding.progress_messages import SpeedLog
 from qedit.stages.encoding.read_ahead import Job
-from qedit.stages.encoding.speed_log import Pace
 from qedit.stages.models import device as device_module
+from qedit.stages.stores.row_kinds import RowKind
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 KEYS = [f"{number:032x}" for number in range(40)]
@@ -84,8 +85,10 @@ class MadeUp:
     def together(self, one: str, other: str) -> bool:
         return True
 
-    def rejected(self, item: str, unfit: Unfit) -> Made:
-        return Made(rejected={"rows": [RejectedRow(item, "s", "d", item, unfit.reason, "")]})
+    def rejected(self, item: str, unfit: Unfit) -> EncodedItem:
+        return EncodedItem(
+            rejected={RowKind.TAILS: [RejectedRow(item, "s", "d", item, unfit.reason, "")]}
+        )
 
     def name(self, item: str) -> str:
         return f"item {item}"
@@ -94,7 +97,7 @@ class MadeUp:
         self.opened += 1
         return self
 
-    def encode(self, items: Sequence[str], read: Sequence[str]) -> list[Made]:
+    def encode(self, items: Sequence[str], read: Sequence[str]) -> list[EncodedItem]:
         self.batches.append(list(items))
         if len(items) > self.fits or self.large.intersection(items):
             raise torch.OutOfMemoryError("made up")
@@ -102,10 +105,10 @@ class MadeUp:
             self.in_memory -= len(items)
         return [self._made(item, alone=len(items) == 1) for item in items]
 
-    def _made(self, item: str, *, alone: bool) -> Made:
+    def _made(self, item: str, *, alone: bool) -> EncodedItem:
         if item in self.spoilt or (item in self.contagious and not alone):
             return self.rejected(item, Unfit("nan", ""))
-        return Made(rows={"rows": {item: row_of(item)}})
+        return EncodedItem(rows={RowKind.TAILS: {item: row_of(item)}})
 
 
 class Kept:
@@ -116,12 +119,12 @@ class Kept:
         self.rejected: list[str] = []
         self.writing: Callable[[], None] = lambda: None
 
-    def __call__(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
+    def __call__(self, dataset: str, made: Sequence[EncodedItem]) -> Counter[RowKind]:
         self.writing()
         for one in made:
-            self.rows |= one.rows.get("rows", {})
-            self.rejected += [row.key for row in one.rejected.get("rows", [])]
-        return Counter({"rows": sum(len(one.rows.get("rows", {})) for one in made)})
+            self.rows |= one.rows.get(RowKind.TAILS, {})
+            self.rejected += [row.key for row in one.rejected.get(RowKind.TAILS, [])]
+        return Counter({RowKind.TAILS: sum(len(one.rows.get(RowKind.TAILS, {})) for one in made)})
 
 
 def jobs_in(folder: Path, keys: Sequence[str] = KEYS, *, size: int = 8) -> Iterator[Job | None]:
@@ -141,13 +144,13 @@ def jobs_in(folder: Path, keys: Sequence[str] = KEYS, *, size: int = 8) -> Itera
 
 def fill(
     folder: Path, made_up: MadeUp, kept: Kept, *, asked: int | None = 4, workers: int = 2
-) -> Filling:
-    filling = Filling(
+) -> EncodingPipeline:
+    filling = EncodingPipeline(
         made_up,
         kept,
         workers=workers,
         batch_size=BatchSize(asked, most=4, budget=40),
-        pace=Pace(Quiet()),
+        speed=SpeedLog(Quiet()),
         advance=lambda count: None,
     )
     filling.run(jobs_in(folder))
@@ -171,7 +174,7 @@ def test_batches_follow_from_the_keys_alone(tmp_path: Path) -> None:
     assert first.batches == again.batches
     assert first.batches == [KEYS[start : start + 4] for start in range(0, 40, 4)]
     assert_all_there(kept)
-    assert filling.added["rows"] == 40
+    assert filling.added[RowKind.TAILS] == 40
     assert claims_in(Store(tmp_path / "one", {"rows": "made up"}, EMBEDS).path) == []
 
 
@@ -216,8 +219,8 @@ def test_an_encoder_that_does_not_fit_is_told(tmp_path: Path) -> None:
 
 
 def test_the_next_batch_is_read_while_one_is_encoded(tmp_path: Path) -> None:
-    class Waiting(MadeUp):
-        def encode(self, items: Sequence[str], read: Sequence[str]) -> list[Made]:
+    class WaitingNotice(MadeUp):
+        def encode(self, items: Sequence[str], read: Sequence[str]) -> list[EncodedItem]:
             wanted = min(len(KEYS), 4 * (len(self.batches) + 2))
             until = time.monotonic() + 10
             while self.has_read < wanted and time.monotonic() < until:
@@ -226,7 +229,7 @@ def test_the_next_batch_is_read_while_one_is_encoded(tmp_path: Path) -> None:
             return super().encode(items, read)
 
     kept = Kept()
-    fill(tmp_path, Waiting(), kept, workers=1)
+    fill(tmp_path, WaitingNotice(), kept, workers=1)
     assert_all_there(kept)
 
 
@@ -264,12 +267,12 @@ def test_peak_memory_is_that_of_a_quarter_of_the_data(tmp_path: Path) -> None:
         before = resident_bytes("VmRSS")
         store = Store(tmp_path / name, {"rows": "made up"}, EMBEDS)
         with store.adding():
-            filling = Filling(
+            filling = EncodingPipeline(
                 Large(),
                 Adding(store),
                 workers=2,
                 batch_size=BatchSize(4, most=4, budget=1),
-                pace=Pace(Quiet()),
+                speed=SpeedLog(Quiet()),
                 advance=lambda done: None,
             )
             filling.run(jobs_in(tmp_path / name, keys[:count], size=16))
@@ -284,9 +287,12 @@ class Large(MadeUp):
     def read(self, item: str) -> np.ndarray:
         return np.full(1 << 20, int(item, 16) % 251, np.uint8)
 
-    def encode(self, items: Sequence[str], read: Sequence[Any]) -> list[Made]:
+    def encode(self, items: Sequence[str], read: Sequence[Any]) -> list[EncodedItem]:
         halves = (one[: len(one) // 2].view(np.uint16).reshape(-1, 1024).copy() for one in read)
-        return [Made(rows={"rows": {item: row}}) for item, row in zip(items, halves, strict=True)]
+        return [
+            EncodedItem(rows={RowKind.TAILS: {item: row}})
+            for item, row in zip(items, halves, strict=True)
+        ]
 
 
 class Adding:
@@ -295,10 +301,10 @@ class Adding:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def __call__(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
-        rows = {key: row for one in made for key, row in one.rows["rows"].items()}
+    def __call__(self, dataset: str, made: Sequence[EncodedItem]) -> Counter[RowKind]:
+        rows = {key: row for one in made for key, row in one.rows[RowKind.TAILS].items()}
         self._store.add(list(rows), list(rows.values()))
-        return Counter({"rows": len(rows)})
+        return Counter({RowKind.TAILS: len(rows)})
 
 
 def resident_bytes(kind: str) -> int:
@@ -321,12 +327,12 @@ def test_an_error_in_writing_ends_the_run_and_releases_the_claims(tmp_path: Path
 
 def test_no_encoder_is_opened_where_nothing_is_left(tmp_path: Path) -> None:
     made_up = MadeUp()
-    filling = Filling(
+    filling = EncodingPipeline(
         made_up,
         Kept(),
         workers=1,
         batch_size=BatchSize(1, most=1, budget=1),
-        pace=Pace(Quiet()),
+        speed=SpeedLog(Quiet()),
         advance=lambda count: None,
     )
     filling.run(iter([None, None]))
@@ -353,17 +359,17 @@ def test_own_work_is_released_before_others_is_waited_for(tmp_path: Path) -> Non
             store.path, [KEYS[:8]], doing="a test", still=still, waiting=others_end
         )
     )
-    filling = Filling(
+    filling = EncodingPipeline(
         MadeUp(),
         kept,
         workers=1,
         batch_size=BatchSize(2, most=2, budget=1),
-        pace=Pace(Quiet()),
+        speed=SpeedLog(Quiet()),
         advance=lambda count: None,
     )
     filling.run(jobs)
     assert kept.rows.keys() == set(KEYS[:8])
-    assert filling.added["rows"] == 4
+    assert filling.added[RowKind.TAILS] == 4
 
 
 def _claim(store: Store, keys: Sequence[str]) -> Task:
@@ -394,13 +400,13 @@ def test_the_bottleneck_is_where_the_time_went(tmp_path: Path) -> None:
             made_up.reading = lambda: time.sleep(0.01)
         if slow == "write":
             kept.writing = lambda: time.sleep(0.05)
-        pace = Pace(Quiet())
-        filling = Filling(
+        pace = SpeedLog(Quiet())
+        filling = EncodingPipeline(
             Slow(made_up) if slow == "encode" else made_up,
             kept,
             workers=1,
             batch_size=BatchSize(4, most=4, budget=1),
-            pace=pace,
+            speed=pace,
             advance=lambda count: None,
         )
         filling.run(jobs_in(tmp_path / slow))
@@ -420,7 +426,7 @@ class Slow:
     def open(self) -> Slow:
         return self
 
-    def encode(self, items: Sequence[str], read: Sequence[str]) -> list[Made]:
+    def encode(self, items: Sequence[str], read: Sequence[str]) -> list[EncodedItem]:
         time.sleep(0.02)
         return self._made_up.encode(items, read)
 
@@ -429,7 +435,7 @@ def test_a_job_is_written_at_once(tmp_path: Path) -> None:
     sizes: list[int] = []
 
     class Counting(Kept):
-        def __call__(self, dataset: str, made: Sequence[Made]) -> Counter[str]:
+        def __call__(self, dataset: str, made: Sequence[EncodedItem]) -> Counter[RowKind]:
             sizes.append(len(made))
             return super().__call__(dataset, made)
 

@@ -14,7 +14,7 @@ from small_run import SIZES, draw, make_run, said, with_files
 from qedit.cache.store.store import Store
 from qedit.stages.cache_embeds.encoding import OnDevice
 from qedit.stages.encoding import work_split
-from qedit.stages.encoding.sharing_messages import saying_what_is_kept
+from qedit.stages.encoding.progress_messages import saying_what_is_kept
 from qedit.stages.models.vae import LatentEncoder
 
 

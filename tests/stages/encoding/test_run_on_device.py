@@ -21,7 +21,7 @@ from small_run import enter_copy, loaded, said, with_files
 
 from qedit.stages.cache_embeds import encoding as embeds_encoding
 from qedit.stages.encoding import open_pictures
-from qedit.stages.encoding.reference_sets import ReferenceSet, find_wanted
+from qedit.stages.encoding.reference_sets import ReferenceSet, find_sets
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.text.prompt import PromptEncoder
 from qedit.stages.models.vae import LatentEncoder
@@ -106,7 +106,7 @@ def test_stages_of_their_own_decode_what_they_need(here: Path, decodes: Counter[
 def test_a_reference_that_sets_share_is_decoded_once(here: Path, decodes: Counter[str]) -> None:
     found = loaded()
     encoding = embeds_encoding.ReferenceEncoding(found, Run(found).checkpoint, device="cpu")
-    one, *_ = find_wanted(Run(found)).work.values()
+    one, *_ = find_sets(Run(found)).sets.values()
     swapped = replace(one.sample, references=one.sample.references[::-1])
     encoding.read(one)
     encoding.read(ReferenceSet(swapped, one.tails))

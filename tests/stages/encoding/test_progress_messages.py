@@ -18,19 +18,21 @@ from qedit.pipeline.terminal import output
 from qedit.pipeline.terminal.output import TerminalProgress
 from qedit.stages.cache_vae import stage as cache_vae
 from qedit.stages.cache_vae.wanted_pictures import find_pictures
-from qedit.stages.encoding import sharing_messages
-from qedit.stages.encoding.sharing_messages import SAY_AGAIN_SECONDS, Waiting
+from qedit.stages.encoding import progress_messages
+from qedit.stages.encoding.progress_messages import SAY_AGAIN_SECONDS, WaitingNotice
+from qedit.stages.encoding.wanted_rows import in_shard
 from qedit.stages.encoding.work_split import shard_named
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.stores.row_kinds import RowKind
 from qedit.stages.stores.run import Run
 from qedit.stages.stores.run_stores import open_stores
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time as `Waiting` sees it."""
+    """The time as `WaitingNotice` sees it."""
     now = [1000.0]
-    monkeypatch.setattr(sharing_messages.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_messages.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -41,7 +43,7 @@ def _elsewhere(**changes: object) -> Holder:
 
 def test_who_cannot_be_asked_is_named_at_once_and_every_minute(clock: list[float]) -> None:
     told = Quiet()
-    waiting, holder = Waiting(told), _elsewhere()
+    waiting, holder = WaitingNotice(told), _elsewhere()
     for _ in range(5):
         waiting(holder)
     (line,) = told.warned
@@ -63,7 +65,7 @@ def test_who_cannot_be_asked_is_named_at_once_and_every_minute(clock: list[float
 
 def test_who_goes_on_to_other_work_is_alive(clock: list[float]) -> None:
     told = Quiet()
-    waiting = Waiting(told)
+    waiting = WaitingNotice(told)
     waiting(_elsewhere(turn=1))
     clock[0] += SAY_AGAIN_SECONDS
     waiting(_elsewhere(turn=2))
@@ -73,7 +75,7 @@ def test_who_goes_on_to_other_work_is_alive(clock: list[float]) -> None:
 
 def test_a_process_that_is_seen_to_run_is_waited_for_in_peace(clock: list[float]) -> None:
     told = Quiet()
-    waiting, holder = Waiting(told), new_holder("qedit cache-vae")
+    waiting, holder = WaitingNotice(told), new_holder("qedit cache-vae")
     waiting(holder)
     assert told.warned == []
     clock[0] += SAY_AGAIN_SECONDS
@@ -123,7 +125,7 @@ def _keys(number: str) -> set[str]:
     """The latents of one share."""
     configuration = loaded()
     wanted = find_pictures(Run(configuration))
-    return set(wanted.of_share(shard_named(number)).latents)
+    return set(in_shard(wanted.work[RowKind.LATENTS], shard_named(number)))
 
 
 def _claim_elsewhere(folder: Path, keys: set[str]) -> list[Path]:

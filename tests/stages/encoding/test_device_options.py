@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qedit.stages.encoding.batch_size import BatchSize
+from qedit.stages.encoding.device_options import BatchSize
 from qedit.stages.models import device as device_module
 from qedit.stages.models.device import Taken
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from qedit.stages.encoding.recent_pictures import RecentPictures
+from qedit.stages.encoding.open_pictures import RecentPictures
 
 
 def test_recent_pictures_are_bounded_and_made_once() -> None:
