@@ -104,7 +104,7 @@ class Rejections:
         lines += [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
         raise NotComplete(
             "\n".join(lines),
-            f"Mend them and run `qedit {stage} --retry-rejected`, or go on without them: "
+            f"Fix them and run `qedit {stage} --retry-rejected`, or go on without them: "
             f"`qedit {stage} --on-reject skip` or `--max-rejected {samples}`.",
         )
 

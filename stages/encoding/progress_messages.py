@@ -46,7 +46,7 @@ def _in_words(holder: Holder, *, waited_seconds: float) -> str:
     what = f"All that is left is claimed by {holder}{still}."
     if can_be_asked(holder.owner):
         return f"{what} It is running; if it hangs, end it and this goes on."
-    return f"{what} If it runs no more: `qedit unlock --yes`, and this goes on."
+    return f"{what} If it is no longer running, type `qedit unlock --yes`, and this goes on."
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How work is split: into shares for machines, and into runs that are written together."""
+"""How work is split: into shards for machines, and into runs that are written together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cut(items: Iterable[Item], bytes_of: Callable[[Item], int]) -> Iterator[list
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal shares of the work, for as many machines."""
+    """One of several equal parts of the work, for as many machines."""
 
     number: int
     of: int
@@ -48,8 +48,10 @@ class Shard:
 
 
 def shard_named(text: str) -> Shard:
-    """The share that "2/8" names."""
+    """Return the shard that "2/8" names; raises WrongUse where the text names none."""
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise WrongUse(f"--shard {text} is no share.", "Say 1/8 for the first of eight.")
+        raise WrongUse(
+            f"Invalid --shard '{text}'.", "Use K/N, e.g. 1/8 for the first of eight shards."
+        )
     return Shard(int(number), int(of))

@@ -138,9 +138,8 @@ class Missing:
 def _refuse_unaccepted(sample: Sample, row: RejectedRow) -> None:
     if not row.accepted:
         raise NotComplete(
-            f"`qedit {row.stage}` rejected sample {sample.name}, and nobody has accepted that "
-            f"yet. {row}.",
-            f"Mend it and run `qedit {row.stage} --retry-rejected`, or go on without it: "
+            f"`qedit {row.stage}` rejected sample {sample.name}: {row}.",
+            f"Fix it and run `qedit {row.stage} --retry-rejected`, or go on without it: "
             f"`qedit {row.stage} --on-reject skip`.",
         )
 
