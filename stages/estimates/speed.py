@@ -46,7 +46,7 @@ class Rate:
 
 
 def _rates(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing if the file is not ours."""
+    """Return the stored rates; nothing if the file is not ours."""
     try:
         said = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
