@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +29,7 @@ from qedit.stages.stores.previewed import preview_size
 from qedit.stages.stores.run import Run
 from qedit.stages.stores.run_stores import open_stores
 from qedit.stages.train import loop
-from qedit.stages.train.evaluation import preview_process as decoding_module
 from qedit.stages.train.evaluation import previews
-from qedit.stages.train.evaluation.preview_process import Decoding
 from qedit.stages.train.objective.eval_mode import eval_mode
 from qedit.stages.train.plan.training_plan import make_plan
 
@@ -322,71 +320,3 @@ def test_rows_that_a_preview_needs_are_asked_for_first(tmp_path: Path) -> None:
     with pytest.raises(NotComplete, match="cache-embeds"):
         train(configuration)
     assert not (configuration.settings.output_dir / "metrics.jsonl").exists()
-
-
-# -- pictures in the background --------------------------------------------------------
-
-
-class Child:
-    """A process that has ended, with this return code; None: it is at work."""
-
-    started: ClassVar[list[list[str]]] = []
-    pid = 1
-
-    def __init__(self, command: list[str], **_: Any) -> None:
-        Child.started.append(command)
-        self.returncode: int | None = 0
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-
-@pytest.fixture
-def decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Decoding, Quiet]:
-    configuration = made_configuration(tmp_path, **SMALL)
-    (configuration.settings.output_dir / "previews").mkdir(parents=True)
-    Child.started = []
-    monkeypatch.setattr(decoding_module.subprocess, "Popen", Child)
-    monkeypatch.setattr(decoding_module.os, "setpriority", lambda *_: None)
-    monkeypatch.setattr(decoding_module, "available_bytes", lambda: 1 << 40)
-    quiet = Quiet()
-    return Decoding(configuration, quiet), quiet
-
-
-def start(decoding: Decoding) -> None:
-    decoding.start(beside=torch.device("cpu"), trained=True)
-
-
-def test_one_child_at_a_time(decoding: tuple[Decoding, Quiet]) -> None:
-    starting, _ = decoding
-    start(starting)
-    assert starting._child is not None
-    starting._child.returncode = None
-    start(starting)
-    assert len(Child.started) == 1
-    starting._child.returncode = 0
-    start(starting)
-    assert len(Child.started) == 2
-    assert Child.started[0][1:4] == ["-m", "qedit.pipeline", "preview"]
-
-
-def test_a_failure_is_said_once(decoding: tuple[Decoding, Quiet]) -> None:
-    starting, quiet = decoding
-    for _ in range(3):
-        start(starting)
-        assert starting._child is not None
-        starting._child.returncode = 1
-    assert len(quiet.warned) == 1
-    assert "`qedit preview`" in quiet.warned[0]
-
-
-def test_without_room_nothing_is_started(
-    decoding: tuple[Decoding, Quiet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    starting, quiet = decoding
-    monkeypatch.setattr(decoding_module, "available_bytes", lambda: 1 << 30)
-    start(starting)
-    start(starting)
-    assert Child.started == []
-    assert len(quiet.warned) == 1
-    assert "no memory" in quiet.warned[0]
