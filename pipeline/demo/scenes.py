@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageOps
@@ -14,6 +14,7 @@ FINE = 4  # drawn this much larger, then reduced: smooth edges
 INK: Colour = (50, 50, 60)
 PAPER: Colour = (252, 250, 245)
 NIGHT: Colour = (14, 18, 58)
+MOON: Colour = (245, 240, 205)
 COLOURS: dict[str, Colour] = {
     "red": (205, 60, 50),
     "blue": (55, 95, 200),
@@ -31,13 +32,15 @@ GROUNDS: dict[str, tuple[Colour, Colour]] = {
 }
 
 
-# -- scenes ----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Thing:
-    """Something in a scene. `x` is a part of the width; `y` (its foot), `size` of the height
-    (less where a picture is narrow)."""
+    """Something in a scene.
+
+    Attributes:
+        x: its middle, as a share of the picture's width.
+        y, size: its foot and its height, as shares of the picture's height (the height is less
+            where a picture is narrow).
+    """
 
     kind: str
     colour: str
@@ -57,177 +60,149 @@ class Scene:
     mirrored: bool = False
 
 
-class Pen:
-    """Draws on a canvas whose height is 1 and whose width is `ratio`."""
+# -- shapes, measured from the middle of a thing's foot, upwards, in units of its height ------
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """A polygon by its corners; without a colour it gets the thing's own."""
+
+    corners: tuple[tuple[float, float], ...]
+    colour: Colour | None = None
+
+
+@dataclass(frozen=True)
+class Oval:
+    """An ellipse by its centre and its two radii: across and up."""
+
+    x: float
+    y: float
+    across: float
+    up: float
+    colour: Colour | None = None
+
+
+Shape = Polygon | Oval
+
+
+def _box(
+    left: float, bottom: float, right: float, top: float, colour: Colour | None = None
+) -> Polygon:
+    return Polygon(((left, top), (right, top), (right, bottom), (left, bottom)), colour)
+
+
+def _circle(x: float, y: float, radius: float, colour: Colour | None = None) -> Oval:
+    return Oval(x, y, radius, radius, colour)
+
+
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "house": (
+        _box(-0.42, 0, 0.42, 0.6, (244, 232, 208)),
+        Polygon(((-0.52, 0.6), (0, 1), (0.52, 0.6))),
+        _box(-0.26, 0, -0.04, 0.36, (120, 80, 55)),
+        _box(0.08, 0.2, 0.3, 0.44, (140, 190, 225)),
+    ),
+    "tree": (
+        _box(-0.07, 0, 0.07, 0.45, (125, 85, 60)),
+        *(_circle(x, y, 0.25) for x, y in ((-0.18, 0.5), (0.18, 0.5), (0, 0.75))),
+    ),
+    "ball": (_circle(0, 0.5, 0.5), _circle(-0.16, 0.68, 0.1, (255, 245, 235))),
+    "boat": (
+        _box(-0.02, 0.2, 0.02, 1, (120, 85, 60)),
+        Polygon(((0.04, 1), (0.45, 0.3), (0.04, 0.3)), (238, 230, 212)),
+        Polygon(((-0.5, 0.24), (0.5, 0.24), (0.32, 0), (-0.32, 0))),
+    ),
+    "balloon": (
+        Polygon(((-0.24, 0.5), (0.24, 0.5), (0.08, 0.18), (-0.08, 0.18))),
+        _circle(0, 0.65, 0.35),
+        Oval(0, 0.65, 0.13, 0.35, (252, 240, 214)),
+        _box(-0.1, 0, 0.1, 0.14, (140, 95, 60)),
+    ),
+    "cat": (
+        *(Polygon(((s * 0.27, 0.7), (s * 0.24, 1), (s * 0.04, 0.86))) for s in (-1, 1)),
+        Oval(0, 0.28, 0.3, 0.28),
+        _circle(0, 0.68, 0.27),
+        *(_circle(x, 0.68, 0.055, (250, 250, 240)) for x in (-0.1, 0.1)),
+        *(_circle(x, 0.68, 0.03, INK) for x in (-0.1, 0.1)),
+    ),
+    "flower": (
+        _box(-0.03, 0, 0.03, 0.72, (70, 140, 70)),
+        *(
+            _circle(0.16 * x, 0.72 - 0.16 * y, 0.13)
+            for x, y in ((0, -1), (0.95, -0.31), (0.59, 0.81), (-0.59, 0.81), (-0.95, -0.31))
+        ),
+        _circle(0, 0.72, 0.1, (250, 220, 90)),
+    ),
+    "sun": (_circle(0, 0.5, 0.5, (255, 244, 190)), _circle(0, 0.5, 0.36)),
+    "moon": (_circle(0, 0.5, 0.5),),
+}
+STARS = ((0.42, 0.1), (0.56, 0.22), (0.68, 0.08), (0.85, 0.18))
+
+
+class Canvas:
+    """A picture in the making, `FINE` times as large as it will be.
+
+    Args:
+        size: (width, height) in pixels.
+        outline: draw lines on paper instead of colours.
+    """
 
     def __init__(self, size: Size, *, outline: bool) -> None:
         self.outline = outline
-        self.ratio = size[0] / size[1]
-        self.scale = size[1] * FINE
-        self.canvas = Image.new("RGBA", (size[0] * FINE, size[1] * FINE))
-        self._draw = ImageDraw.Draw(self.canvas)
+        self.width, self.height = (edge * FINE for edge in size)
+        self.picture = Image.new("RGBA", (self.width, self.height))
 
-    def circle(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        self.oval(x - radius, y - radius, x + radius, y + radius, colour)
+    def draw(
+        self, shapes: Iterable[Shape], x: float, y: float, size: float, *, colour: Colour
+    ) -> None:
+        """Draw the shapes of a thing.
 
-    def oval(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-        corners = [edge * self.scale for edge in (left, top, right, bottom)]
-        self._draw.ellipse(
-            corners, fill=self._fill(colour), outline=self._line(), width=self._width()
-        )
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-        self.shape([(left, top), (right, top), (right, bottom), (left, bottom)], colour)
-
-    def shape(self, corners: list[tuple[float, float]], colour: Colour) -> None:
-        points = [(x * self.scale, y * self.scale) for x, y in corners]
-        self._draw.polygon(points, fill=self._fill(colour))
-        if self.outline:
-            self._draw.line([*points, points[0]], fill=INK, width=self._width(), joint="curve")
-
-    def _fill(self, colour: Colour) -> Colour:
-        return PAPER if self.outline else colour
-
-    def _line(self) -> Colour | None:
-        return INK if self.outline else None
-
-    def _width(self) -> int:
-        return round(0.012 * self.scale) if self.outline else 0
+        Args:
+            x, y: the middle of its foot, as shares of the picture's width and height.
+            size: its height, as a share of the picture's.
+            colour: that of shapes without a colour of their own.
+        """
+        draw = ImageDraw.Draw(self.picture)
+        line, width = (INK, round(0.012 * self.height)) if self.outline else (None, 0)
+        x *= self.width / self.height
+        for shape in shapes:
+            fill = PAPER if self.outline else shape.colour or colour
+            if isinstance(shape, Oval):
+                middle, height = x + shape.x * size, y - shape.y * size
+                across, up = shape.across * size, shape.up * size
+                edges = (middle - across, height - up, middle + across, height + up)
+                corners = [edge * self.height for edge in edges]
+                draw.ellipse(corners, fill=fill, outline=line, width=width)
+            else:
+                points = [
+                    ((x + across * size) * self.height, (y - up * size) * self.height)
+                    for across, up in shape.corners
+                ]
+                draw.polygon(points, fill=fill)
+                if self.outline:
+                    draw.line([*points, points[0]], fill=line, width=width, joint="curve")
 
 
 def picture_of(scene: Scene, size: Size) -> Image.Image:
-    """Draw `scene`: RGB, or RGBA where it has no ground."""
-    pen = Pen(size, outline=scene.outline)
+    """Draw `scene` with this (width, height): RGB, or RGBA where it has no ground."""
+    canvas = Canvas(size, outline=scene.outline)
+    ratio = size[0] / size[1]
     if scene.ground:
-        _draw_ground(pen, scene)
-    narrow = min(1.0, 0.8 * pen.ratio)
+        sky, ground = GROUNDS[scene.ground]
+        canvas.draw((_box(-1, -2, 3, 1),), 0, 0, 1, colour=NIGHT if scene.night else sky)
+        canvas.draw((_box(-1, -2, 3, -0.7),), 0, 0, 1, colour=ground)
     for thing in scene.things:
         if not (scene.night and thing.kind == "sun"):
-            place = (thing.x * pen.ratio, thing.y, thing.size * narrow)
-            DRAWN_BY[thing.kind](pen, *place, COLOURS[thing.colour])
+            height = thing.size * min(1.0, 0.8 * ratio)
+            colour = COLOURS[thing.colour]
+            canvas.draw(SHAPES[thing.kind], thing.x, thing.y, height, colour=colour)
     if scene.night:
-        _fall_of_night(pen)
-    picture = pen.canvas.resize(size, Image.Resampling.BOX)
+        shade = Image.new("RGBA", canvas.picture.size, (*NIGHT, 255))
+        canvas.picture.paste(Image.blend(canvas.picture, shade, 0.45))
+        canvas.draw(SHAPES["moon"], 0.2, 0.3, 0.18, colour=MOON)
+        for x, y in STARS:
+            canvas.draw((_circle(0, 0, 0.012),), x, y, 1, colour=(250, 250, 230))
+    picture = canvas.picture.resize(size, Image.Resampling.BOX)
     if scene.mirrored:
         picture = ImageOps.mirror(picture)
     return picture.convert("RGB") if scene.ground else picture
-
-
-def _draw_ground(pen: Pen, scene: Scene) -> None:
-    assert scene.ground
-    sky, ground = GROUNDS[scene.ground]
-    pen.box(-1.0, -1.0, pen.ratio + 1, 2.0, NIGHT if scene.night else sky)
-    pen.box(-1.0, 0.7, pen.ratio + 1, 2.0, ground)
-
-
-def _fall_of_night(pen: Pen) -> None:
-    shade = Image.new("RGBA", pen.canvas.size, (*NIGHT, 255))
-    pen.canvas.paste(Image.blend(pen.canvas, shade, 0.45))
-    _moon(pen, 0.2 * pen.ratio, 0.3, 0.18, (245, 240, 205))
-    for x, y in ((0.42, 0.1), (0.56, 0.22), (0.68, 0.08), (0.85, 0.18)):
-        pen.circle(x * pen.ratio, y, 0.012, (250, 250, 230))
-
-
-# -- things ----------------------------------------------------------------------------
-
-
-def _house(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    half, top = 0.42 * size, y - 0.6 * size
-    pen.box(x - half, top, x + half, y, (244, 232, 208))
-    pen.shape([(x - half - 0.1 * size, top), (x, y - size), (x + half + 0.1 * size, top)], colour)
-    pen.box(x - 0.26 * size, y - 0.36 * size, x - 0.04 * size, y, (120, 80, 55))
-    pen.box(x + 0.08 * size, y - 0.44 * size, x + 0.3 * size, y - 0.2 * size, (140, 190, 225))
-
-
-def _tree(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    pen.box(x - 0.07 * size, y - 0.45 * size, x + 0.07 * size, y, (125, 85, 60))
-    for dx, dy in ((-0.18, 0.5), (0.18, 0.5), (0, 0.75)):
-        pen.circle(x + dx * size, y - dy * size, 0.25 * size, colour)
-
-
-def _ball(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    pen.circle(x, y - size / 2, size / 2, colour)
-    pen.circle(x - 0.16 * size, y - 0.68 * size, 0.1 * size, (255, 245, 235))
-
-
-def _boat(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    pen.box(x - 0.02 * size, y - size, x + 0.02 * size, y - 0.2 * size, (120, 85, 60))
-    pen.shape(
-        [
-            (x + 0.04 * size, y - size),
-            (x + 0.45 * size, y - 0.3 * size),
-            (x + 0.04 * size, y - 0.3 * size),
-        ],
-        (238, 230, 212),
-    )
-    pen.shape(
-        [
-            (x - 0.5 * size, y - 0.24 * size),
-            (x + 0.5 * size, y - 0.24 * size),
-            (x + 0.32 * size, y),
-            (x - 0.32 * size, y),
-        ],
-        colour,
-    )
-
-
-def _balloon(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    pen.shape(
-        [
-            (x - 0.24 * size, y - 0.5 * size),
-            (x + 0.24 * size, y - 0.5 * size),
-            (x + 0.08 * size, y - 0.18 * size),
-            (x - 0.08 * size, y - 0.18 * size),
-        ],
-        colour,
-    )
-    pen.oval(x - 0.35 * size, y - size, x + 0.35 * size, y - 0.3 * size, colour)
-    pen.oval(x - 0.13 * size, y - size, x + 0.13 * size, y - 0.3 * size, (252, 240, 214))
-    pen.box(x - 0.1 * size, y - 0.14 * size, x + 0.1 * size, y, (140, 95, 60))
-
-
-def _cat(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    head = y - 0.68 * size
-    for side in (-1, 1):
-        pen.shape(
-            [
-                (x + side * 0.27 * size, head - 0.02 * size),
-                (x + side * 0.24 * size, y - size),
-                (x + side * 0.04 * size, head - 0.18 * size),
-            ],
-            colour,
-        )
-    pen.oval(x - 0.3 * size, y - 0.56 * size, x + 0.3 * size, y, colour)
-    pen.circle(x, head, 0.27 * size, colour)
-    for side in (-1, 1):
-        pen.circle(x + side * 0.1 * size, head, 0.055 * size, (250, 250, 240))
-        pen.circle(x + side * 0.1 * size, head, 0.03 * size, INK)
-
-
-def _flower(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    middle = y - 0.72 * size
-    pen.box(x - 0.03 * size, middle, x + 0.03 * size, y, (70, 140, 70))
-    for dx, dy in ((0, -1), (0.95, -0.31), (0.59, 0.81), (-0.59, 0.81), (-0.95, -0.31)):
-        pen.circle(x + 0.16 * dx * size, middle + 0.16 * dy * size, 0.13 * size, colour)
-    pen.circle(x, middle, 0.1 * size, (250, 220, 90))
-
-
-def _moon(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    pen.circle(x, y - size / 2, size / 2, colour)
-
-
-def _sun(pen: Pen, x: float, y: float, size: float, colour: Colour) -> None:
-    pen.circle(x, y - size / 2, size / 2, (255, 244, 190))
-    pen.circle(x, y - size / 2, 0.36 * size, colour)
-
-
-DRAWN_BY: dict[str, Callable[[Pen, float, float, float, Colour], None]] = {
-    "house": _house,
-    "tree": _tree,
-    "ball": _ball,
-    "boat": _boat,
-    "balloon": _balloon,
-    "cat": _cat,
-    "flower": _flower,
-    "sun": _sun,
-}
