@@ -31,7 +31,7 @@ from ...stages.models.memory_estimate.memory import (
 from ...stages.models.memory_estimate.memory_options import Rung, ladder
 from ...stages.models.memory_estimate.memory_plan import GIGABYTE, budget_of, fit_into
 from ...stages.models.memory_estimate.memory_plan import Fit as Fitted
-from ...stages.pair.expected_samples import look_ahead
+from ...stages.pair.acceptance import look_ahead
 from ...stages.run_output.metrics_file import step_seconds
 from ...stages.samples.sample import Sample
 from ...stages.samples.table import read_pairs, used_main_datasets
@@ -237,10 +237,9 @@ def _samples(
     try:
         tables = {main.id: read_pairs(configuration, main, flavour) for main in mains}
     except NotComplete:
-        found = look_ahead(configuration, flavour)
-        rejected = sum(one.rejected for one in found.values())
-        return {name: one.samples for name, one in found.items()}, rejected, "names and headers"
-    rejected = sum(table.facts["rejected_samples"] for table in tables.values())
+        samples, rejected = look_ahead(configuration, flavour)
+        return dict(samples), rejected, "names and headers"
+    rejected = sum(table.manifest["rejected_samples"] for table in tables.values())
     return {name: table.samples for name, table in tables.items()}, rejected, "pairs tables"
 
 

@@ -18,7 +18,7 @@ from ...cache.store.store import Store
 from ...config.configuration import Configuration
 from ...stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ...stages.run_output.run_file import read_run
-from ...stages.samples.source_folders import refuse_others
+from ...stages.samples.recipe import refuse_others
 from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in, table_folder, used_main_datasets
 from ...stages.stores.pins import Use, use_of

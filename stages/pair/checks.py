@@ -1,4 +1,4 @@
-"""Checks: a match and what its files are become a sample with its geometry, or reasons why not."""
+"""Checks of matched pictures: they become a sample with its geometry, or reasons why not."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from ...config.datasets import Dataset
 from ..samples.sample import Picture, Sample
 from ..samples.schema import Rejection
+from ..samples.sizes import size_of_area
 from .geometry import (
     Framing,
     is_smaller,
     ratio_of,
     ratios_differ,
     same_part,
-    size_of_area,
     target_area,
     target_box,
     target_size,
@@ -74,12 +74,13 @@ UPSCALED_BY = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a main dataset asks of its samples.
+    """The conditions that a main dataset sets for its samples.
 
     Attributes:
         references: its reference datasets in their order.
         mask: the dataset of its masks.
-        vae_area: of references, in square pixels; None: the target's own.
+        vae_area: of references for the VAE, in square pixels; None means the target's own.
+        vl_area: of references for the vision language encoder, in square pixels.
     """
 
     main: Dataset
@@ -91,14 +92,14 @@ class Terms:
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """Of the target, of each reference, of the mask: a sample's pictures in this order."""
+        """The datasets of a sample's pictures: the target's, each reference's, the mask's."""
         return (self.main, *self.references, *([self.mask] if self.mask else []))
 
 
 def faults(
     name: str, paths: Sequence[str], facts: Sequence[Facts], terms: Terms
 ) -> list[Rejection]:
-    """Everything that is wrong with a sample's pictures.
+    """Return everything that is wrong with a sample's pictures.
 
     Args:
         paths, facts: of the target, then of each reference, then of the mask if there is one.
@@ -126,132 +127,93 @@ def sample_of(
     captions: tuple[str, ...],
     group: str = "",
 ) -> Sample:
-    """The sample of pictures without a fault, each with its geometry.
+    """Make the sample of pictures without a fault, each with its geometry.
+
+    A strict reference and a mask show the same part of the picture as the target; a loose
+    reference is used whole.
 
     Args:
         paths, facts: as in `faults`.
     """
     seen = facts[0]
-    upright = (seen.width, seen.height)
-    box = target_box(upright, terms.framing, digest=seen.digest)
-    target = Picture(
-        terms.main.id,
-        paths[0],
-        seen.digest,
-        seen.width,
-        seen.height,
-        box,
-        target_size(box, terms.framing),
-    )
-    area = terms.vae_area or target_area(box, terms.framing)
-    count = len(terms.references) + 1
-    references = tuple(
-        _reference(dataset, path, one, terms=terms, target=target, vae_area=area)
-        for dataset, path, one in zip(terms.references, paths[1:count], facts[1:count], strict=True)
-    )
-    mask = None
-    if terms.mask:
-        mask = _mask(terms.mask, paths[count], facts[count], target=target)
-    return Sample(name, terms.main.id, target, references, captions, group, mask)
+    used = target_box(seen.size, terms.framing, digest=seen.digest)
+    area = terms.vae_area or target_area(used, terms.framing)
+    pictures = []
+    for dataset, path, one in zip(terms.datasets, paths, facts, strict=True):
+        box = whole(one.size) if _is_loose(dataset) else same_part(used, seen.size, one.size)
+        size, vl_size = target_size(used, terms.framing), None
+        if dataset.is_reference:
+            ratio = ratio_of(box)
+            size, vl_size = size_of_area(area, ratio), size_of_area(terms.vl_area, ratio)
+        pictures.append(Picture(dataset.id, path, one.digest, *one.size, box, size, vl_size))
+    target, *references = pictures
+    mask = references.pop() if terms.mask else None
+    return Sample(name, terms.main.id, target, tuple(references), captions, group, mask)
 
 
 def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str]) -> tuple[str, ...]:
-    """The warning codes of a sample; `copies` holds the digests that several targets have."""
+    """Return the warning codes of a sample.
+
+    Args:
+        facts: of its pictures, as in `faults`.
+        copies: the digests that several targets have.
+    """
     codes = {flag for one in facts for flag in one.flags}
-    if any(_is_upscaled(picture) for picture in (sample.target, *sample.references)):
+    pictures = (sample.target, *sample.references)
+    digest, *references = (picture.digest for picture in pictures)
+    if any(_is_upscaled(picture) for picture in pictures):
         codes.add("upscaled")
-    if any(picture.digest == sample.target.digest for picture in sample.references):
+    if digest in references:
         codes.add("target_equals_reference")
-    if sample.mask and sample.mask.digest in [
-        picture.digest for picture in (sample.target, *sample.references)
-    ]:
+    if sample.mask and sample.mask.digest in (digest, *references):
         codes.add("mask_equals_picture")
-    if sample.target.digest in copies:
+    if digest in copies:
         codes.add("duplicate_target")
     return tuple(code for code in WARNINGS if code in codes)
 
 
 def in_words(counts: Iterable[tuple[str, int]]) -> str:
-    """`3 missing_reference (a target without ...), 1 unreadable (...)`."""
+    """Write counts as `3 missing_reference (a target without ...), 1 unreadable (...)`."""
     return ", ".join(f"{count} {code} ({MEANINGS[code]})" for code, count in counts)
 
 
-def _reference(
-    dataset: Dataset,
-    path: str,
-    facts: Facts,
-    *,
-    terms: Terms,
-    target: Picture,
-    vae_area: float | int,
-) -> Picture:
-    size = (facts.width, facts.height)
-    box = whole(size)
-    if dataset.conditioning_type == "reference_strict":
-        box = same_part(target.box, (target.width, target.height), size)
-    ratio = ratio_of(box)
-    return Picture(
-        dataset.id,
-        path,
-        facts.digest,
-        facts.width,
-        facts.height,
-        box,
-        size_of_area(vae_area, ratio),
-        size_of_area(terms.vl_area, ratio),
-    )
-
-
-def _mask(dataset: Dataset, path: str, facts: Facts, *, target: Picture) -> Picture:
-    """A mask takes the target's geometry: the same part of the picture, the same size."""
-    size = (facts.width, facts.height)
-    box = same_part(target.box, (target.width, target.height), size)
-    return Picture(dataset.id, path, facts.digest, *size, box, target.size)
-
-
 def _fault_alone(facts: Facts, dataset: Dataset) -> tuple[str, str] | None:
-    """What is wrong with one picture, whatever it is paired with: reason and detail."""
+    """Return what is wrong with one picture, whatever it is paired with: reason and detail."""
     if facts.reason:
         return facts.reason, facts.detail
     if dataset.is_mask and BLACK in facts.flags:
         return "empty_mask", "every pixel is black: white is where the loss counts"
-    size = (facts.width, facts.height)
-    ratio = facts.width / facts.height
+    size, ratio = f"{facts.width}x{facts.height}", facts.width / facts.height
     least, most = dataset.minimum_aspect_ratio, dataset.maximum_aspect_ratio
     if not least <= ratio <= most:
-        return (
-            "ratio_out_of_bounds",
-            f"{size[0]}x{size[1]} is {_shown(ratio)}, allowed is {_shown(least)} to {_shown(most)}",
-        )
+        bounds = f"{_shown(least)} to {_shown(most)}"
+        return "ratio_out_of_bounds", f"{size} is {_shown(ratio)}, allowed is {bounds}"
     smallest = dataset.minimum_image_size
-    if smallest is not None and is_smaller(size, smallest, dataset.resolution_type):
-        return (
-            "too_small",
-            f"{size[0]}x{size[1]}, minimum_image_size is {smallest:g} ({dataset.resolution_type})",
-        )
+    if smallest is not None and is_smaller(facts.size, smallest, dataset.resolution_type):
+        unit = dataset.resolution_type
+        return "too_small", f"{size}, minimum_image_size is {smallest:g} ({unit})"
     return None
 
 
 def _fault_beside(target: Facts, other: Facts, dataset: Dataset) -> tuple[str, str] | None:
-    """What is wrong with a picture beside its target: reason and detail."""
-    if not dataset.is_mask and dataset.conditioning_type != "reference_strict":
+    """Return what is wrong with a picture beside its target: reason and detail."""
+    tolerance = dataset.strict_ratio_tolerance
+    if _is_loose(dataset) or not ratios_differ(target.size, other.size, tolerance=tolerance):
         return None
-    whole_target, size = (target.width, target.height), (other.width, other.height)
-    if not ratios_differ(whole_target, size, tolerance=dataset.strict_ratio_tolerance):
-        return None
-    need = (
-        "a mask needs the same ratio"
-        if dataset.is_mask
-        else "strict references need the same ratio, reference_loose does not"
-    )
-    return (
-        "ratios_differ",
-        f"{size[0]}x{size[1]} against the target's {target.width}x{target.height}; {need}",
-    )
+    need = "strict references need the same ratio, reference_loose does not"
+    if dataset.is_mask:
+        need = "a mask needs the same ratio"
+    sizes = f"{other.width}x{other.height} against the target's {target.width}x{target.height}"
+    return "ratios_differ", f"{sizes}; {need}"
+
+
+def _is_loose(dataset: Dataset) -> bool:
+    """Return whether its pictures may show something else than the target does."""
+    return dataset.is_reference and dataset.conditioning_type == "reference_loose"
 
 
 def _shown(ratio: float) -> str:
-    """`8:1`, `1.78:1`, `1:60000`."""
+    """Write a ratio as `8:1`, `1.78:1` or `1:60000`."""
     more = max(ratio, 1 / ratio)
     number = f"{more:.0f}" if more >= 100 else f"{more:.3g}"
     return f"{number}:1" if ratio >= 1 else f"1:{number}"

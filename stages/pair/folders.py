@@ -1,4 +1,4 @@
-"""Folders: the datasets a run needs, what lies in each, and one digest of all of it."""
+"""The folders of all datasets that a run needs: their listings, and one digest of all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...cache.errors import WrongUse
 from ...config.configuration import Configuration
-from ...config.datasets import Dataset
+from ..samples.recipe import picture_datasets
 from ..samples.table import used_main_datasets
 from .scan import Scan, scan
 
@@ -21,27 +21,30 @@ def scan_all(configuration: Configuration) -> dict[str, Scan]:
     Raises:
         WrongUse: folders that are missing or hold no picture, all of them at once.
     """
-    scans, wrong = {}, []
-    for main in used_main_datasets(configuration):
-        for dataset in (main, *partners_of(configuration, main)):
-            if dataset.id not in scans:
-                folder = dataset.instance_data_dir or Path()
-                if fault := _folder_fault(folder):
-                    wrong.append(f"Dataset {dataset.id}: the folder {folder} {fault}.")
-                    continue
-                scans[dataset.id] = found = scan(folder)
-                if not found.pictures:
-                    wrong.append(_no_pictures(dataset, found))
+    scans, wrong = dict[str, Scan](), list[str]()
+    needed = {
+        dataset.id: dataset.instance_data_dir or Path()
+        for main in used_main_datasets(configuration)
+        for dataset in picture_datasets(configuration, main)
+    }
+    for name, folder in needed.items():
+        if not folder.is_dir():
+            fault = "is a file" if folder.exists() else "does not exist"
+        else:
+            scans[name] = scan(folder)
+            fault = "" if scans[name].pictures else _no_pictures(scans[name])
+        if fault:
+            wrong.append(f"Dataset {name}: the folder {folder} {fault}.")
     if wrong:
         raise WrongUse(
-            "\n".join(dict.fromkeys(wrong)),
-            f"Correct `instance_data_dir`; it is relative to the working directory, {Path.cwd()}.",
+            "\n".join(wrong),
+            f"Fix `instance_data_dir`; it is relative to the working directory, {Path.cwd()}.",
         )
     return scans
 
 
 def digest_of(configuration: Configuration, scans: Scans) -> str:
-    """A digest of all folders, names, sizes and times that the tables of this run depend on."""
+    """Return a digest of all folders, names, sizes and times that this run's tables depend on."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(scans):
         digest.update(f"dataset {name} {scans[name].folder}\n".encode(errors="surrogateescape"))
@@ -55,24 +58,10 @@ def digest_of(configuration: Configuration, scans: Scans) -> str:
     return digest.hexdigest()
 
 
-def partners_of(configuration: Configuration, main: Dataset) -> tuple[Dataset, ...]:
-    """The datasets whose pictures belong to the targets of `main`: references, then masks."""
-    mask = configuration.mask_of(main)
-    return (*configuration.references_of(main), *([mask] if mask else []))
-
-
-def _folder_fault(folder: Path) -> str:
-    if not folder.exists():
-        return "does not exist"
-    return "" if folder.is_dir() else "is a file"
-
-
-def _no_pictures(dataset: Dataset, found: Scan) -> str:
+def _no_pictures(found: Scan) -> str:
     if found.problems:
         first = found.problems[0]
-        why = f"holds no usable picture: {first.path}: {first.detail}"
-    elif any(found.folder.iterdir()):
-        why = "holds no pictures (files ending in .jpg, .png, .webp ...)"
-    else:
-        why = "is empty"
-    return f"Dataset {dataset.id}: the folder {found.folder} {why}."
+        return f"holds no usable picture: {first.path}: {first.detail}"
+    if any(found.folder.iterdir()):
+        return "holds no pictures (files ending in .jpg, .png, .webp ...)"
+    return "is empty"

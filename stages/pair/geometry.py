@@ -1,4 +1,4 @@
-"""Geometry: which part of a picture is used, and what size it becomes.
+"""The geometry of a sample: which part of a picture is used, and what size it becomes.
 
 Every function here is pure: a size or a box follows from one picture and the settings, never
 from the other pictures or their order.
@@ -12,11 +12,7 @@ from dataclasses import dataclass
 from math import log, sqrt
 from typing import Literal
 
-from ..samples.sizes import Amount as Amount
-from ..samples.sizes import Size as Size
-from ..samples.sizes import area_of as area_of
-from ..samples.sizes import size_of_area as size_of_area
-from ..samples.sizes import size_of_edge as size_of_edge
+from ..samples.sizes import Amount, Size, area_of, size_of_area, size_of_edge
 
 Box = tuple[float, float, float, float]
 
@@ -26,11 +22,12 @@ CROP_RATIOS = (0.5, 0.5625, 2 / 3, 0.75, 0.8, 1.0, 1.25, 4 / 3, 1.5, 16 / 9, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How the targets of a dataset are cropped and sized.
+    """How the targets of a dataset are cropped and sized; the fields are those of the dataset.
 
-    `resolution` is the edge in pixels of the square of that area (`pixel_area`), megapixels of
-    1024 x 1024 (`area`), or the shorter edge in pixels (`pixel`). `maximum_image_size` and
-    `target_downsample_size` are in the same unit.
+    Attributes:
+        resolution: the edge in pixels of the square of that area (`pixel_area`), megapixels of
+            1024 x 1024 (`area`), or the shorter edge in pixels (`pixel`).
+        maximum_image_size, target_downsample_size: in the same unit.
     """
 
     resolution: Amount
@@ -45,31 +42,29 @@ class Framing:
 
 
 def whole(size: Size) -> Box:
-    """The box that cuts nothing away."""
+    """Return the box that cuts nothing away."""
     return (0.0, 0.0, float(size[0]), float(size[1]))
 
 
 def ratio_of(box: Box) -> float:
-    """Width divided by height."""
+    """Return the width of a box divided by its height."""
     return (box[2] - box[0]) / (box[3] - box[1])
 
 
 def is_smaller(picture: Size, least: Amount, unit: str) -> bool:
-    """Whether a picture falls short of `least`, given in the unit of `resolution_type`."""
-    if unit == "pixel":
-        return min(picture) < least
-    return picture[0] * picture[1] < area_of(least, unit)
+    """Return whether a picture falls short of `least`, given in the unit of `resolution_type`."""
+    return _scale_to(picture, least, unit) > 1
 
 
 def target_size(box: Box, framing: Framing) -> Size:
-    """The size that the used part of a target becomes."""
+    """Return the (width, height) in pixels that the used part of a target becomes."""
     if framing.resolution_type == "pixel":
         return size_of_edge(framing.resolution, ratio_of(box))
     return size_of_area(area_of(framing.resolution, framing.resolution_type), ratio_of(box))
 
 
 def target_area(box: Box, framing: Framing) -> float:
-    """The area that `match_target_res` gives to the references of this target."""
+    """Return the square pixels that `match_target_res` gives to the references of this target."""
     if framing.resolution_type == "pixel":
         width, height = target_size(box, framing)
         return float(width * height)
@@ -77,20 +72,24 @@ def target_area(box: Box, framing: Framing) -> float:
 
 
 def target_box(picture: Size, framing: Framing, *, digest: str) -> Box:
-    """The part of an upright target that is used, in its own (fractional) pixels.
+    """Return the part of an upright target that is used, in its own (fractional) pixels.
 
-    Without `crop`: all of it. With `crop`: the largest box of the wanted ratio. Where both
-    `maximum_image_size` and `target_downsample_size` are given, the picture, if larger than
-    the first, is taken as if reduced to the second, and the box is a window of the training
-    size in it: part of the picture at that scale. `digest` (of the file's content) seeds
-    what is drawn, so a renamed file keeps its crop.
+    Without `crop` it is all of the picture, with `crop` the largest box of the wanted ratio. Where
+    both `maximum_image_size` and `target_downsample_size` are given, a picture larger than the
+    first is taken as if reduced to the second, and the box is a window of the training size in it:
+    part of the picture at that scale.
+
+    Args:
+        picture: (width, height) in pixels.
+        digest: of the file's content; it seeds random crops, so a renamed file keeps its crop.
     """
     if not framing.crop:
         return whole(picture)
     ratio = _crop_ratio(picture, framing, digest)
     width, height = _largest_within(picture, ratio)
-    if framing.maximum_image_size is not None and framing.target_downsample_size is not None:
-        width, height = _window(picture, (width, height), framing)
+    most, reduced = framing.maximum_image_size, framing.target_downsample_size
+    if most is not None and reduced is not None:
+        width, height = _window(picture, (width, height), framing, most=most, reduced=reduced)
     spare_width, spare_height = picture[0] - width, picture[1] - height
     across, down = _placement(framing, digest)
     left, top = spare_width * across, spare_height * down
@@ -99,7 +98,11 @@ def target_box(picture: Size, framing: Framing, *, digest: str) -> Box:
 
 
 def same_part(box: Box, target: Size, reference: Size) -> Box:
-    """The box of a strict reference: the target's, in relative coordinates."""
+    """Return the target's `box` in the pixels of a reference that shows the same as the target.
+
+    Args:
+        target, reference: their (width, height) in pixels.
+    """
     if box == whole(target):
         return whole(reference)
     across, down = reference[0] / target[0], reference[1] / target[1]
@@ -113,7 +116,7 @@ def same_part(box: Box, target: Size, reference: Size) -> Box:
 
 
 def ratios_differ(target: Size, reference: Size, *, tolerance: float) -> bool:
-    """Whether two pictures' ratios differ by more than `tolerance` (0.02 is 2 %)."""
+    """Return whether two pictures' ratios differ by more than `tolerance` (0.02 is 2 %)."""
     one, other = target[0] * reference[1], reference[0] * target[1]
     return max(one, other) > (1 + tolerance) * min(one, other)
 
@@ -134,7 +137,7 @@ def _crop_ratio(picture: Size, framing: Framing, digest: str) -> float:
 
 
 def _largest_within(picture: Size, ratio: float) -> tuple[float, float]:
-    """The largest width and height of `ratio` that a picture holds."""
+    """Return the largest width and height of `ratio` that a picture holds."""
     width, height = picture
     if ratio == width / height:
         return float(width), float(height)
@@ -143,33 +146,32 @@ def _largest_within(picture: Size, ratio: float) -> tuple[float, float]:
     return float(width), width / ratio
 
 
-def _window(picture: Size, largest: tuple[float, float], framing: Framing) -> tuple[float, float]:
-    """A window of the training size in the (reduced) picture, in the picture's own pixels."""
-    assert framing.maximum_image_size is not None
-    assert framing.target_downsample_size is not None
+def _window(
+    picture: Size, largest: tuple[float, float], framing: Framing, *, most: Amount, reduced: Amount
+) -> tuple[float, float]:
+    """Return the width and height, in the picture's pixels, of a window of the training size.
+
+    Args:
+        largest: width and height of the largest box of the wanted ratio.
+        most, reduced: a picture larger than `most` is taken as if reduced to `reduced`.
+    """
     scale = 1.0
-    if _is_larger(picture, framing.maximum_image_size, framing.resolution_type):
-        scale = _scale_to(picture, framing.target_downsample_size, framing.resolution_type)
+    if _scale_to(picture, most, framing.resolution_type) < 1:
+        scale = min(1.0, _scale_to(picture, reduced, framing.resolution_type))
     width, _ = target_size((0.0, 0.0, *largest), framing)
     share = min(1.0, width / (largest[0] * scale))
     return largest[0] * share, largest[1] * share
 
 
-def _is_larger(picture: Size, most: Amount, unit: str) -> bool:
-    if unit == "pixel":
-        return min(picture) > most
-    return picture[0] * picture[1] > area_of(most, unit)
-
-
 def _scale_to(picture: Size, amount: Amount, unit: str) -> float:
-    """By how much a picture is to be scaled to measure `amount`; never up."""
+    """Return the factor by which a picture is to be scaled to measure `amount`."""
     if unit == "pixel":
-        return min(1.0, amount / min(picture))
-    return min(1.0, sqrt(area_of(amount, unit) / (picture[0] * picture[1])))
+        return amount / min(picture)
+    return sqrt(area_of(amount, unit) / (picture[0] * picture[1]))
 
 
 def _placement(framing: Framing, digest: str) -> tuple[float, float]:
-    """Where the box lies in the spare room: 0 is left or top, 1 is right or bottom."""
+    """Return where the box lies in the spare room: 0 is left or top, 1 is right or bottom."""
     match framing.crop_style:
         case "center":
             return 0.5, 0.5
@@ -180,6 +182,6 @@ def _placement(framing: Framing, digest: str) -> tuple[float, float]:
 
 
 def _drawn(seed: int, digest: str, what: str) -> float:
-    """A number in [0, 1) that belongs to this seed, picture content and purpose."""
+    """Return a number in [0, 1) that belongs to this seed, picture content and purpose."""
     drawn = hashlib.blake2b(f"{seed} {digest} {what}".encode(), digest_size=8).digest()
     return int.from_bytes(drawn, "big") / 2**64

@@ -1,14 +1,14 @@
-"""Match: which reference belongs to which target, by relative path without the extension."""
+"""Matching of references to targets, by relative path without the extension."""
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections.abc import Collection, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from ...cache.errors import WrongUse
+from ...cache.files.fingerprint import digest_bytes
 from ..samples.schema import Rejection
 from .scan import Files, printable
 
@@ -19,10 +19,11 @@ Places = tuple[int, ...]
 
 @dataclass
 class Matched:
-    """What belongs together in a main dataset, in the order of its targets, and what is alone.
+    """The pictures of a main dataset that belong together, and those that are alone.
 
     Attributes:
-        matches: of each the places of the target, of its references in their order, of its mask.
+        matches: in the order of targets: the places of the target, of its references in their
+            order, of its mask.
     """
 
     matches: list[Places] = field(default_factory=list)
@@ -30,7 +31,7 @@ class Matched:
 
 
 def stem_of(path: str) -> str:
-    """What files are matched by: the path without its extension, composed as Unicode's NFC.
+    """Return what files are matched by: the path without its extension, in Unicode's form NFC.
 
     macOS stores é as two characters; the same name is meant.
     """
@@ -58,13 +59,13 @@ class Candidates:
         return self._first.keys()
 
     def places(self, stem: str) -> Sequence[int]:
-        """Where the pictures of this name stand: one, none, or several with other extensions."""
+        """Return the places of the pictures of this name: several have different extensions."""
         if stem in self._several:
             return self._several[stem]
         return (self._first[stem],) if stem in self._first else ()
 
     def paths(self, stem: str) -> list[str]:
-        """The paths of the pictures of this name."""
+        """Return the paths of the pictures of this name."""
         return [self._files.paths[place] for place in self.places(stem)]
 
 
@@ -85,8 +86,8 @@ def match(
     sides = {main: targets, **references, **dict([mask] if mask else [])}
     for stem in sorted(targets.stems):
         places = [candidates.places(stem) for candidates in sides.values()]
-        if all(len(one) == 1 for one in places):
-            matched.matches.append(tuple(one for (one,) in places))
+        if all(len(found) == 1 for found in places):
+            matched.matches.append(tuple(place for (place,) in places))
             continue
         sample = targets.paths(stem)[0]
         matched.rejections += (
@@ -100,7 +101,7 @@ def match(
 def extras(
     dataset: str, candidates: Candidates, wanted: Collection[str], *, is_mask: bool = False
 ) -> list[Rejection]:
-    """References, or masks, for which no target of any dataset asks."""
+    """Reject references, or masks, for which no target of any dataset asks."""
     reason, what = ("extra_mask", "mask") if is_mask else ("extra_reference", "reference")
     return [
         Rejection(path, dataset, path, reason, f"a {what} without a target")
@@ -114,7 +115,7 @@ def refuse_strangers(main: str, targets: Candidates, references: Mapping[str, Ca
     """Stop where a reference dataset has not one name in common with the targets.
 
     Raises:
-        WrongUse: shows names of both sides, since one folder is likely the wrong one.
+        WrongUse: with names of both sides, since one folder is likely the wrong one.
     """
     for dataset, candidates in references.items():
         if targets.stems.isdisjoint(candidates.stems):
@@ -122,17 +123,13 @@ def refuse_strangers(main: str, targets: Candidates, references: Mapping[str, Ca
                 f"No target of {main} has a picture in {dataset}. Pictures are paired by their "
                 f"path inside the folder, without the extension.\n"
                 f"  {main}: {_examples(targets)}\n  {dataset}: {_examples(candidates)}",
-                "Give each pair the same name, or correct `instance_data_dir`.",
+                "Give both pictures of a pair the same name, or fix `instance_data_dir`.",
             )
 
 
 def subset(targets: Collection[str], most: int) -> set[str]:
-    """At most so many paths, drawn by a digest of their names: the same ones every time."""
-    return set(nsmallest(most, targets, key=lambda path: _lot(stem_of(path))))
-
-
-def _lot(stem: str) -> bytes:
-    return hashlib.blake2b(stem.encode(), digest_size=16).digest()
+    """Return at most so many paths, drawn by a digest of their names: the same ones every time."""
+    return set(nsmallest(most, targets, key=lambda path: digest_bytes(stem_of(path).encode())))
 
 
 def _wrong(sample: str, dataset: str, paths: Sequence[str], *, is_mask: bool) -> Rejection:

@@ -1,9 +1,8 @@
-"""Overview: a whole pairs table in numbers, and the few samples of it that a page shows."""
+"""An overview of a pairs table: the numbers and the few samples that its page shows."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
@@ -15,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...cache.errors import Damaged
-from ...cache.format.tables import read_table, table_blocks, table_in
+from ...cache.files.fingerprint import digest_bytes
+from ...cache.format.tables import read_table, table_in
 from ..samples.sample import Sample
-from ..samples.schema import flat, samples_in
+from ..samples.schema import blocks_at, flat, samples_in
 from ..samples.table import verified
 from .perceptual_hash import Looks, alike_groups
 from .picture_records import MEMORY_FILE
@@ -46,23 +46,21 @@ ALIKE, HARDLY_CHANGED = "near_duplicate", "hardly_changed"
 
 @dataclass
 class Overview:
-    """What a page says of the samples.
+    """The numbers and samples of a page.
 
     Attributes:
-        chosen: the samples shown with their pictures, by `rule`; `flags` of each by name.
+        totals: counts for the head of the page.
+        parts: further parts of the page's data by their names, as they are.
         looks: how many samples carry the flags that come from comparing looks.
+        chosen: the samples shown with their pictures.
+        flags: those of each chosen sample, by its name.
     """
 
-    totals: dict[str, int] = field(default_factory=dict)
-    buckets: list[dict[str, Any]] = field(default_factory=list)
-    lengths: list[dict[str, Any]] = field(default_factory=list)
-    caption_words: str = ""
-    alike: list[list[str]] = field(default_factory=list)
-    alike_groups: int = 0
-    looks: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int]
+    parts: dict[str, Any]
+    looks: dict[str, int]
     chosen: list[Sample] = field(default_factory=list)
     flags: dict[str, list[str]] = field(default_factory=dict)
-    rule: str = ""
 
 
 def overview_of(table: Path, memories: Mapping[str, Path], main: str) -> Overview:
@@ -81,47 +79,35 @@ def overview_of(table: Path, memories: Mapping[str, Path], main: str) -> Overvie
     names, places = _files(targets.field("path"))
     groups = alike_groups(looks[_firsts(places, len(names))])
     doubles = np.isin(places, [place for group in groups for place in group])
+    in_groups = sum(map(len, groups))
     words = _words_in(flat(columns["captions"]).flatten())
     samples = columns["sample"].to_pylist()
     warned, special = _warned(flat(columns["warnings"]))
     chosen = _choice(samples, np.flatnonzero(special | hardly | doubles).tolist())
     found = Overview(
-        totals={
-            "warned": int(warned.sum()),
-            "captions": len(words),
-            "alike": sum(len(group) for group in groups),
+        totals={"warned": int(warned.sum()), "captions": len(words), "alike": in_groups},
+        parts={
+            "buckets": _buckets(targets.field("size")),
+            "lengths": _lengths(words),
+            "captions": f"Words in each caption; the longest has {words.max(initial=0)}. "
+            f"{len(words) / max(len(samples), 1):.1f} captions a pair.",
+            "alike": [_shown(group, names) for group in groups[:SHOWN_GROUPS]],
+            "alike_groups": len(groups),
+            "rule": _rule(len(samples), len(chosen)),
         },
-        buckets=_buckets(targets.field("size")),
-        lengths=_lengths(words),
-        caption_words=f"Words in each caption; the longest has {words.max(initial=0)}. "
-        f"{len(words) / max(len(samples), 1):.1f} captions a pair.",
-        alike=[_shown(group, names) for group in groups[:SHOWN_GROUPS]],
-        alike_groups=len(groups),
-        looks={HARDLY_CHANGED: int(hardly.sum()), ALIKE: sum(len(group) for group in groups)},
-        rule=_rule(len(samples), len(chosen)),
+        looks={HARDLY_CHANGED: int(hardly.sum()), ALIKE: in_groups},
     )
-    for row, sample, warnings in _rows_at(table, chosen):
-        found.chosen.append(sample)
-        own = [(ALIKE, doubles[row]), (HARDLY_CHANGED, hardly[row])]
-        found.flags[sample.name] = [*warnings, *(flag for flag, holds in own if holds)]
+    for rows, block in blocks_at(table, np.asarray(chosen, np.int64)):
+        warnings = block["warnings"].to_pylist()
+        for row, sample, codes in zip(rows.tolist(), samples_in(block), warnings, strict=True):
+            own = [(ALIKE, doubles[row]), (HARDLY_CHANGED, hardly[row])]
+            found.chosen.append(sample)
+            found.flags[sample.name] = [*codes, *(flag for flag, holds in own if holds)]
     return found
 
 
-def _rows_at(table: Path, rows: Sequence[int]) -> Iterator[tuple[int, Sample, list[str]]]:
-    """These rows of the table (ascending), each with its number and its warning codes."""
-    first, wanted = 0, np.asarray(rows, np.int64)
-    for block in table_blocks(table):
-        here = wanted[(wanted >= first) & (wanted < first + len(block))]
-        if len(here):
-            part = block.take(pa.array(here - first))
-            yield from zip(
-                here.tolist(), samples_in(part), part["warnings"].to_pylist(), strict=True
-            )
-        first += len(block)
-
-
 def _looks_of(paths: pa.Array, memory: Path) -> Looks:
-    """The look of each picture; 0 where none is remembered."""
+    """Return the look of each picture; 0 where none is remembered."""
     try:
         rows = read_table(memory, ["path", "look"])
     except (FileNotFoundError, Damaged):
@@ -133,7 +119,7 @@ def _looks_of(paths: pa.Array, memory: Path) -> Looks:
 
 
 def _looks_of_references(lists: pa.Array, memories: Mapping[str, Path]) -> Looks:
-    """The look of each sample's first reference."""
+    """Return the look of each sample's first reference."""
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
     firsts = lists.flatten().take(pa.array(np.cumsum(lengths) - lengths))
     datasets, looks = firsts.field("dataset"), np.zeros(len(lists), np.uint64)
@@ -153,13 +139,13 @@ def _alike(targets: Looks, references: Looks) -> Flags:
 
 
 def _files(paths: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """Each file once, and its place for every row: one may be the target of several samples."""
+    """Return each file once, and its place for every row: several samples may have one target."""
     coded = paths.dictionary_encode()
     return coded.dictionary, coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _firsts(places: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """The first row of each place."""
+    """Return the first row of each place."""
     firsts = np.zeros(count, np.int64)
     firsts[places[::-1]] = np.arange(len(places))[::-1]
     return firsts
@@ -179,7 +165,7 @@ def _words_in(captions: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _warned(lists: pa.Array) -> tuple[Flags, Flags]:
-    """Which samples carry a warning, and which one that is worth a place on the page."""
+    """Mark the samples that carry a warning, and those with one worth a place on the page."""
     every, special = np.zeros(len(lists), bool), np.zeros(len(lists), bool)
     parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     common = pc.is_in(lists.flatten(), value_set=pa.array(sorted(_COMMON)))
@@ -189,13 +175,13 @@ def _warned(lists: pa.Array) -> tuple[Flags, Flags]:
 
 
 def _buckets(sizes: pa.Array) -> list[dict[str, Any]]:
-    """How many targets have which size, the most frequent first."""
+    """Count the targets of each size, the most frequent first."""
     pairs = sizes.flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)
     found, counts = np.unique(pairs, axis=0, return_counts=True)
     return [
         {"label": f"{width} \u00d7 {height}", "width": width, "height": height, "count": count}
         for (width, height), count in sorted(
-            zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: -one[1]
+            zip(found.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]
         )
     ]
 
@@ -212,12 +198,12 @@ def _lengths(words: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
 
 
 def _choice(names: Sequence[str], flagged: Sequence[int]) -> list[int]:
-    """All rows where they are few; else some with a flag and some drawn from all."""
+    """Choose all rows where they are few, else some with a flag and some drawn from all."""
     if len(names) <= SHOWN_SAMPLES:
         return list(range(len(names)))
 
-    def lot(row: int) -> bytes:
-        return hashlib.blake2b(names[row].encode(), digest_size=16).digest()
+    def lot(row: int) -> str:
+        return digest_bytes(names[row].encode())
 
     chosen = set(nsmallest(SHOWN_FLAGGED, flagged, key=lot))
     rest = (row for row in range(len(names)) if row not in chosen)

@@ -1,4 +1,4 @@
-"""What is known of a dataset's picture files, kept from run to run."""
+"""Records of a dataset's picture files, kept from run to run so that no file is decoded twice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BLOCK_ROWS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a file turned out to be: upright size and digest, or the reason it is no picture.
+    """The result of examining a file: upright size and digest, or the reason it is no picture.
 
     Attributes:
         flags: some of FLAGS, in their order.
@@ -48,6 +48,11 @@ class Facts:
     reason: str = ""
     detail: str = ""
     look: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The upright (width, height) in pixels."""
+        return self.width, self.height
 
 
 _SCHEMA = pa.schema(
@@ -65,6 +70,7 @@ _SCHEMA = pa.schema(
         ("look", pa.uint64()),
     ]
 )
+_FACTS = _SCHEMA.names[4:]  # those of `Facts`, in the same order
 # One row of what is held of a sound picture; objects would be ten times larger.
 _HELD = np.dtype(
     [
@@ -103,13 +109,13 @@ class Memory:
             self._forget_all()  # a damaged one may be lost: every picture is looked at again
 
     def known(self) -> npt.NDArray[np.bool_]:
-        """Of each place, whether enough is known of the file there."""
+        """Return for each place whether enough is known of the file there."""
         suffices = np.array([self._suffices(flags) for flags in _FLAGS_IN])
         known: npt.NDArray[np.bool_] = self._held["known"] & suffices[self._held["flags"]]
         return known
 
     def copies_among(self, places: PlacesArray) -> frozenset[str]:
-        """The digests that several of the files at these places share."""
+        """Return the digests that several of the files at these places share."""
         digests, counts = np.unique(self._held["digest"][places], return_counts=True)
         return frozenset(digest.item().hex() for digest in digests[counts > 1])
 
@@ -117,7 +123,7 @@ class Memory:
         if place in self._faulty:
             return self._faulty[place]
         _, flags, width, height, look, digest = self._held[place].item()
-        return Facts(digest.hex(), width, height, _flags_in(flags), look=look)
+        return Facts(digest.hex(), width, height, _FLAGS_IN[flags], look=look)
 
     def learn(self, place: int, facts: Facts) -> None:
         """Remember `facts` of the file at `place`."""
@@ -132,11 +138,11 @@ class Memory:
         self._held[place] = (True, bits, facts.width, facts.height, facts.look, digest)
 
     def contents_of_size(self, size_bytes: int) -> dict[str, Facts]:
-        """Digest -> facts of files of that size which went, moved or are no longer trusted."""
+        """Return digest -> facts of files of that size that went, moved or are not trusted."""
         return self._gone.get(size_bytes, {})
 
     def forget_rejected(self) -> None:
-        """Look again at every picture that was turned away, whatever its name is now."""
+        """Have every picture that was rejected examined again, whatever its name is now."""
         for contents in self._gone.values():
             for digest in [digest for digest, facts in contents.items() if facts.reason]:
                 del contents[digest]
@@ -145,14 +151,14 @@ class Memory:
         self._faulty.clear()
 
     def suspect_all(self) -> None:
-        """Trust no name, size or time: what every file holds is read again."""
+        """Have every file read again, whatever its name, size and time say."""
         for place in np.flatnonzero(self._held["known"]).tolist():
             self._expect(self.files.sizes_bytes[place], self[place])
         self._held["known"] = False
         self._faulty.clear()
 
     def save(self) -> None:
-        """Write the memory, in the order of paths; nothing if nothing was learnt."""
+        """Write the records in the order of paths, if anything was learnt."""
         if not self._changed:
             return
         file = io.BytesIO()
@@ -168,7 +174,7 @@ class Memory:
         self._changed = False
 
     def _recall(self, rows: pa.Table) -> None:
-        """Take in rows: those of files that are as they were, and the contents of the others."""
+        """Take in rows: facts of files that are as they were, and the contents of the others."""
         places = self._places_of(rows["path"])
         there = np.flatnonzero(places >= 0)
         for column, now in (
@@ -193,7 +199,7 @@ class Memory:
             self._faulty[place] = facts
 
     def _places_of(self, paths: pa.ChunkedArray) -> PlacesArray:
-        """The place of each path among the files; -1 of those that are not there."""
+        """Return the place of each path among the files; -1 for those that are not there."""
         least, most = pc.min_max(paths).as_py().values()
         start = bisect_left(self.files.paths, least)
         near = pa.array(self.files.paths[start : bisect_right(self.files.paths, most)], pa.string())
@@ -201,7 +207,7 @@ class Memory:
         return np.where(np.isnan(found), -1, found + start).astype(np.int64)
 
     def _hold(self, places: PlacesArray, rows: pa.Table) -> None:
-        """Hold the facts of sound pictures."""
+        """Store the facts of sound pictures."""
         digests = bytes.fromhex("".join(rows["digest"].to_pylist()))
         bits = {"": 0}
         for flags in pc.unique(rows["flags"]).to_pylist():
@@ -227,7 +233,7 @@ class Memory:
         places = np.flatnonzero(kept)
         for start in range(0, len(places), _BLOCK_ROWS):
             block = places[start : start + _BLOCK_ROWS].tolist()
-            rows = [(*self.files[place], *_columns(self[place])) for place in block]
+            rows = [(*self.files[place], *_cells(self[place])) for place in block]
             arrays = [
                 pa.array(column, field.type)
                 for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
@@ -238,27 +244,19 @@ class Memory:
         return self.headers_suffice or NOT_DECODED not in flags
 
 
-def _flags_in(bits: int) -> tuple[str, ...]:
-    return _FLAGS_IN[bits]
-
-
 _FLAGS_IN = tuple(
     tuple(flag for place, flag in enumerate(FLAGS) if bits >> place & 1)
     for bits in range(1 << len(FLAGS))
 )
 
 
-def _columns(facts: Facts) -> tuple[object, ...]:
-    return (
-        facts.digest, facts.width, facts.height, " ".join(facts.flags), facts.reason,
-        facts.detail, facts.look,
-    )  # fmt: skip
+def _cells(facts: Facts) -> tuple[object, ...]:
+    digest, width, height, flags, *rest = (getattr(facts, name) for name in _FACTS)
+    return digest, width, height, " ".join(flags), *rest
 
 
 def _remembered(rows: pa.Table) -> Iterator[tuple[int, Facts]]:
-    """The size of the file and its facts, row by row."""
-    columns = (rows[name].to_pylist() for name in _SCHEMA.names[4:])
-    for size_bytes, digest, width, height, flags, *rest in zip(
-        rows["size_bytes"].to_pylist(), *columns, strict=True
-    ):
+    """Yield the size of each file in bytes and its facts."""
+    columns = (rows[name].to_pylist() for name in ("size_bytes", *_FACTS))
+    for size_bytes, digest, width, height, flags, *rest in zip(*columns, strict=True):
         yield size_bytes, Facts(digest, width, height, tuple(flags.split()), *rest)

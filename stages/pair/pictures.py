@@ -1,4 +1,4 @@
-"""What one picture file is: decoded once in full, digested, and remembered for the next run."""
+"""Examination of picture files: each is decoded once in full, digested, and remembered."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ..pictures.images import (
     on_background,
     orientation_of,
     os_reason,
-    swaps_sides,
     upright,
+    upright_size,
 )
 from .perceptual_hash import is_black, look_of
-from .picture_records import BLACK, NOT_DECODED, Facts, Memory
+from .picture_records import BLACK, FLAGS, NOT_DECODED, Facts, Memory
 
 BATCH_FILES = 32
 BATCHES_AHEAD = 4  # of each thread
@@ -43,48 +43,51 @@ _MOVING_FORMATS = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture that nothing is known of yet: at a place among the files of `memory`."""
+    """A picture of which nothing is known yet, at a place among the files of `memory`."""
 
     folder: Path
     memory: Memory
     place: int
 
 
+Learnt = list[tuple[Task, Facts]]
+
+
 def look_at(tasks: Iterable[Task], advance: Callable[[int], None]) -> None:
     """Examine every task's picture on all cores; what is learnt survives an interruption."""
-    memories: dict[int, Memory] = {}
+    memories = set[Memory]()
     saved = time.monotonic()
     pool = ThreadPoolExecutor(available_cores(), thread_name_prefix="look-at")
     try:
-        for batch, learnt in _in_order(pool, _batches(tasks)):
-            for task, facts in zip(batch, learnt, strict=True):
+        for batch in _in_order(pool, tasks):
+            for task, facts in batch:
                 task.memory.learn(task.place, facts)
-                memories[id(task.memory)] = task.memory
+                memories.add(task.memory)
             advance(len(batch))
             if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                _save(memories.values())
+                _save(memories)
                 saved = time.monotonic()
     finally:
         pool.shutdown(cancel_futures=True)
-        _save(memories.values())
+        _save(memories)
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def examine(path: Path) -> Facts:
     """Decode the picture at `path` in full and say what it is. Never raises for a bad file."""
-    return _examined(path, _facts_of)
+    return _examined(path, header_only=False)
 
 
 def glance(path: Path) -> Facts:
-    """The same from the header alone: what is broken further on is not seen."""
-    return _examined(path, _header_facts_of)
+    """Do the same from the header alone: what is broken further on is not seen."""
+    return _examined(path, header_only=True)
 
 
-def _examined(path: Path, judge: Callable[..., Facts]) -> Facts:
+def _examined(path: Path, *, header_only: bool) -> Facts:
     digest = ""
     try:
         with path.open("rb") as file:
@@ -93,52 +96,40 @@ def _examined(path: Path, judge: Callable[..., Facts]) -> Facts:
                 return Facts(reason="zero_bytes", detail="the file is empty")
             if size_bytes > IN_MEMORY_BYTES:
                 digest = digest_file(path)
-                return judge(file, digest=digest)
+                return _facts_of(file, digest=digest, header_only=header_only)
             data = file.read()
         digest = digest_bytes(data)
-        return judge(io.BytesIO(data), digest=digest)
+        return _facts_of(io.BytesIO(data), digest=digest, header_only=header_only)
     except Unreadable as error:
         return Facts(digest=digest, reason=error.reason, detail=error.detail)
     except OSError as error:
         return Facts(reason=os_reason(error), detail=error.strerror or str(error))
 
 
-def _facts_of(file: BinaryFile, *, digest: str) -> Facts:
+def _facts_of(file: BinaryFile, *, digest: str, header_only: bool) -> Facts:
     start = file.read(_PNG_DEPTH_AT + 1)
     file.seek(0)
-    with decode(file) as picture:
-        orientation = orientation_of(picture)
-        deep = has_sixteen_bits(picture)
-        seen = on_background(picture) if deep else picture  # raises where white is not known
-        flags = {
-            "exif_rotated": orientation != 1,
-            "alpha": is_see_through(picture),
-            "sixteen_bits": deep or _is_deep_png(start),
-            "several_frames": _has_several_frames(picture),
-            BLACK: is_black(seen),
-        }
-        width, height = _upright_size(picture, orientation)
-        look = look_of(upright(seen))
-    known = tuple(flag for flag, there in flags.items() if there)
-    return Facts(digest, width, height, known, look=look)
-
-
-def _header_facts_of(file: BinaryFile, *, digest: str) -> Facts:
-    start = file.read(_PNG_DEPTH_AT + 1)
-    file.seek(0)
-    picture, orientation = header(file)
+    picture, orientation = header(file) if header_only else _decoded(file)
+    deep = has_sixteen_bits(picture)
     flags = {
         "exif_rotated": orientation != 1,
-        "sixteen_bits": has_sixteen_bits(picture) or _is_deep_png(start),
-        NOT_DECODED: True,
+        "sixteen_bits": deep or _is_deep_png(start),
+        NOT_DECODED: header_only,
     }
-    width, height = _upright_size(picture, orientation)
-    return Facts(digest, width, height, tuple(flag for flag, there in flags.items() if there))
+    look = 0
+    if not header_only:
+        seen = on_background(picture) if deep else picture  # raises where white is not known
+        flags["alpha"] = is_see_through(picture)
+        flags["several_frames"] = _has_several_frames(picture)
+        flags[BLACK] = is_black(seen)
+        look = look_of(upright(seen))
+    width, height = upright_size(picture, orientation)
+    return Facts(digest, width, height, tuple(flag for flag in FLAGS if flags.get(flag)), look=look)
 
 
-def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
-    width, height = picture.size
-    return (height, width) if swaps_sides(orientation) else (width, height)
+def _decoded(file: BinaryFile) -> tuple[Image.Image, int]:
+    picture = decode(file)
+    return picture, orientation_of(picture)
 
 
 def _is_deep_png(start: bytes) -> bool:
@@ -154,41 +145,30 @@ def _has_several_frames(picture: Image.Image) -> bool:
         return True
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, batches: Iterable[list[Task]]
-) -> Iterator[tuple[list[Task], list[Facts]]]:
-    """Each batch with what was learnt, few of them ahead: `pool.map` would take all at once."""
-    waiting: deque[Future[tuple[list[Task], list[Facts]]]] = deque()
-    for batch in batches:
-        waiting.append(pool.submit(_examine_batch, batch))
+def _in_order(pool: ThreadPoolExecutor, tasks: Iterable[Task]) -> Iterator[Learnt]:
+    """Yield batches of tasks with what was learnt; only a few are taken ahead of time."""
+    remaining = iter(tasks)
+    waiting: deque[Future[Learnt]] = deque()
+    while batch := list(islice(remaining, BATCH_FILES)):
+        waiting.append(pool.submit(lambda batch: [(task, _learnt(task)) for task in batch], batch))
         if len(waiting) > BATCHES_AHEAD * available_cores():
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _examine_batch(batch: list[Task]) -> tuple[list[Task], list[Facts]]:
-    return batch, [_learnt(task) for task in batch]
-
-
 def _learnt(task: Task) -> Facts:
-    """What the file of `task` is; one that only moved, or was only touched, is not decoded."""
+    """Examine the file of `task`; one that only moved, or was only touched, is not decoded."""
     files = task.memory.files
     path = task.folder / files.paths[task.place]
     if contents := task.memory.contents_of_size(files.sizes_bytes[task.place]):
         try:
             known = contents.get(digest_file(path))
         except OSError:
-            known = None  # said below, with its reason
+            known = None  # examining it, below, gives the reason
         if known is not None:
             return known
     return glance(path) if task.memory.headers_suffice else examine(path)
-
-
-def _batches(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    remaining = iter(tasks)
-    while batch := list(islice(remaining, BATCH_FILES)):
-        yield batch
 
 
 def _save(memories: Iterable[Memory]) -> None:

@@ -11,8 +11,9 @@ from statistics import median
 
 from ...cache.errors import WrongUse
 from ...cache.files.atomic import create
-from ..pictures.images import Unreadable, header, quiet_decoding, swaps_sides
-from .geometry import Size, ratios_differ
+from ..pictures.images import Unreadable, quiet_decoding, size_in_header
+from ..samples.sizes import Size
+from .geometry import ratios_differ
 from .match import Candidates, refuse_strangers
 from .scan import Scan, printable, scan
 
@@ -134,12 +135,9 @@ def _sizes(
 
 def _size_of(path: Path) -> Size | None:
     try:
-        with path.open("rb") as file:
-            picture, orientation = header(file)
-            width, height = picture.size
-    except (Unreadable, OSError):
+        return size_in_header(path)
+    except Unreadable:
         return None  # `qedit pair` names it with its reason
-    return (height, width) if swaps_sides(orientation) else (width, height)
 
 
 def _kind(

@@ -1,4 +1,4 @@
-"""Scan: the files of a picture folder, in an order that is the same on every machine."""
+"""The listing of a picture folder: its files, in an order that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ..pictures.images import EXTENSIONS
+from ..pictures.images import EXTENSIONS, os_reason
 
 TEXT_EXTENSION = "txt"
 # Pictures by their names, of formats that are not read: named, not passed over.
@@ -20,33 +21,21 @@ _UNSUPPORTED = frozenset(
     {"heic", "heif", "hif", "jxl", "svg", "pdf", "eps", "ai", "psd", "xcf", "kra", "tga", "exr"}
     | {"hdr", "dds", "ico", "raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf"}
 )
+
 _LINES_AT_ONCE = 4096
 _LAST_TIME_NS = 2**63 - 1
 
 
-class File(NamedTuple):
-    """A file as the folder lists it; `path` is relative to the scanned folder, with "/".
-
-    `mtime_ns` can be set by anybody and is kept by archives and copies; `ctime_ns`, when the file
-    got its content, name or rights, is the system's own.
-    """
-
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-
-
 class Files:
-    """Files in the order of their paths, each at its place.
+    """Files in the order of their paths, each at its place in four columns.
 
-    Kept as columns: a million of them take 120 MB, as objects twice that.
+    As columns, a million of them take 120 MB; as objects, twice that.
 
     Attributes:
-        paths, sizes_bytes, mtimes_ns, ctimes_ns: of all of them; the same place, the same file.
+        paths: relative to the listed folder, with "/".
+        mtimes_ns: when they were changed; anybody can set that, archives and copies keep it.
+        ctimes_ns: when they got their content, name or rights; only the system sets that.
     """
-
-    __slots__ = ("ctimes_ns", "mtimes_ns", "paths", "sizes_bytes")
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -55,22 +44,24 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> File:
-        return File(
+    def __getitem__(self, place: int) -> tuple[str, int, int, int]:
+        return (
             self.paths[place],
             self.sizes_bytes[place],
             self.mtimes_ns[place],
             self.ctimes_ns[place],
         )
 
-    def __iter__(self) -> Iterator[File]:
-        return map(File, self.paths, self.sizes_bytes, self.mtimes_ns, self.ctimes_ns)
+    def __iter__(self) -> Iterator[tuple[str, int, int, int]]:
+        return zip(self.paths, self.sizes_bytes, self.mtimes_ns, self.ctimes_ns, strict=True)
 
     def add(self, path: str, facts: os.stat_result, link: os.stat_result) -> None:
         """Add a file behind the others; `sort` brings it to its place.
 
         Args:
-            link: of what leads to it, or the same once more: a link that leads elsewhere is new.
+            facts: of the file.
+            link: of the link that leads to it, else of the file again. A link that is made to
+                lead elsewhere is a new file.
         """
         self.paths.append(path)
         self.sizes_bytes.append(facts.st_size)
@@ -81,18 +72,19 @@ class Files:
         """Bring all of them into the order of their paths."""
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         self.paths = [self.paths[place] for place in order]
-        self.sizes_bytes = array("q", [self.sizes_bytes[place] for place in order])
-        self.mtimes_ns = array("q", [self.mtimes_ns[place] for place in order])
-        self.ctimes_ns = array("q", [self.ctimes_ns[place] for place in order])
+        self.sizes_bytes, self.mtimes_ns, self.ctimes_ns = (
+            array("q", [column[place] for place in order])
+            for column in (self.sizes_bytes, self.mtimes_ns, self.ctimes_ns)
+        )
 
 
 def _held(time_ns: int) -> int:
-    """As 64 bits hold it: some file systems keep times of thousands of years."""
+    """Return a time as 64 bits hold it: some file systems keep times of thousands of years."""
     return max(-_LAST_TIME_NS, min(time_ns, _LAST_TIME_NS))
 
 
 class Problem(NamedTuple):
-    """Something in a folder that cannot be used, with its reason code and the reason in words."""
+    """Something in a folder that cannot be used, with a reason code and the reason in words."""
 
     path: str
     reason: str
@@ -101,7 +93,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Scan:
-    """What lies in a folder.
+    """The content of a folder.
 
     Attributes:
         pictures, texts: in the order of their paths; where a picture stands is its place.
@@ -118,19 +110,11 @@ class Scan:
     others: Counter[str] = field(default_factory=Counter)
 
     def digest_into(self, digest: hashlib.blake2b) -> None:
-        """Add the names, sizes and times of all files, and not where the folder lies."""
+        """Add the names, sizes and times of all files to `digest`, not where the folder lies."""
         for files in (self.pictures, self.texts):
-            for start in range(0, len(files), _LINES_AT_ONCE):
-                block = slice(start, start + _LINES_AT_ONCE)
-                rows = zip(
-                    files.paths[block],
-                    files.sizes_bytes[block],
-                    files.mtimes_ns[block],
-                    files.ctimes_ns[block],
-                    strict=True,
-                )
-                lines = [f"{path}\0{size} {mtime} {ctime}\n" for path, size, mtime, ctime in rows]
-                digest.update("".join(lines).encode())
+            lines = (f"{path}\0{size} {mtime} {ctime}\n" for path, size, mtime, ctime in files)
+            while block := "".join(islice(lines, _LINES_AT_ONCE)):
+                digest.update(block.encode())
         digest.update(repr(self.problems).encode("utf-8", "backslashreplace"))
 
 
@@ -153,12 +137,12 @@ def scan(folder: Path) -> Scan:
 
 
 def shown(path: str) -> str:
-    """`path` as text that every file and terminal takes: bytes that are not UTF-8 as `\\xff`."""
+    """Return `path` as text that every file and terminal takes; bytes beyond UTF-8 as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:
-    """`text` on one line, whatever it holds: a file name may break lines or steer a terminal.
+    """Return `text` on one line: a file name may hold line breaks or terminal commands.
 
     >>> printable("new\\nline")
     'new\\\\nline'
@@ -166,12 +150,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def _enter(found: Scan, start: str, entered: set[tuple[int, int]]) -> list[str]:
-    """Scan `start` (relative) and the real folders below it; give back the linked ones."""
+    """Scan `start` (relative) and the real folders below it; return the linked ones."""
     linked: list[str] = []
     waiting = [start]
     while waiting:
@@ -191,9 +175,9 @@ def _enter(found: Scan, start: str, entered: set[tuple[int, int]]) -> list[str]:
                     if _is_folder(entry):
                         (linked if entry.is_symlink() else waiting).append(path)
                     else:
-                        _add(found, entry, path)
+                        _add_file(found, entry, path)
         except OSError as error:
-            _trouble(found, inside or ".", error)
+            _add_problem(found, inside or ".", error)
     return linked
 
 
@@ -204,7 +188,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
+def _add_file(found: Scan, entry: os.DirEntry[str], path: str) -> None:
     stem, _, extension = entry.name.lower().rpartition(".")
     extension = extension if stem else ""  # a file called `raw` has none
     if extension in _UNSUPPORTED:
@@ -219,7 +203,7 @@ def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
         facts = entry.stat()
         link = entry.stat(follow_symlinks=False)
     except OSError as error:
-        _trouble(found, path, error)
+        _add_problem(found, path, error)
         return
     if not is_picture:
         if _is_utf8(path):
@@ -234,19 +218,12 @@ def _add(found: Scan, entry: os.DirEntry[str], path: str) -> None:
         found.pictures.add(path, facts, link)
 
 
-def _trouble(found: Scan, path: str, error: OSError) -> None:
-    if isinstance(error, PermissionError):
-        reason = "permission_denied"
-    elif isinstance(error, FileNotFoundError):
-        reason = "broken_link"
-    else:
-        reason = "not_readable_now"
+def _add_problem(found: Scan, path: str, error: OSError) -> None:
+    reason = "broken_link" if isinstance(error, FileNotFoundError) else os_reason(error)
     found.problems.append(Problem(shown(path), reason, error.strerror or str(error)))
 
 
 def _is_utf8(path: str) -> bool:
-    if path.isascii():
-        return True
     try:
         path.encode()
     except UnicodeEncodeError:

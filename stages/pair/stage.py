@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +15,26 @@ from ...cache.files.lock import writer_lock
 from ...config.configuration import Configuration
 from ..models.checkpoint.checkpoint import flavour_of
 from ..pictures.images import quiet_decoding
-from ..samples.source_folders import folders_of
+from ..samples.recipe import folders_of
 from ..samples.table import (
     accept_rejections,
-    is_whole,
     manifest_in,
     read_rejections,
     samples_before,
     table_folder,
     used_main_datasets,
+    whole_manifest_in,
     write_pairs,
 )
 from ..stage import Outcome, Progress
 from ..stores.pins import keep_pairs, note_use, pairs_places
-from .acceptance import Judged, Unknown, judge, unknown_in
-from .changes import Changes, Tally
+from .acceptance import Judged, judge, unknown_places
 from .folders import Scans, digest_of, scan_all
-from .page import PAGE_FILE, bring_up_to_date, source_of
-from .picture_records import NOT_DECODED, PASSING_REASONS, Memory
-from .pictures import look_at
+from .page import PAGE_FILE, bring_up_to_date
+from .picture_records import NOT_DECODED, PASSING_REASONS, Memory, PlacesArray
+from .pictures import Task, look_at
 from .scan import printable
-from .summary import STAGE, Foreseen, outcome_of, refuse_unaccepted
+from .summary import STAGE, Tally, foreseen, outcome_of, refuse_unaccepted
 from .wanted_samples import Plan, make_plans
 
 
@@ -67,13 +68,16 @@ def run(
         Locked: another `qedit pair` is at work here.
     """
     started = time.monotonic()
-    accept = _Acceptance(on_reject, max_rejected)
-    effort = _Effort(quick=quick, paranoid=paranoid, retry_rejected=retry_rejected)
-    done = _brought_up_to_date(
-        configuration, progress, accept=accept, effort=effort, dry_run=dry_run
+    options = _Options(
+        dry_run=dry_run,
+        most_rejected=math.inf if on_reject == "skip" else max_rejected,
+        retry_rejected=retry_rejected,
+        quick=quick,
+        paranoid=paranoid,
     )
-    if isinstance(done, Foreseen):
-        return done.outcome(_root(configuration), started=started)
+    done = _bring_tables_up_to_date(configuration, progress, options, started=started)
+    if isinstance(done, Outcome):
+        return done
     manifests, changes = done
     folders = _folders(configuration)
     pages = [] if dry_run or no_report else _pages(configuration, folders, report, progress)
@@ -90,54 +94,83 @@ def run(
     return outcome
 
 
-@dataclass(frozen=True)
-class _Effort:
-    """How hard to look at files that are remembered."""
+def is_current(configuration: Configuration) -> bool:
+    """Return whether the tables stand for the folders as they are now. Opens no picture.
 
+    Raises:
+        WrongUse: folders from which no pairs can be made.
+    """
+    inputs = digest_of(configuration, scan_all(configuration))
+    return all(_stands(folder, inputs, quick=True) for folder in _folders(configuration))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of a run, as in `run`; `most_rejected` samples are accepted without asking."""
+
+    dry_run: bool
+    most_rejected: float
+    retry_rejected: bool
     quick: bool
     paranoid: bool
-    retry_rejected: bool
 
 
-def _brought_up_to_date(
-    configuration: Configuration,
-    progress: Progress,
-    *,
-    accept: _Acceptance,
-    effort: _Effort,
-    dry_run: bool,
-) -> tuple[list[dict[str, Any]], Changes] | Foreseen:
-    """The manifests of all tables as they are now, and what changed; or what a run would do.
+Written = tuple[list[dict[str, Any]], Counter[str]]
+"""The manifests of all tables, and how many samples changed in which way."""
 
-    What is held of every file and sample is let go on the way out.
+
+def _bring_tables_up_to_date(
+    configuration: Configuration, progress: Progress, options: _Options, *, started: float
+) -> Written | Outcome:
+    """Return what the tables hold now, or, of a dry run, what would have to be done.
+
+    What is held in memory of every file and sample is freed on the way out.
     """
-    if not dry_run:
+    if not options.dry_run:
         keep_pairs(configuration, lock=_root(configuration))
     scans = scan_all(configuration)
     for found in scans.values():
-        for link in found.skipped_links:
-            link = printable(link)
+        for link in map(printable, found.skipped_links):
             progress.warn(f"{found.folder}: {link} leads to a folder already read, skipped")
     inputs = digest_of(configuration, scans)
     folders = _folders(configuration)
-    again = effort.retry_rejected or effort.paranoid
-    if not again and all(_stands(folder, inputs, quick=effort.quick) for folder in folders):
-        return accept.of_standing(folders, dry_run=dry_run), Changes()
+    again = options.retry_rejected or options.paranoid
+    if not again and all(_stands(folder, inputs, quick=options.quick) for folder in folders):
+        return _accept_standing(folders, options), Counter()
     plans = make_plans(configuration, flavour_of(configuration.settings), scans)
     _say_what_is_left_out(plans, scans, progress)
-    memories = _memories(configuration, scans, effort=effort)
-    unknown = unknown_in(plans, memories)
-    if dry_run:
-        return Foreseen(plans, len(unknown))
+    memories = _memories(configuration, scans, options)
+    unknown = unknown_places(plans, memories)
+    if options.dry_run:
+        count = sum(map(len, unknown.values()))
+        return foreseen(plans, count, where=_root(configuration), started=started)
     with writer_lock(_root(configuration), doing=f"qedit {STAGE}"):
         for folder in (*folders, *(memory.path.parent for memory in memories.values())):
             sweep(folder)
-        if unknown:
-            _look_at_all(unknown, memories, scans, progress=progress)
+        _look_at_all(unknown, memories, scans, progress=progress)
         judged = [judge(plan, memories) for plan in plans]
-        written = _write(configuration, judged, inputs=inputs, accept=accept)
+        written = _write(configuration, judged, memories, inputs=inputs, options=options)
         note_use(pairs_places(configuration), configuration)
         return written
+
+
+def _stands(folder: Path, inputs: str, *, quick: bool) -> bool:
+    """Return whether the table was made from these very files, and none of them may be fixed."""
+    manifest = whole_manifest_in(folder)
+    return (
+        manifest is not None
+        and manifest["inputs"] == inputs
+        and PASSING_REASONS.isdisjoint(manifest["rejected"])
+        and (quick or NOT_DECODED not in manifest["warnings"])
+    )
+
+
+def _accept_standing(folders: Sequence[Path], options: _Options) -> list[dict[str, Any]]:
+    manifests = [manifest for folder in folders if (manifest := manifest_in(folder))]
+    rejected = sum(manifest["rejected_samples"] for manifest in manifests)
+    if options.dry_run or rejected > options.most_rejected:
+        return manifests
+    return [accept_rejections(folder) for folder in folders]
 
 
 def _say_what_is_left_out(plans: Sequence[Plan], scans: Scans, progress: Progress) -> None:
@@ -150,49 +183,86 @@ def _say_what_is_left_out(plans: Sequence[Plan], scans: Scans, progress: Progres
             progress.warn(plan.strange_captions)
 
 
-def is_current(configuration: Configuration) -> bool:
-    """Whether the tables stand for the folders as they are now. Opens no picture.
+def _memories(configuration: Configuration, scans: Scans, options: _Options) -> dict[str, Memory]:
+    memories = {}
+    for dataset in configuration.datasets:
+        if dataset.id in scans:
+            files = scans[dataset.id].pictures
+            folder = configuration.pairs_folder(dataset)
+            memories[dataset.id] = Memory(folder, files, headers_suffice=options.quick)
+    for memory in memories.values():
+        if options.paranoid:
+            memory.suspect_all()
+        if options.retry_rejected:
+            memory.forget_rejected()
+    return memories
 
-    Raises:
-        WrongUse: folders from which no pairs can be made.
-    """
-    inputs = digest_of(configuration, scan_all(configuration))
-    return all(_stands(folder, inputs, quick=True) for folder in _folders(configuration))
+
+def _look_at_all(
+    unknown: Mapping[str, PlacesArray],
+    memories: Mapping[str, Memory],
+    scans: Scans,
+    *,
+    progress: Progress,
+) -> None:
+    count = sum(map(len, unknown.values()))
+    if not count:
+        return
+    tasks = (  # made one by one, since they may be millions
+        Task(scans[name].folder, memories[name], int(place))
+        for name, places in unknown.items()
+        for place in places
+    )
+    with (
+        quiet_decoding(),
+        progress.bar(count, "looking at pictures", unit="picture") as advance,
+    ):
+        look_at(tasks, advance)
 
 
-@dataclass(frozen=True)
-class _Acceptance:
-    """What the user said about rejected samples, in this run."""
-
-    on_reject: str
-    max_rejected: int
-
-    def accepts(self, rejected: int) -> bool:
-        return self.on_reject == "skip" or rejected <= self.max_rejected
-
-    def of_standing(self, folders: Sequence[Path], *, dry_run: bool) -> list[dict[str, Any]]:
-        manifests = [manifest for folder in folders if (manifest := manifest_in(folder))]
-        rejected = sum(manifest["rejected_samples"] for manifest in manifests)
-        if dry_run or not self.accepts(rejected):
-            return manifests
-        return [accept_rejections(folder) for folder in folders]
+def _write(
+    configuration: Configuration,
+    judged: Sequence[Judged],
+    memories: Mapping[str, Memory],
+    *,
+    inputs: str,
+    options: _Options,
+) -> Written:
+    accept = sum(one.rejected for one in judged) <= options.most_rejected
+    manifests, changes = [], Counter[str]()
+    for one in judged:
+        main, folder = one.plan.main, one.plan.folder
+        tally = Tally(samples_before(folder))
+        copies = memories[main.id].copies_among(one.target_places())
+        manifests.append(
+            write_pairs(
+                folder,
+                recipe=one.plan.recipe,
+                rows=tally.passing(one.rows(copies)),
+                rejections=one.rejections,
+                inputs=inputs,
+                accept=accept,
+                folders=folders_of(configuration, main),
+            )
+        )
+        changes.update(tally.changes())
+    return manifests, changes
 
 
 def _folders(configuration: Configuration) -> list[Path]:
     flavour = flavour_of(configuration.settings)
-    return [
-        table_folder(configuration, main, flavour) for main in used_main_datasets(configuration)
-    ]
+    mains = used_main_datasets(configuration)
+    return [table_folder(configuration, main, flavour) for main in mains]
 
 
 def _pages(
     configuration: Configuration, folders: Sequence[Path], report: Path | None, progress: Progress
 ) -> list[Path]:
-    """Bring the page of every table up to date; where they are."""
+    """Bring the page of every table up to date; return where they are."""
     pages = []
     for main, folder in zip(used_main_datasets(configuration), folders, strict=True):
         page = folder / PAGE_FILE if report is None else report / f"{main.id}.html"
-        if bring_up_to_date(page, source_of(configuration, main, folder)):
+        if bring_up_to_date(page, configuration, main, folder):
             progress.say(f"report: {page}")
         pages.append(page)
     return pages
@@ -200,63 +270,3 @@ def _pages(
 
 def _root(configuration: Configuration) -> Path:
     return Path(configuration.settings.cache_dir) / "pairs"
-
-
-def _stands(folder: Path, inputs: str, *, quick: bool) -> bool:
-    """Whether the table was made from these very files, and none of them may have healed."""
-    manifest = manifest_in(folder)
-    return (
-        manifest is not None
-        and manifest["inputs"] == inputs
-        and is_whole(folder, manifest)
-        and PASSING_REASONS.isdisjoint(manifest["rejected"])
-        and (quick or NOT_DECODED not in manifest["warnings"])
-    )
-
-
-def _look_at_all(
-    unknown: Unknown, memories: Mapping[str, Memory], scans: Scans, *, progress: Progress
-) -> None:
-    with (
-        quiet_decoding(),
-        progress.bar(len(unknown), "looking at pictures", unit="picture") as advance,
-    ):
-        look_at(unknown.tasks(memories, scans), advance)
-
-
-def _memories(configuration: Configuration, scans: Scans, *, effort: _Effort) -> dict[str, Memory]:
-    folders = {
-        dataset.id: configuration.pairs_folder(dataset) for dataset in configuration.datasets
-    }
-    memories = {
-        name: Memory(folders[name], found.pictures, headers_suffice=effort.quick)
-        for name, found in scans.items()
-    }
-    for memory in memories.values():
-        if effort.paranoid:
-            memory.suspect_all()
-        if effort.retry_rejected:
-            memory.forget_rejected()
-    return memories
-
-
-def _write(
-    configuration: Configuration, judged: Sequence[Judged], *, inputs: str, accept: _Acceptance
-) -> tuple[list[dict[str, Any]], Changes]:
-    rejected = sum(len({row.sample for row in one.rejections}) for one in judged)
-    manifests, changes = [], Changes()
-    for one in judged:
-        tally = Tally(samples_before(one.plan.folder))
-        manifests.append(
-            write_pairs(
-                one.plan.folder,
-                recipe=one.plan.recipe,
-                rows=tally.passing(one.rows()),
-                rejections=one.rejections,
-                inputs=inputs,
-                accept=accept.accepts(rejected),
-                folders=folders_of(configuration, one.plan.main),
-            )
-        )
-        changes += tally.changes()
-    return manifests, changes

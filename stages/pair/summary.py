@@ -1,71 +1,107 @@
-"""Account: what the tables say, in numbers and sentences."""
+"""A summary of what `pair` did: what changed in the tables, and what is rejected and why."""
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...cache.errors import NotComplete
+from ..samples.sample import Sample
 from ..samples.schema import Rejection
 from ..samples.table import read_rejections
 from ..stage import Outcome
-from .changes import Changes
 from .checks import in_words
 from .scan import printable
 from .wanted_samples import Plan
 
 STAGE = "pair"
 SHOWN_PATHS = 3  # of each reason
+CHANGES = ("added", "changed", "removed", "renamed")
+
+Row = tuple[Sample, Sequence[str]]
 
 
-@dataclass(frozen=True)
-class Foreseen:
-    """What a run would do that may write and decode nothing."""
+class Tally:
+    """A comparison of a table with the one before it, row by row, with three numbers a sample."""
 
-    plans: Sequence[Plan]
-    pictures_to_decode: int
+    def __init__(self, before: Iterable[Sample]) -> None:
+        self._before, self._after = array("q"), array("q")
+        for sample in before:
+            self._before.extend(_hashes(sample))
 
-    def outcome(self, where: Path, *, started: float) -> Outcome:
-        """The same in numbers and sentences."""
-        wanted = sum(len(plan.wanted) for plan in self.plans)
-        rejections = [row for plan in self.plans for row in plan.rejections]
-        failed = len({row.sample for row in rejections})
-        counts = Counter(row.reason for row in rejections)
-        lines = [f"{self.pictures_to_decode} pictures would be decoded"]
-        return Outcome(
-            stage=STAGE,
-            wanted=wanted + failed,
-            kept=wanted if not self.pictures_to_decode else 0,
-            computed=0,
-            failed=failed,
-            seconds=time.monotonic() - started,
-            where=str(where),
-            unit="samples",
-            facts={
-                "pictures_to_decode": self.pictures_to_decode,
-                "rejected": dict(sorted(counts.items())),
-            },
-            lines=(*lines, *rejected_lines(rejections)),
+    def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Hand `rows` on and count them."""
+        for row in rows:
+            self._after.extend(_hashes(row[0]))
+            yield row
+
+    def changes(self) -> Counter[str]:
+        """Count the samples that the rows so far change; those not among them are gone.
+
+        A renamed sample, which has another name for the same target and references, counts
+        neither as added nor as removed.
+        """
+        before, after = (
+            np.asarray(hashes).reshape(-1, 3) for hashes in (self._before, self._after)
         )
+        _, stayed, stays = np.intersect1d(before[:, 0], after[:, 0], return_indices=True)
+        gone, come = np.delete(before, stayed, axis=0), np.delete(after, stays, axis=0)
+        renamed = int(np.isin(come[:, 2], gone[:, 2]).sum())
+        return Counter(
+            added=len(come) - renamed,
+            changed=int((before[stayed, 1] != after[stays, 1]).sum()),
+            removed=max(len(gone) - renamed, 0),
+            renamed=renamed,
+        )
+
+
+def _hashes(sample: Sample) -> tuple[int, int, int]:
+    """Hash a sample's name, all of it, and the content of its pictures."""
+    content = (sample.target.digest, *(picture.digest for picture in sample.references))
+    return hash(sample.name), hash(sample), hash(content)
+
+
+def foreseen(
+    plans: Sequence[Plan], pictures_to_decode: int, *, where: Path, started: float
+) -> Outcome:
+    """Describe what a run would do that may write and decode nothing."""
+    wanted = sum(len(plan.wanted) for plan in plans)
+    rejections = [row for plan in plans for row in plan.rejections]
+    failed = len({row.sample for row in rejections})
+    counts = Counter(row.reason for row in rejections)
+    return Outcome(
+        stage=STAGE,
+        wanted=wanted + failed,
+        kept=wanted if not pictures_to_decode else 0,
+        computed=0,
+        failed=failed,
+        seconds=time.monotonic() - started,
+        where=str(where),
+        unit="samples",
+        facts={"pictures_to_decode": pictures_to_decode, "rejected": dict(sorted(counts.items()))},
+        lines=(f"{pictures_to_decode} pictures would be decoded", *rejected_lines(rejections)),
+    )
 
 
 def outcome_of(
     manifests: Sequence[dict[str, Any]],
-    changes: Changes,
+    changes: Counter[str],
     *,
     rejections: Sequence[Rejection],
     where: Path,
     started: float,
     pages: Sequence[Path] = (),
 ) -> Outcome:
-    """What the tables of this run hold, how they differ from the last ones, and their pages.
+    """Describe what the tables of this run hold, and how they differ from those before.
 
     Args:
-        rejections: those to show the first of, with their counts.
+        rejections: those of all tables; each reason is shown with its count and the first ones.
     """
     samples = sum(manifest["samples"] for manifest in manifests)
     rejected = sum(manifest["rejected_samples"] for manifest in manifests)
@@ -73,15 +109,18 @@ def outcome_of(
     for manifest in manifests:
         reasons.update(manifest["rejected"])
         warnings.update(manifest["warnings"])
-    lines = list(changes.lines())
+    counts = {kind: changes[kind] for kind in CHANGES}
+    computed = counts["added"] + counts["changed"] + counts["renamed"]
+    lines = []
+    if computed + counts["removed"] > counts["added"]:  # a table that was there is another now
+        lines.append(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
     if warnings:
         lines.append(f"warnings: {in_words(sorted(warnings.items()))}")
-    lines += rejected_lines(rejections)
     return Outcome(
         stage=STAGE,
         wanted=samples + rejected,
-        kept=samples - changes.computed,
-        computed=changes.computed,
+        kept=samples - computed,
+        computed=computed,
         failed=rejected,
         seconds=time.monotonic() - started,
         where=str(where),
@@ -89,25 +128,26 @@ def outcome_of(
         facts={
             "rejected": dict(sorted(reasons.items())),
             "warnings": dict(sorted(warnings.items())),
-            **changes.counts(),
+            **counts,
             "reports": [str(page) for page in pages],
         },
-        lines=tuple(lines),
+        lines=(*lines, *rejected_lines(rejections)),
     )
 
 
 def refuse_unaccepted(
     manifests: Sequence[dict[str, Any]], folders: Sequence[Path], outcome: Outcome
 ) -> None:
-    """Stop where samples were rejected and nobody accepted that, or where none is left.
+    """Stop where the user has not accepted that samples are rejected, or where none is left.
 
     Raises:
-        NotComplete: counts and the first paths of each reason, where the rest is listed, and how
-            to go on without them.
+        NotComplete: with counts and the first paths of each reason, the tables that list the
+            rest, and the option to go on without them.
     """
+    tables = list(zip(folders, manifests, strict=True))
     rejections = [
         row
-        for folder, manifest in zip(folders, manifests, strict=True)
+        for folder, manifest in tables
         if not manifest["accepted"] or not manifest["samples"]
         for row in read_rejections(folder)
     ]
@@ -115,20 +155,20 @@ def refuse_unaccepted(
         return
     what = f"{outcome.failed} of {outcome.wanted} samples are rejected."
     if all(manifest["samples"] for manifest in manifests):
-        do = "Mend the files and run `qedit pair` again, or go on without them: "
+        do = "Fix the files and run `qedit pair` again, or go on without them: "
         do += f"`qedit pair --on-reject skip` or `--max-rejected {outcome.failed}`."
     else:
-        do = "Nothing is left of a dataset: mend the files, then run `qedit pair` again."
-    tables = ", ".join(
+        do = "Nothing is left of a dataset: fix the files, then run `qedit pair` again."
+    listed = ", ".join(
         str(folder / manifest["rejected_table"])
-        for folder, manifest in zip(folders, manifests, strict=True)
+        for folder, manifest in tables
         if manifest["rejected_samples"]
     )
-    raise NotComplete("\n".join([what, *rejected_lines(rejections), f"All of them: {tables}"]), do)
+    raise NotComplete("\n".join([what, *rejected_lines(rejections), f"All of them: {listed}"]), do)
 
 
 def rejected_lines(rejections: Sequence[Rejection]) -> Iterator[str]:
-    """Each reason with its count, and under it the first paths."""
+    """Yield a line for each reason with its count, and under it the first paths."""
     rows: dict[str, list[Rejection]] = {}
     for row in rejections:
         rows.setdefault(row.reason, []).append(row)

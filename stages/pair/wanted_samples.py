@@ -1,4 +1,4 @@
-"""Plan: which samples a run wants, from the folders' listings and captions alone."""
+"""The samples that a run wants, from the folders' listings and captions alone."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ..models.flavours import Flavour
 from ..models.text.caption_length import CaptionLength
-from ..samples.recipe import match_target_res, pairs_recipe
+from ..samples.recipe import match_target_res, pairs_recipe, picture_datasets
 from ..samples.schema import Rejection
 from ..samples.table import used_main_datasets
 from .captions import Captions, NoCaption
 from .checks import Terms
-from .folders import Scans, partners_of
+from .folders import Scans
 from .geometry import Framing
 from .match import Candidates, Matched, Places, extras, match, refuse_strangers, subset
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A sample that its pictures have yet to prove fit for.
+    """A sample whose pictures are still to be examined.
 
     Attributes:
         places: of its pictures, in the order of `terms.datasets`.
+        group: as in `Sample`.
     """
 
     name: str
@@ -38,16 +39,17 @@ class Wanted:
     group: str = ""
 
     def pictures(self) -> Iterator[tuple[str, int]]:
-        """The target, each reference, the mask: id of its dataset, and its place there."""
+        """Yield the dataset id and the place of the target, each reference, the mask."""
         for dataset, place in zip(self.terms.datasets, self.places, strict=True):
             yield dataset.id, place
 
 
 @dataclass
 class Plan:
-    """What is to become the table of one main dataset; `rejections` need no look at a picture.
+    """The plan for the table of one main dataset.
 
     Attributes:
+        rejections: those for which no picture has to be examined.
         strange_captions: a sentence on captions that belong to no target; "" without them.
     """
 
@@ -60,7 +62,7 @@ class Plan:
     strange_captions: str = ""
 
     def paths(self, wanted: Wanted) -> list[str]:
-        """Of the target, of each reference, of the mask."""
+        """Return the paths of the target, of each reference, of the mask."""
         return [self.scans[name].pictures.paths[place] for name, place in wanted.pictures()]
 
 
@@ -68,13 +70,13 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
     """Plan the table of every main and held-out dataset.
 
     Raises:
-        WrongUse: two folders without a name in common, or captions that cannot be had.
+        WrongUse: two folders without a name in common, or captions that cannot be read.
     """
     stems = {name: Candidates(found.pictures) for name, found in scans.items()}
     ambiguous = _ambiguous_paths(configuration, scans)
     plans, told = [], set[str]()
     for main in used_main_datasets(configuration):
-        partners = partners_of(configuration, main)
+        _, *partners = picture_datasets(configuration, main)
         pools = {partner.id: stems[partner.id] for partner in partners}
         refuse_strangers(main.id, stems[main.id], pools)
         captions = Captions(main, scans[main.id], length=CaptionLength(configuration.settings))
@@ -102,7 +104,7 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
 
 
 def terms_of(configuration: Configuration, flavour: Flavour, main: Dataset) -> Terms:
-    """What `main` asks of its samples. Held-out pictures are never cropped: inference is not."""
+    """Return what `main` asks of its samples; as in inference, held-out ones are not cropped."""
     held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
     framing = Framing(
         resolution=main.resolution,
@@ -169,7 +171,7 @@ def _wanted(
 
 
 def _variants(configuration: Configuration, terms: Terms) -> Iterator[Terms]:
-    """One set of terms for all references together, or one for each of them alone.
+    """Yield one set of terms for all references together, or one for each of them alone.
 
     With `conditioning_multidataset_sampling: random` a target is a sample of its own with each
     single reference, so that the embeds are always those of the reference that is attached.
@@ -187,29 +189,30 @@ def _name(path: str, main: Dataset, ambiguous: Collection[str]) -> str:
 
 
 def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, set[str]]:
-    """By dataset: the paths that need its id before them to name one sample.
+    """Return by dataset the paths that need its id before them to name one sample.
 
     A held-out dataset never changes the names of the samples that are trained on.
     """
-    mains, used = configuration.main_datasets(), used_main_datasets(configuration)
-    if len(used) == 1:
-        return {used[0].id: set()}
-    trained = Counter(path for main in mains for path in scans[main.id].pictures.paths)
-    every = Counter(path for main in used for path in scans[main.id].pictures.paths)
-    names = {main.id: {path for path, count in trained.items() if count > 1} for main in mains}
-    for main in configuration.eval_datasets():
-        names[main.id] = {path for path, count in every.items() if count > 1}
-    return names
+
+    def repeated(datasets: Sequence[Dataset]) -> set[str]:
+        if len(datasets) < 2:
+            return set()
+        paths = Counter(path for dataset in datasets for path in scans[dataset.id].pictures.paths)
+        return {path for path, count in paths.items() if count > 1}
+
+    mains, held_out = configuration.main_datasets(), configuration.eval_datasets()
+    names = dict.fromkeys((main.id for main in mains), repeated(mains))
+    return names | dict.fromkeys((main.id for main in held_out), repeated([*mains, *held_out]))
 
 
 def _asked_for(
     configuration: Configuration, partner: Dataset, stems: Mapping[str, Candidates]
 ) -> Collection[str]:
-    """The names for which any dataset of targets asks `partner`."""
+    """Return the names for which any dataset of targets asks `partner`."""
     sides = [
         stems[main.id].stems
         for main in used_main_datasets(configuration)
-        if partner in partners_of(configuration, main)
+        if partner in picture_datasets(configuration, main)
     ]
     return sides[0] if len(sides) == 1 else set[str]().union(*sides)
 

@@ -1,7 +1,7 @@
-"""Pictures: open, turn upright, composite, resize. Pure functions on pixels.
+"""Pictures are opened, turned upright, composited and resized here, by pure functions on pixels.
 
-One way of opening for every encoder, so that the VAE and the vision language model never see
-two versions of a picture.
+Every encoder opens pictures this way, so that the VAE and the vision language model never see two
+versions of a picture.
 """
 
 from __future__ import annotations
@@ -66,18 +66,18 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class Unreadable(QeditError):
-    """A file that does not become a picture; `reason` is the short code of why."""
+    """Raised for a file that is no usable picture; `reason` is a short code, `detail` words."""
 
     def __init__(self, reason: str, detail: str, *, name: str = "") -> None:
         self.reason, self.detail = reason, detail
         super().__init__(
-            f"{name}: {detail}" if name else detail, "Repair the file or take it out of its folder."
+            f"{name}: {detail}" if name else detail, "Fix the file or take it out of its folder."
         )
 
 
 @contextmanager
 def quiet_decoding() -> Iterator[None]:
-    """Keep Pillow's remarks (odd EXIF, large pictures) from the terminal; we judge ourselves.
+    """Keep Pillow's warnings (odd EXIF, large pictures) from the terminal; we judge ourselves.
 
     Warning filters belong to the whole process: enter this once around a pool, not in it.
     """
@@ -86,22 +86,28 @@ def quiet_decoding() -> Iterator[None]:
         yield
 
 
-def decode(file: BinaryFile) -> Image.Image:
+def decode(file: BinaryFile, *, edge: int | None = None) -> Image.Image:
     """Decode the (first) picture in `file` in full, as it is stored: not turned, not converted.
+
+    Args:
+        edge: let a JPEG come out smaller, with sides of at least so many pixels: it is decoded
+            at a half, a quarter or an eighth of its size, in a fraction of the time.
 
     Raises:
         Unreadable: `not_a_picture`, `too_many_pixels` or `unreadable` (broken or truncated).
     """
     picture = _opened(file)
+    if edge is not None:
+        picture.draft(None, (edge, edge))
     try:
         picture.load()
     except Exception as error:  # broken data as well
-        raise Unreadable("unreadable", _said(error)) from error
+        raise Unreadable("unreadable", _words_of(error)) from error
     return picture
 
 
 def header(file: BinaryFile) -> tuple[Image.Image, int]:
-    """The (first) picture in `file`, not decoded, and its EXIF orientation.
+    """Open the (first) picture in `file` without decoding it; return it and its EXIF orientation.
 
     An orientation that stands behind the pixels, as PNG allows, is not seen.
 
@@ -124,7 +130,7 @@ def _opened(file: BinaryFile) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable("too_many_pixels", str(error)) from None
     except Exception as error:  # a broken header makes Pillow raise nearly anything
-        raise Unreadable("unreadable", _said(error)) from error
+        raise Unreadable("unreadable", _words_of(error)) from error
     if picture.width * picture.height > MAX_PICTURE_PIXELS:
         raise Unreadable(
             "too_many_pixels",
@@ -134,10 +140,10 @@ def _opened(file: BinaryFile) -> Image.Image:
 
 
 def orientation_of(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of a decoded picture; 1 where none (or nonsense) is said.
+    """Return the EXIF orientation, 1 to 8, of a decoded picture; 1 where none (or nonsense) stands.
 
-    Asked after decoding on purpose: before it, Pillow would decode a whole PNG for this alone,
-    and TIFF files would be turned twice.
+    It is read after decoding on purpose: before it, Pillow would decode a whole PNG for this
+    alone, and TIFF files would be turned twice.
     """
     try:
         orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
@@ -146,9 +152,23 @@ def orientation_of(picture: Image.Image) -> int:
     return orientation if orientation in _TURNED else 1
 
 
-def swaps_sides(orientation: int) -> bool:
-    """Whether this EXIF orientation exchanges width and height."""
-    return orientation >= 5
+def upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
+    """Return the (width, height) of a picture once it is turned as this EXIF orientation says."""
+    width, height = picture.size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def size_in_header(path: Path) -> tuple[int, int]:
+    """Read the upright (width, height) of the picture at `path` from its header alone.
+
+    Raises:
+        Unreadable: as `decode`, for what the header shows, or if the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            return upright_size(*header(file))
+    except OSError as error:
+        raise Unreadable(os_reason(error), _words_of(error)) from error
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -158,7 +178,7 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def has_sixteen_bits(picture: Image.Image) -> bool:
-    """Whether a decoded picture is held with more than eight bits a channel."""
+    """Return whether a decoded picture is held with more than eight bits a channel."""
     return picture.mode in _SIXTEEN_BIT_MODES or picture.mode == "F"
 
 
@@ -180,7 +200,7 @@ def on_background(picture: Image.Image) -> Image.Image:
 
 
 def is_see_through(picture: Image.Image) -> bool:
-    """Whether any pixel of a decoded picture lets the background through."""
+    """Return whether any pixel of a decoded picture lets the background through."""
     if not picture.has_transparency_data or has_sixteen_bits(picture):
         return "transparency" in picture.info
     covered = picture.convert("RGBA").getchannel("A").histogram()[255]
@@ -204,29 +224,21 @@ def open_upright(source: Path | BinaryFile, *, name: str = "") -> Image.Image:
     except Unreadable as error:
         raise Unreadable(error.reason, error.detail, name=name or str(source)) from error
     except OSError as error:
-        raise Unreadable(os_reason(error), _said(error), name=name or str(source)) from error
+        raise Unreadable(os_reason(error), _words_of(error), name=name or str(source)) from error
 
 
 def open_small(path: Path, edge: int) -> Image.Image:
-    """`open_upright`, but a JPEG may come out smaller, with sides of at least `edge` pixels.
-
-    It is decoded at a half, a quarter or an eighth of its size, in a fraction of the time.
+    """Do as `open_upright`, but let a JPEG come out smaller, with sides of at least `edge` pixels.
 
     Raises:
-        Unreadable, OSError: as for `open_upright`.
+        Unreadable, OSError: as `open_upright`, before it gives them a name.
     """
     with path.open("rb") as file:
-        picture = _opened(file)
-        picture.draft(None, (edge, edge))
-        try:
-            picture.load()
-        except Exception as error:
-            raise Unreadable("unreadable", _said(error)) from error
-        return on_background(upright(picture))
+        return on_background(upright(decode(file, edge=edge)))
 
 
 def os_reason(error: OSError) -> str:
-    """The reason code of a file that the operating system would not hand over."""
+    """Return the reason code of a file that the operating system would not hand over."""
     return "permission_denied" if isinstance(error, PermissionError) else "not_readable_now"
 
 
@@ -242,14 +254,14 @@ def resized(
 
 
 def pixels(picture: Image.Image) -> Float[np.ndarray, "3 height width"]:
-    """An RGB picture as float32 in [-1, 1], bit-equal to diffusers' `VaeImageProcessor`."""
+    """Return an RGB picture as float32 in [-1, 1], bit-equal to diffusers' `VaeImageProcessor`."""
     unit = np.asarray(picture, dtype=np.uint8).astype(np.float32) / np.float32(255.0)
     signed = np.float32(2.0) * unit - np.float32(1.0)
     return np.ascontiguousarray(signed.transpose(2, 0, 1))
 
 
 def picture_of(values: Float[np.ndarray, "3 height width"]) -> Image.Image:
-    """The picture of values in [-1, 1] (a VAE's output); what lies outside is clipped."""
+    """Make the picture of values in [-1, 1] (a VAE's output); what lies outside is clipped."""
     unit = np.clip(values.astype(np.float32) / 2 + 0.5, 0.0, 1.0)
     return Image.fromarray((unit * 255).round().astype(np.uint8).transpose(1, 2, 0).copy())
 
@@ -276,10 +288,10 @@ def _unidentified(file: BinaryFile) -> Unreadable:
     return Unreadable("not_a_picture", "no picture of a format known here")
 
 
-def _said(error: Exception) -> str:
-    said = str(error)
-    if "MAX_TEXT" in said:
+def _words_of(error: Exception) -> str:
+    words = str(error)
+    if "MAX_TEXT" in words:
         return f"it holds more than {MAX_TEXT_BYTES >> 20} MB of text beside the picture"
-    if " " in said:
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if " " in words:
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

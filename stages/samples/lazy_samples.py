@@ -1,7 +1,7 @@
 """Samples that stay columns of their table until one is asked for.
 
-A million of them are opened, counted and put in order in seconds; of what they need in memory,
-0.3 GB, nothing is a Python object.
+A million of them are opened, counted and put in order in seconds; they take 0.3 GB of memory,
+and none of it is a Python object.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shapes:
 
 
 class SampleRows(Sequence[Sample]):
-    """The samples in a pairs table, each made when it is asked for.
+    """The samples in a pairs table; each is made when it is asked for.
 
     Args:
         table: columns of the pairs table; those that no sample has are not needed.
@@ -71,11 +71,11 @@ class SampleRows(Sequence[Sample]):
     __hash__ = None  # type: ignore[assignment]
 
     def at(self, rows: Iterable[int]) -> list[Sample]:
-        """The samples in these rows, in this order."""
+        """Return the samples in these rows, in this order."""
         return samples_in(self._table.take(pa.array(rows, pa.int64())))
 
     def shapes(self) -> Shapes:
-        """What `shape_of` says of each sample."""
+        """Return the `shape_of` of each sample, without making samples."""
         lists = flat(self._table["references"])
         lengths = lists.value_lengths().to_numpy()
         starts = np.cumsum(lengths) - lengths
@@ -91,19 +91,19 @@ class SampleRows(Sequence[Sample]):
         return Shapes(numbers, tuple(map(shape_of, self.at(firsts.tolist()))))
 
     def groups(self) -> pa.Array:
-        """The group of each sample."""
+        """Return the group of each sample."""
         if "group" not in self._table.column_names:  # a table from before there were groups
             return pa.array([""] * len(self), pa.string())
         return flat(self._table["group"])
 
 
 def shape_of(sample: Sample) -> Shape:
-    """What a batch has in common: the size of the target and of each reference, in pixels."""
+    """Return what a batch has in common: (width, height) in pixels of target and references."""
     return (sample.target.size, *(picture.size for picture in sample.references))
 
 
 def shapes_in(samples: Sequence[Sample]) -> Shapes:
-    """The shapes of these samples, which may be rows of a table or a list."""
+    """Return the shapes of these samples, which may be rows of a table or a list."""
     if isinstance(samples, SampleRows):
         return samples.shapes()
     numbers: dict[Shape, int] = {}
@@ -112,20 +112,20 @@ def shapes_in(samples: Sequence[Sample]) -> Shapes:
 
 
 def groups_in(samples: Sequence[Sample]) -> pa.Array:
-    """The groups of these samples, which may be rows of a table or a list."""
+    """Return the groups of these samples, which may be rows of a table or a list."""
     if isinstance(samples, SampleRows):
         return samples.groups()
     return pa.array([sample.group for sample in samples], pa.string())
 
 
 def numbered(values: npt.NDArray[np.int64]) -> Rows:
-    """Equal values get equal numbers, counted from 0 as they come up."""
+    """Replace values by numbers: equal ones by equal numbers, counted from 0 as they come up."""
     numbers: Rows = pa.array(values).dictionary_encode().indices.to_numpy().astype(np.int64)
     return numbers
 
 
 def _sizes(pictures: pa.Array) -> Rows:
-    """A number for the width and height of each picture."""
+    """Return one number for the width and height of each picture."""
     edges = pictures.field("size").flatten().to_numpy().astype(np.int64).reshape(-1, 2)
     sizes: Rows = (edges[:, 0] << 32) + edges[:, 1]
     return sizes

@@ -1,4 +1,4 @@
-"""What lies beside a missing result, made for another flavour: a refusal can then name both."""
+"""Results of other flavours beside a missing one: an error message can then name both."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ..models.flavours import FLAVOURS, Flavour
 def made_for_others(
     folder: Path, flavour: Flavour, *, fits: Callable[[Flavour, Mapping[str, Any]], bool]
 ) -> str:
-    """Words on results beside `folder` that fit other flavours than `flavour`; "" if none do.
+    """Return words on results beside `folder` made for other flavours; "" if there are none.
 
-    `fits` says whether a recipe could have been a flavour's.
+    Args:
+        fits: tells whether a recipe could have been a flavour's.
     """
     others: set[str] = set()
     for recipe in _recipes_beside(folder):
@@ -27,7 +28,7 @@ def made_for_others(
 
 
 def _recipes_beside(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """The recipes that can be read of what lies beside `folder`."""
+    """Yield the recipes that can be read of the results beside `folder`."""
     for path in sorted(folder.parent.glob(f"*/{RECIPE_FILE}")):
         recipe = read_recipe(path.parent)
         if path.parent != folder and recipe is not None:

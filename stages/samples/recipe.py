@@ -1,11 +1,17 @@
-"""The recipe of a pairs table: everything that decides it, except what the files hold."""
+"""What a pairs table is made of: its recipe, and the folders its pictures lie in.
+
+The recipe is everything that decides the table except what the files hold. A renamed folder is
+the same data, so no folder is in it. But two runs may share a cache folder and give one id to
+different folders: then the table belongs to whoever ran `pair` last, and the other run is refused.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import WrongUse
+from ...cache.errors import NotComplete, WrongUse
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ..models.flavours import Flavour
@@ -14,10 +20,7 @@ _TABLES = ("parquet", "csv", "jsonl")
 
 
 def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) -> dict[str, Any]:
-    """Everything that decides the table of `main`, except what the files hold.
-
-    Folders are not in it: a renamed folder is the same data.
-    """
+    """Return everything that decides the table of `main`, except what the files hold."""
     settings = configuration.settings
     held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
     crop = None if held_out else _crop_recipe(main, settings.seed)
@@ -66,7 +69,7 @@ def _mask_recipe(mask: Dataset) -> dict[str, Any]:
 
 
 def match_target_res(configuration: Configuration, flavour: Flavour) -> bool:
-    """Whether references get the target's area: not an option of edit-v1."""
+    """Return whether references get the target's area, which edit-v1 cannot do."""
     wanted = configuration.settings.model_kwargs.match_target_res
     return wanted and flavour.max_references > 1
 
@@ -109,7 +112,7 @@ def _captions_recipe(main: Dataset) -> dict[str, Any]:
 
 
 def filter_entries(main: Dataset) -> tuple[str, ...]:
-    """What `caption_filter_list` takes out of the captions of `main`; blank lines are left out.
+    """Return what `caption_filter_list` takes out of the captions of `main`, blank lines skipped.
 
     Raises:
         WrongUse: it names a file that cannot be read.
@@ -124,3 +127,38 @@ def filter_entries(main: Dataset) -> tuple[str, ...]:
                 "Name a UTF-8 text file with one entry a line, or write the entries as a list.",
             ) from error
     return tuple(entry for entry in listed if entry.strip())
+
+
+def picture_datasets(configuration: Configuration, main: Dataset) -> tuple[Dataset, ...]:
+    """Return the datasets of a sample's pictures: `main`, its references, its mask if any."""
+    mask = configuration.mask_of(main)
+    return (main, *configuration.references_of(main), *([mask] if mask else []))
+
+
+def folders_of(configuration: Configuration, main: Dataset) -> dict[str, str]:
+    """Return dataset id -> the folder of its pictures, of all that the pairs of `main` need."""
+    datasets = picture_datasets(configuration, main)
+    return {dataset.id: str(dataset.instance_data_dir) for dataset in datasets}
+
+
+def refuse_others(configuration: Configuration, main: Dataset, made_of: Mapping[str, str]) -> None:
+    """Make sure that a table of `main` was made of the folders that are configured.
+
+    A folder that is gone may be another one's old name, or lie on another machine: nothing is
+    known of it.
+
+    Args:
+        made_of: what `folders_of` returned when the table was made.
+
+    Raises:
+        NotComplete: it was made of others, which are still there.
+    """
+    for dataset, here in folders_of(configuration, main).items():
+        there = made_of.get(dataset, here)
+        folders = (Path(there), Path(here))
+        if there != here and all(map(Path.is_dir, folders)) and not folders[0].samefile(here):
+            raise NotComplete(
+                f"The pairs of dataset {main.id} were last made of the pictures in {there}, "
+                f"not of those in {here}.",
+                f"Run `qedit pair`. If {there} is another run's, give each an `id` of its own.",
+            )

@@ -1,6 +1,6 @@
 """A sample as `pair` leaves it for the later stages: pictures with their geometry, and captions.
 
-No picture library in here: `train` reads this file too.
+It imports no picture library: `train` uses this file too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NULL_CAPTION = " "
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture and the geometry it is used with.
+    """A picture and the geometry it is used with.
 
     Attributes:
         dataset: id of the dataset it belongs to.
@@ -47,17 +47,17 @@ class Picture:
 
     @property
     def latent_key(self) -> str:
-        """Names the latent row of this picture at this geometry."""
+        """The key of this picture's latent row at this geometry."""
         return key_of({"picture": self.digest, "box": self._box_for_keys, "size": list(self.size)})
 
     @property
     def weight_key(self) -> str:
-        """Names the row of loss weights that this picture, a mask, gives at this geometry."""
+        """The key of the row of loss weights that this picture, a mask, gives at this geometry."""
         return key_of({"mask": self.digest, "box": self._box_for_keys, "size": list(self.size)})
 
     @property
     def vl_part(self) -> dict[str, object]:
-        """What the vision language encoder sees of it, as a part of a prefix key."""
+        """The part of a prefix key that says what the vision language encoder sees."""
         assert self.vl_size is not None, "only references are shown to the prompt encoder"
         return {
             "picture": self.digest,
@@ -70,12 +70,10 @@ class Picture:
 class Sample:
     """A pair: one target, one to three references in their order, one or more captions.
 
-    `name` is the target's path, or "<dataset id>:<path>" where two main datasets hold
-    the same path.
-
     Attributes:
-        group: what samples have in common that take turns: one target with one reference at
-            a time. An epoch shows one of them. "" stands alone.
+        name: the target's path, or "<dataset id>:<path>" where two main datasets hold the path.
+        group: the same for samples that take turns: one target with one reference at a time,
+            of which an epoch shows one. "" for a sample that stands alone.
         mask: where the loss counts, and how much; in the target's geometry.
     """
 
@@ -89,9 +87,9 @@ class Sample:
 
     @property
     def prefix_key(self) -> str:
-        """Names the image prefix: the ordered set of references as the encoder sees them."""
+        """The key of the image prefix: the ordered references as the encoder sees them."""
         return key_of({"references": [picture.vl_part for picture in self.references]})
 
     def tail_key(self, caption: str) -> str:
-        """Names the text tail of `caption` after this sample's image prefix."""
+        """Return the key of the text tail of `caption` after this sample's image prefix."""
         return key_of({"prefix": self.prefix_key, "caption": caption})

@@ -1,4 +1,4 @@
-"""The one rule of size: of pictures that are cached, and of those that are denoised."""
+"""The rule by which pictures get their size, when they are cached and when they are denoised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_RATIO = 256.0
 
 
 def size_of_area(area: float | int, ratio: float) -> tuple[int, int]:
-    """The (width, height) of about `area` square pixels at `ratio` = width / height.
+    """Return the (width, height) of about `area` square pixels at `ratio` = width / height.
 
     The rule of diffusers' `calculate_dimensions` for Qwen-Image-Edit: each side is rounded to
     the nearest multiple of 32 (Python's round: ties to even); here it is at least 32.
@@ -31,7 +31,7 @@ def size_of_area(area: float | int, ratio: float) -> tuple[int, int]:
 
 
 def size_of_edge(edge: Amount, ratio: float) -> Size:
-    """The (width, height) whose shorter side is `edge` pixels, both rounded to 32."""
+    """Return the (width, height) whose shorter side is `edge` pixels, both rounded to 32."""
     ratio = min(max(ratio, 1 / LARGEST_RATIO), LARGEST_RATIO)
     shorter = on_grid(edge)
     longer = on_grid(shorter * max(ratio, 1 / ratio))
@@ -39,10 +39,10 @@ def size_of_edge(edge: Amount, ratio: float) -> Size:
 
 
 def area_of(amount: Amount, unit: str) -> float:
-    """Square pixels of a `resolution` given as `area` (megapixels) or `pixel_area` (an edge)."""
+    """Return the square pixels of an `area` (in megapixels) or a `pixel_area` (a square's edge)."""
     return float(amount * MEGAPIXEL_AREA if unit == "area" else amount * amount)
 
 
 def on_grid(side: float | int) -> int:
-    """The multiple of 32 nearest to `side`, at least 32."""
+    """Return the multiple of 32 nearest to `side`, at least 32."""
     return max(round(side / GRID_PIXELS) * GRID_PIXELS, GRID_PIXELS)

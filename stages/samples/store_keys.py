@@ -1,4 +1,4 @@
-"""What a run wants of the stores, as columns of keys.
+"""The keys that a run wants in the stores, as columns.
 
 A million pairs are compared with the stores without making an object of each: only what is
 missing is read as samples.
@@ -21,9 +21,8 @@ from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ..models.flavours import Flavour
 from .sample import Sample
-from .schema import flat, samples_in
-from .source_folders import refuse_others
-from .table import is_whole, manifest_in, read_pairs, table_folder, verified
+from .schema import blocks_at, flat, samples_in
+from .table import accepted_table, verified
 from .tail_key_cache import keys_of, remember_tails, remembered_tails, tail_digests
 
 Rows = npt.NDArray[np.int64]
@@ -32,7 +31,7 @@ ROWS_AT_ONCE = 64  # of a table of which the beginning may do
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of cached rows, and for each the row of the pairs table that wants it."""
+    """The keys of cached rows, and for each the row of the pairs table that wants it."""
 
     keys: pa.Array
     rows: Rows
@@ -40,7 +39,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class PairsKeys:
-    """One pairs table, of which only the columns are read that are asked for."""
+    """A pairs table in a file; only the columns that are asked for are read."""
 
     path: Path
 
@@ -51,7 +50,7 @@ class PairsKeys:
         return Keys(keys, np.arange(len(keys)))
 
     def latents(self) -> Keys:
-        """The keys of every target and every reference."""
+        """Return the keys of every target and every reference."""
         table = self._columns("target.latent_key", "references.list.element.latent_key")
         targets = flat(table["target"]).field("latent_key")
         lists = flat(table["references"])
@@ -60,7 +59,7 @@ class PairsKeys:
         return Keys(keys, np.concatenate([np.arange(len(targets)), parents]))
 
     def weights(self) -> Keys:
-        """The keys of every mask; a sample without one is not in here."""
+        """Return the keys of every mask; a sample without one is left out."""
         table = self._columns("mask.weight_key")
         if "mask" not in table.column_names:  # a table from before there were masks
             return Keys(pa.array([], pa.string()), np.array([], np.int64))
@@ -68,7 +67,7 @@ class PairsKeys:
         return Keys(keys.drop_null(), np.flatnonzero(keys.is_valid()))
 
     def tails(self, beside: Sequence[str]) -> Keys:
-        """The keys of every caption's tail, and of those of `beside` after every prefix."""
+        """Return the keys of every caption's tail, and of `beside` after every prefix."""
         remembered = remembered_tails(self.path, beside)
         if remembered is not None:
             return Keys(*remembered)
@@ -77,7 +76,7 @@ class PairsKeys:
         return Keys(keys_of(digests), rows)
 
     def _tails(self, beside: Sequence[str]) -> tuple[bytes, Rows]:
-        """The digests of all tails, joined, and for each the row that wants it."""
+        """Return the joined digests of all tails, and for each the row that wants it."""
         lists = flat(self._columns("captions")["captions"])
         parents = np.asarray(pc.list_parent_indices(lists), np.int64)
         prefixes = self.prefixes.keys
@@ -90,40 +89,29 @@ class PairsKeys:
         return digests, np.concatenate(rows)
 
     def samples(self, rows: Rows) -> list[Sample]:
-        """The samples in these rows of the table."""
+        """Read the samples in these rows of the table."""
         if not len(rows):
             return []
-        found, first, wanted = list[Sample](), 0, np.unique(rows)
-        for block in table_blocks(verified(self.path)):
-            here = wanted[(wanted >= first) & (wanted < first + len(block))] - first
-            if len(here):
-                found += samples_in(block.take(pa.array(here)))
-            first += len(block)
-        return found
+        blocks = blocks_at(verified(self.path), np.unique(rows))
+        return [sample for _, block in blocks for sample in samples_in(block)]
 
     def each(self) -> Iterator[Sample]:
-        """Every sample in the order of the table, read as it is asked for."""
+        """Yield every sample in the order of the table, read as it is asked for."""
         for block in table_blocks(verified(self.path)):
             for start in range(0, len(block), ROWS_AT_ONCE):
-                end = min(start + ROWS_AT_ONCE, len(block))
-                yield from samples_in(block.take(pa.array(range(start, end))))
+                yield from samples_in(block.slice(start, ROWS_AT_ONCE))
 
     def _columns(self, *names: str) -> pa.Table:
         return table_in(verified(self.path).read_bytes(), names)
 
 
 def pairs_keys(configuration: Configuration, main: Dataset, flavour: Flavour) -> PairsKeys:
-    """The pairs table of `main` under these settings; raises as `read_pairs` does."""
-    folder = table_folder(configuration, main, flavour)
-    manifest = manifest_in(folder)
-    if manifest is None or not is_whole(folder, manifest) or not manifest["accepted"]:
-        read_pairs(configuration, main, flavour)
-        raise AssertionError("a table that is not complete is refused")
-    refuse_others(configuration, main, manifest.get("folders", {}))
-    return PairsKeys(folder / manifest["pairs"])
+    """Open the pairs table of `main` under these settings; raises as `read_pairs` does."""
+    path, _ = accepted_table(configuration, main, flavour)
+    return PairsKeys(path)
 
 
 def distinct(every: Iterable[Keys]) -> int:
-    """How many different keys there are."""
+    """Count the different keys."""
     chunks = [keys.keys for keys in every]
     return len(pa.chunked_array(chunks, pa.string()).unique())

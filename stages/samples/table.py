@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ...cache.files import atomic
 from ...cache.files.fingerprint import fingerprint, has_digest
 from ...cache.files.sealed import sealed, unsealed
 from ...cache.format.tables import table_blocks, table_in, write_blocks
+from ...cache.store.recipe_file import RECIPE_FILE
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...config.settings import Settings
@@ -34,6 +35,7 @@ from ..models.flavours import Flavour
 from .lazy_samples import SampleRows
 from .other_flavours import made_for_others
 from .recipe import pairs_recipe as pairs_recipe
+from .recipe import refuse_others
 from .sample import NULL_CAPTION, Sample
 from .schema import (
     BLOCK_ROWS,
@@ -44,39 +46,22 @@ from .schema import (
     blocks_of,
     samples_in,
 )
-from .source_folders import refuse_others
 
 FORMAT = 1
 DIGEST_BYTES = 16
 MANIFEST = "manifest.json"
-RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
 class PairsTable:
-    """The samples of one main dataset, and what was turned away.
+    """The samples of one main dataset, in the order of their names, and the table's manifest."""
 
-    Attributes:
-        samples: in the order of their names.
-        rejected: reason code -> how many.
-        warnings: warning code -> how many samples carry it.
-        accepted: whether the user accepted to go on without what was rejected.
-        inputs: a digest of the folders, names, sizes and times of all files looked at.
-        where: the folder of the table.
-        facts: the manifest as it stands on disk.
-    """
-
-    samples: Sequence[Sample]
-    rejected: dict[str, int] = field(default_factory=dict)
-    warnings: dict[str, int] = field(default_factory=dict)
-    accepted: bool = True
-    inputs: str = ""
-    where: Path = Path()
-    facts: dict[str, Any] = field(default_factory=dict)
+    samples: SampleRows
+    manifest: Mapping[str, Any]
 
 
 def table_folder(configuration: Configuration, main: Dataset, flavour: Flavour) -> Path:
-    """Where the table of `main` under these settings lies, or would lie."""
+    """Return where the table of `main` under these settings lies, or would lie."""
     name = fingerprint(pairs_recipe(configuration, main, flavour))
     return configuration.pairs_folder(main) / name
 
@@ -91,10 +76,10 @@ def write_pairs(
     accept: bool,
     folders: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Make `folder` hold this table and give its manifest; an equal table is not written again.
+    """Make `folder` hold this table, unless it does already, and return the manifest.
 
     Args:
-        folders: by dataset id, those that the pictures lie in.
+        folders: dataset id -> the folder that its pictures lie in.
         rows: each sample and its warning codes; taken one by one, never held together.
         accept: whether to go on without what was rejected. What was accepted before stays
             accepted as long as nothing else is rejected.
@@ -126,14 +111,14 @@ def write_pairs(
         "folders": dict(folders or {}),
     }
     if manifest != before:
-        if not (folder / RECIPE).exists():
-            atomic.write_json(folder / RECIPE, recipe)
+        if not (folder / RECIPE_FILE).exists():
+            atomic.write_json(folder / RECIPE_FILE, recipe)
         atomic.write_json(folder / MANIFEST, sealed(manifest))
     return manifest
 
 
 def accept_rejections(folder: Path) -> dict[str, Any]:
-    """Let later stages go on without what the table in `folder` turned away."""
+    """Let later stages go on without what the table in `folder` rejected; return the manifest."""
     manifest = manifest_in(folder)
     assert manifest is not None, "only a table that is there can be accepted"
     if not manifest["accepted"]:
@@ -150,7 +135,7 @@ class _Same(Exception):
 
 
 def _kept_as(folder: Path, what: str, schema: pa.Schema, blocks: Iterable[pa.RecordBatch]) -> str:
-    """Have a table in `folder`, in a file named by its content; the table is never held whole."""
+    """Write a table, never held whole, into a file named by its content; return the name."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
 
     def name() -> str:
@@ -171,12 +156,8 @@ def _kept_as(folder: Path, what: str, schema: pa.Schema, blocks: Iterable[pa.Rec
     return name()
 
 
-def _table_at(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    return table_in(verified(path).read_bytes(), columns)
-
-
 def verified(path: Path) -> Path:
-    """`path`, a table's file, whose name says what it must hold.
+    """Return `path`, the file of a table, if it holds what its name says.
 
     Raises:
         Damaged: it holds something else.
@@ -196,7 +177,7 @@ def _rejected_blocks(rejections: Sequence[Rejection]) -> Iterator[pa.RecordBatch
 
 
 def manifest_in(folder: Path) -> dict[str, Any] | None:
-    """The manifest of the table in `folder`; None where no table is complete.
+    """Return the manifest of the table in `folder`; None where no table is complete.
 
     Raises:
         Damaged: there is one, but it is not one of ours.
@@ -215,59 +196,61 @@ def manifest_in(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def is_whole(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether both tables that a manifest names are there: a damaged one is deleted by hand."""
-    return all((folder / manifest[name]).is_file() for name in ("pairs", "rejected_table"))
+def whole_manifest_in(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest in `folder` if both tables are there: a damaged one is deleted by hand.
 
-
-def read_table_in(folder: Path) -> PairsTable | None:
-    """The table in `folder`, whether or not its rejections were accepted; None if there is none."""
+    Raises:
+        Damaged: as `manifest_in` does.
+    """
     manifest = manifest_in(folder)
-    if manifest is None or not is_whole(folder, manifest):
+    if manifest is None:
         return None
-    return PairsTable(
-        samples=SampleRows(_table_at(folder / manifest["pairs"], OF_SAMPLES)),
-        rejected=manifest["rejected"],
-        warnings=manifest["warnings"],
-        accepted=manifest["accepted"],
-        inputs=manifest["inputs"],
-        where=folder,
-        facts=manifest,
-    )
+    tables = (folder / manifest[name] for name in ("pairs", "rejected_table"))
+    return manifest if all(table.is_file() for table in tables) else None
 
 
 def samples_before(folder: Path) -> Iterator[Sample]:
-    """The samples of the table in `folder`, block by block; none where there is no table."""
-    manifest = manifest_in(folder)
-    if manifest is None or not is_whole(folder, manifest):
-        return
+    """Yield the samples of the table in `folder`; none where there is no sound table."""
+    manifest = whole_manifest_in(folder)
     try:
-        table = verified(folder / manifest["pairs"])
+        table = verified(folder / manifest["pairs"]) if manifest else None
     except Damaged:
         return  # it is made anew in a moment
-    for block in table_blocks(table):
+    for block in table_blocks(table) if table else ():
         yield from samples_in(block)
 
 
 def read_rejections(folder: Path) -> list[Rejection]:
-    """What the table in `folder` turned away, and why."""
-    manifest = manifest_in(folder)
-    if manifest is None or not is_whole(folder, manifest):
+    """Return what the table in `folder` rejected, and why."""
+    manifest = whole_manifest_in(folder)
+    if manifest is None:
         return []
-    rows = _table_at(folder / manifest["rejected_table"]).to_pylist()
+    rows = table_in(verified(folder / manifest["rejected_table"]).read_bytes()).to_pylist()
     return [Rejection(**row) for row in rows]
 
 
 def read_pairs(configuration: Configuration, main: Dataset, flavour: Flavour) -> PairsTable:
-    """The samples of `main` under these settings.
+    """Read the samples of `main` under these settings.
+
+    Raises:
+        NotComplete: as `accepted_table` says.
+    """
+    path, manifest = accepted_table(configuration, main, flavour)
+    return PairsTable(SampleRows(table_in(verified(path).read_bytes(), OF_SAMPLES)), manifest)
+
+
+def accepted_table(
+    configuration: Configuration, main: Dataset, flavour: Flavour
+) -> tuple[Path, dict[str, Any]]:
+    """Return the file of the table of `main`, of which nothing is read yet, and the manifest.
 
     Raises:
         NotComplete: `pair` has not run for these settings, has run since for another run's
-            pictures, or turned samples away that nobody has accepted to do without.
+            pictures, or rejected samples that the user has not agreed to go on without.
     """
     folder = table_folder(configuration, main, flavour)
-    table = read_table_in(folder)
-    if table is None:
+    manifest = whole_manifest_in(folder)
+    if manifest is None:
         beside = made_for_others(
             folder, flavour, fits=lambda other, recipe: recipe.get("vl_area") == other.vl_area
         )
@@ -276,24 +259,24 @@ def read_pairs(configuration: Configuration, main: Dataset, flavour: Flavour) ->
             f"with these settings yet{beside}.",
             "Run `qedit pair`.",
         )
-    refuse_others(configuration, main, table.facts.get("folders", {}))
-    if not table.accepted:
-        count = table.facts["rejected_samples"]
+    refuse_others(configuration, main, manifest.get("folders", {}))
+    if not manifest["accepted"]:
+        count = manifest["rejected_samples"]
         raise NotComplete(
-            f"`qedit pair` rejected {count} of {count + len(table.samples)} samples of "
-            f"dataset {main.id}, and nobody has accepted that yet.",
-            "Mend them and run `qedit pair`, or go on without them: `qedit pair --on-reject skip`.",
+            f"`qedit pair` rejected {count} of {count + manifest['samples']} samples of "
+            f"dataset {main.id}.",
+            "Fix them and run `qedit pair`, or go on without them: `qedit pair --on-reject skip`.",
         )
-    return table
+    return folder / manifest["pairs"], manifest
 
 
 def used_main_datasets(configuration: Configuration) -> tuple[Dataset, ...]:
-    """The datasets whose samples are cached: those trained on and those only evaluated."""
+    """Return the datasets whose samples are cached: those trained on and those only evaluated."""
     return (*configuration.main_datasets(), *configuration.eval_datasets())
 
 
 def picture_folders(configuration: Configuration) -> dict[str, Path]:
-    """Dataset id -> the folder its pictures lie in."""
+    """Return dataset id -> the folder its pictures lie in."""
     return {
         dataset.id: Path(dataset.instance_data_dir)
         for dataset in configuration.datasets
@@ -302,5 +285,5 @@ def picture_folders(configuration: Configuration) -> dict[str, Path]:
 
 
 def captions_beside(settings: Settings) -> tuple[str, ...]:
-    """Captions that every reference set gets besides its own: the null and negative prompt."""
+    """Return the captions that every reference set gets too: the null and negative prompt."""
     return tuple(dict.fromkeys((NULL_CAPTION, settings.validation_negative_prompt)))

@@ -1,8 +1,7 @@
-"""The keys of many text tails, remembered beside their pairs table.
+"""The keys of many text tails, kept in a file beside their pairs table.
 
-To digest two million captions takes seconds, to read their digests half of one. What is
-remembered is named after what it was computed from and after its own checksum: it is right or it
-is not there.
+To digest two million captions takes seconds, to read their digests half of one. The file is named
+after what it was computed from and after its own checksum, so it is either right or not found.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ DIGEST_BYTES = 16
 
 
 def tail_digests(prefixes: Iterable[str], captions: Iterable[str]) -> bytes:
-    """The digests that `Sample.tail_key` of each prefix and caption writes in hex, joined.
+    """Return the joined digests that `Sample.tail_key` writes in hex.
 
     >>> tail_digests(["0"], ["a"]).hex() == key_of({"prefix": "0", "caption": "a"})
     True
@@ -46,7 +45,7 @@ def tail_digests(prefixes: Iterable[str], captions: Iterable[str]) -> bytes:
 
 
 def keys_of(digests: bytes) -> pa.Array:
-    """Joined digests as keys: strings of hex digits."""
+    """Return joined digests as keys: strings of hex digits."""
     letters = 2 * DIGEST_BYTES
     count = len(digests) // DIGEST_BYTES
     ends = np.arange(count + 1, dtype=np.int64) * letters
@@ -57,7 +56,7 @@ def keys_of(digests: bytes) -> pa.Array:
 def remembered_tails(
     table: Path, beside: Sequence[str]
 ) -> tuple[pa.Array, npt.NDArray[np.int64]] | None:
-    """The tail keys of the pairs table at `table` and the rows that want them, if known.
+    """Return the tail keys of the pairs table at `table` and the rows that want them, if known.
 
     Args:
         beside: captions that go with every pair.
@@ -75,7 +74,7 @@ def remembered_tails(
 def remember_tails(
     table: Path, beside: Sequence[str], *, digests: bytes, rows: npt.NDArray[np.int64]
 ) -> None:
-    """Keep them for the next time, if they are many and may be written there."""
+    """Write the digests and rows beside `table`, if they are many and the folder is writable."""
     if len(rows) < MANY or not os.access(table.parent, os.W_OK):
         return
     as_column = pa.FixedSizeBinaryArray.from_buffers(
@@ -86,7 +85,7 @@ def remember_tails(
 
 
 def belongs_to(name: str, table: Path | str) -> bool:
-    """Whether a file called `name` remembers the tails of this table."""
+    """Return whether a file called `name` keeps the tail keys of this table."""
     return name.startswith(f"{PREFIX}{_digest(Path(table))}-")
 
 
@@ -100,5 +99,5 @@ def _name(table: Path, beside: Sequence[str]) -> str:
 
 
 def _digest(table: Path) -> str:
-    """What the name of a pairs table says of its content."""
+    """Return the digest in the name of a pairs table."""
     return table.stem.rpartition("-")[2]

@@ -14,8 +14,8 @@ from PIL import Image
 
 from qedit.config.datasets import Dataset
 from qedit.stages.pair import overview
+from qedit.stages.pair.page import share_changed
 from qedit.stages.pair.perceptual_hash import ALIKE_BITS, alike_groups, look_of
-from qedit.stages.pair.thumbnails import share_changed
 
 
 def smooth(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:

@@ -1,114 +1,5 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="qedit-tables" content="@KEY@">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>pair report</title>
-<link rel="icon" href="data:,">
-<style>
-:root {
-  --ground: #f6f5f2; --card: #ffffff; --ink: #24262b; --soft: #6b6f78; --line: #e3e1dc;
-  --accent: #3b6ea8; --accent-soft: #e3ecf6; --bad: #a8443b; --bad-soft: #f7e7e4;
-  --warn: #8a6417; --warn-soft: #f6eed9; --good: #3d7a55; --radius: 12px;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #17181b; --card: #202226; --ink: #e6e6e3; --soft: #9a9ea8; --line: #32353b;
-    --accent: #86b1e0; --accent-soft: #263546; --bad: #e59a91; --bad-soft: #3b2523;
-    --warn: #e0bd73; --warn-soft: #393019; --good: #8bc7a2;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
-h2 { font-size: 18px; font-weight: 620; margin: 48px 0 14px; }
-p { margin: 6px 0; } .soft { color: var(--soft); }
-.num { font-variant-numeric: tabular-nums; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(110px, 1fr)); gap: 12px; margin-top: 24px; }
-.tile, .panel, .card { background: var(--card); border: 1px solid var(--line); border-radius: var(--radius); }
-.tile { padding: 14px 16px; } .tile b { display: block; font-size: 26px; font-weight: 620; line-height: 1.2; }
-.tile.bad b { color: var(--bad); } .tile.warn b { color: var(--warn); } .tile.good b { color: var(--good); }
-.panel { padding: 18px 20px; } .panel + .panel { margin-top: 12px; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; align-items: start; }
-.two > div > h2 { margin-top: 48px; }
-details summary { cursor: pointer; list-style: none; display: flex; gap: 12px; align-items: baseline; }
-details summary::-webkit-details-marker { display: none; }
-details summary::after { content: "+"; margin-left: auto; color: var(--soft); }
-details[open] summary::after { content: "–"; }
-.code { font-weight: 600; } .count { min-width: 3ch; text-align: right; font-weight: 650; }
-.reject .count { color: var(--bad); } .warnings .count { color: var(--warn); }
-.rows { margin-top: 12px; border-top: 1px solid var(--line); display: grid; column-gap: 28px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
-.rows.wide { grid-template-columns: 1fr; }
-.row { display: flex; gap: 14px; padding: 10px 0; border-bottom: 1px solid var(--line); align-items: center; }
-.row img, .row .none { width: 56px; height: 56px; object-fit: contain; background: var(--ground); border-radius: 6px; flex: none; }
-.row .none { display: grid; place-items: center; color: var(--soft); font-size: 18px; }
-.row div { min-width: 0; overflow-wrap: anywhere; }
-.line { display: flex; gap: 12px; padding: 7px 0; align-items: baseline; }
-svg { display: block; width: 100%; max-width: 600px; height: auto; overflow: visible; }
-svg text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; } svg .bar { fill: var(--accent); }
-svg .shape { fill: none; stroke: var(--soft); }
-.controls { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin: 14px 0 18px; }
-input[type=search], select { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 999px; padding: 7px 14px; }
-input[type=search] { flex: 1 1 220px; min-width: 0; }
-.chip { font: inherit; font-size: 13.5px; color: var(--soft); background: transparent; border: 1px solid var(--line); border-radius: 999px; padding: 5px 12px; cursor: pointer; }
-.chip[aria-pressed=true] { background: var(--accent-soft); border-color: var(--accent); color: var(--ink); }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 16px; }
-.card { padding: 12px; display: flex; flex-direction: column; gap: 10px; content-visibility: auto; contain-intrinsic-size: auto 300px; }
-.pictures { display: flex; gap: 8px; align-items: stretch; }
-figure { margin: 0; flex: 1 1 0; min-width: 0; display: flex; flex-direction: column; }
-.frame { flex: 1; display: grid; place-items: center; background: var(--ground); border-radius: 8px; overflow: hidden; padding: 4px; min-height: 96px; }
-.shot { position: relative; line-height: 0; } .shot img { max-width: 100%; max-height: 190px; display: block; border-radius: 3px; }
-.crop { position: absolute; border: 2px solid var(--accent); box-shadow: 0 0 0 999px rgba(20, 20, 24, .5); }
-.shot { overflow: hidden; border-radius: 3px; }
-.arrow { align-self: center; color: var(--soft); flex: none; }
-figcaption { font-size: 12px; color: var(--soft); margin-top: 5px; }
-.caption { margin: 0; white-space: pre-line; overflow-wrap: anywhere; }
-.caption.more { color: var(--soft); font-size: 13.5px; }
-.name { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; }
-.flags { display: flex; flex-wrap: wrap; gap: 6px; margin-top: auto; }
-.flag { font-size: 12px; padding: 1px 8px; border-radius: 999px; background: var(--warn-soft); color: var(--warn); }
-.flag.edit { background: var(--accent-soft); color: var(--accent); }
-.pictures.large { cursor: zoom-in; background: none; border: 0; padding: 0; font: inherit; color: inherit; text-align: inherit; width: 100%; }
-dialog { border: 1px solid var(--line); border-radius: var(--radius); background: var(--card); color: var(--ink); padding: 20px; width: min(1240px, 96vw); max-height: 94vh; }
-dialog::backdrop { background: rgba(12, 12, 14, .72); }
-dialog .pictures { flex-wrap: wrap; justify-content: center; } dialog figure { flex: 1 1 180px; max-width: 420px; }
-dialog .shot img { max-height: 420px; width: auto; min-width: min(100%, 160px); } dialog .arrow { font-size: 24px; }
-.bar-of-dialog { display: flex; gap: 8px; align-items: center; margin-bottom: 14px; } .bar-of-dialog .name { flex: 1; }
-.empty { padding: 40px; text-align: center; color: var(--soft); }
-@media (max-width: 560px) { main { padding: 24px 14px 60px; } .grid { grid-template-columns: 1fr; } h2 { margin-top: 36px; } .tile b { font-size: 22px; } .tiles { grid-template-columns: 1fr 1fr; } }
-</style>
-</head>
-<body>
-<main id="page"><noscript>This page draws itself with JavaScript; no network is used.</noscript></main>
-<script type="application/json" id="data">@DATA@</script>
-<script>
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const page = document.getElementById("page");
 const number = value => value.toLocaleString("en-US");
 const plural = (count, one) => `${number(count)} ${one}${count === 1 ? "" : "s"}`;
-
-function make(tag, given = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(given)) {
-    if (key === "style") Object.assign(node.style, value);
-    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== null) node.setAttribute(key, value);
-  }
-  node.append(...children.filter(child => child !== null && child !== undefined));
-  return node;
-}
-function draw(tag, given, text) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(given)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
 
 function head() {
   const { samples, rejected } = data.totals;
@@ -181,7 +72,7 @@ function shot(one, kind) {
   if (one.crop && one.thumbnail) {
     const [left, top, right, bottom] = one.crop.map(edge => edge * 100);
     frame.append(make("div", { class: "crop", title: "the part that is used",
-      style: { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` } }));
+      style: `left:${left}%; top:${top}%; width:${right - left}%; height:${bottom - top}%` }));
   }
   const sizes = `${kind || `${one.width}×${one.height}`} → ${one.size[0]}×${one.size[1]}`;
   return make("figure", {}, make("div", { class: "frame" }, frame), make("figcaption", { class: "num", title: `${one.dataset}: ${one.path}\n${sizes}` }, sizes));
@@ -250,6 +141,3 @@ function alike() {
     rest ? make("p", { class: "soft" }, `and ${plural(rest, "group")} more`) : null));
 }
 head(); rejections(); warnings(); charts(); browser(); alike();
-</script>
-</body>
-</html>
