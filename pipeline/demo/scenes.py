@@ -97,44 +97,44 @@ def _circle(x: float, y: float, radius: float, colour: Colour | None = None) -> 
 
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "house": (
-        _box(-0.42, 0, 0.42, 0.6, (244, 232, 208)),
-        Polygon(((-0.52, 0.6), (0, 1), (0.52, 0.6))),
-        _box(-0.26, 0, -0.04, 0.36, (120, 80, 55)),
+        _box(-0.42, 0.0, 0.42, 0.6, (244, 232, 208)),
+        Polygon(((-0.52, 0.6), (0.0, 1.0), (0.52, 0.6))),
+        _box(-0.26, 0.0, -0.04, 0.36, (120, 80, 55)),
         _box(0.08, 0.2, 0.3, 0.44, (140, 190, 225)),
     ),
     "tree": (
-        _box(-0.07, 0, 0.07, 0.45, (125, 85, 60)),
-        *(_circle(x, y, 0.25) for x, y in ((-0.18, 0.5), (0.18, 0.5), (0, 0.75))),
+        _box(-0.07, 0.0, 0.07, 0.45, (125, 85, 60)),
+        *(_circle(x, y, 0.25) for x, y in ((-0.18, 0.5), (0.18, 0.5), (0.0, 0.75))),
     ),
-    "ball": (_circle(0, 0.5, 0.5), _circle(-0.16, 0.68, 0.1, (255, 245, 235))),
+    "ball": (_circle(0.0, 0.5, 0.5), _circle(-0.16, 0.68, 0.1, (255, 245, 235))),
     "boat": (
-        _box(-0.02, 0.2, 0.02, 1, (120, 85, 60)),
-        Polygon(((0.04, 1), (0.45, 0.3), (0.04, 0.3)), (238, 230, 212)),
-        Polygon(((-0.5, 0.24), (0.5, 0.24), (0.32, 0), (-0.32, 0))),
+        _box(-0.02, 0.2, 0.02, 1.0, (120, 85, 60)),
+        Polygon(((0.04, 1.0), (0.45, 0.3), (0.04, 0.3)), (238, 230, 212)),
+        Polygon(((-0.5, 0.24), (0.5, 0.24), (0.32, 0.0), (-0.32, 0.0))),
     ),
     "balloon": (
         Polygon(((-0.24, 0.5), (0.24, 0.5), (0.08, 0.18), (-0.08, 0.18))),
-        _circle(0, 0.65, 0.35),
-        Oval(0, 0.65, 0.13, 0.35, (252, 240, 214)),
-        _box(-0.1, 0, 0.1, 0.14, (140, 95, 60)),
+        _circle(0.0, 0.65, 0.35),
+        Oval(0.0, 0.65, 0.13, 0.35, (252, 240, 214)),
+        _box(-0.1, 0.0, 0.1, 0.14, (140, 95, 60)),
     ),
     "cat": (
-        *(Polygon(((s * 0.27, 0.7), (s * 0.24, 1), (s * 0.04, 0.86))) for s in (-1, 1)),
-        Oval(0, 0.28, 0.3, 0.28),
-        _circle(0, 0.68, 0.27),
+        *(Polygon(((s * 0.27, 0.7), (s * 0.24, 1.0), (s * 0.04, 0.86))) for s in (-1.0, 1.0)),
+        Oval(0.0, 0.28, 0.3, 0.28),
+        _circle(0.0, 0.68, 0.27),
         *(_circle(x, 0.68, 0.055, (250, 250, 240)) for x in (-0.1, 0.1)),
         *(_circle(x, 0.68, 0.03, INK) for x in (-0.1, 0.1)),
     ),
     "flower": (
-        _box(-0.03, 0, 0.03, 0.72, (70, 140, 70)),
+        _box(-0.03, 0.0, 0.03, 0.72, (70, 140, 70)),
         *(
             _circle(0.16 * x, 0.72 - 0.16 * y, 0.13)
-            for x, y in ((0, -1), (0.95, -0.31), (0.59, 0.81), (-0.59, 0.81), (-0.95, -0.31))
+            for x, y in ((0.0, -1.0), (0.95, -0.31), (0.59, 0.81), (-0.59, 0.81), (-0.95, -0.31))
         ),
-        _circle(0, 0.72, 0.1, (250, 220, 90)),
+        _circle(0.0, 0.72, 0.1, (250, 220, 90)),
     ),
-    "sun": (_circle(0, 0.5, 0.5, (255, 244, 190)), _circle(0, 0.5, 0.36)),
-    "moon": (_circle(0, 0.5, 0.5),),
+    "sun": (_circle(0.0, 0.5, 0.5, (255, 244, 190)), _circle(0.0, 0.5, 0.36)),
+    "moon": (_circle(0.0, 0.5, 0.5),),
 }
 STARS = ((0.42, 0.1), (0.56, 0.22), (0.68, 0.08), (0.85, 0.18))
 
@@ -189,8 +189,10 @@ def picture_of(scene: Scene, size: Size) -> Image.Image:
     ratio = size[0] / size[1]
     if scene.ground:
         sky, ground = GROUNDS[scene.ground]
-        canvas.draw((_box(-1, -2, 3, 1),), 0, 0, 1, colour=NIGHT if scene.night else sky)
-        canvas.draw((_box(-1, -2, 3, -0.7),), 0, 0, 1, colour=ground)
+        canvas.draw(
+            (_box(-1.0, -2.0, 3.0, 1.0),), 0.0, 0.0, 1.0, colour=NIGHT if scene.night else sky
+        )
+        canvas.draw((_box(-1.0, -2.0, 3.0, -0.7),), 0.0, 0.0, 1.0, colour=ground)
     for thing in scene.things:
         if not (scene.night and thing.kind == "sun"):
             height = thing.size * min(1.0, 0.8 * ratio)
@@ -201,7 +203,7 @@ def picture_of(scene: Scene, size: Size) -> Image.Image:
         canvas.picture.paste(Image.blend(canvas.picture, shade, 0.45))
         canvas.draw(SHAPES["moon"], 0.2, 0.3, 0.18, colour=MOON)
         for x, y in STARS:
-            canvas.draw((_circle(0, 0, 0.012),), x, y, 1, colour=(250, 250, 230))
+            canvas.draw((_circle(0.0, 0.0, 0.012),), x, y, 1.0, colour=(250, 250, 230))
     picture = canvas.picture.resize(size, Image.Resampling.BOX)
     if scene.mirrored:
         picture = ImageOps.mirror(picture)

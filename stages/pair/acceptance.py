@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .scan import Scan
 from .wanted_samples import Plan, Wanted, make_plans
 
 
+@runtime_checkable
 class KnownPictures(Protocol):
     """The facts of a dataset's pictures by their places."""
 

@@ -70,7 +70,7 @@ def run(
     started = time.monotonic()
     options = _Options(
         dry_run=dry_run,
-        most_rejected=math.inf if on_reject == "skip" else max_rejected,
+        most_rejected=math.inf if on_reject == "skip" else float(max_rejected),
         retry_rejected=retry_rejected,
         quick=quick,
         paranoid=paranoid,

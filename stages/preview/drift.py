@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ...cache.files.atomic import write_json
-from ..run_output.previews import Stored, step_folder
+from ..run_output.previews import Stored, drift_file, read_drift
 from .alignment import LEAST_UNCHANGED, Drift, drift_of, edited_region
-from .pictures import Sources, opened, picture_path
+from .pictures import Sources, opened
 
-DRIFT_FILE = "alignment.json"
 VERSION = 4  # raised whenever the same pictures measure otherwise
 MEASURED_PIXELS = 512  # the longer edge at which it is measured
 LARGEST_STRETCH = 1.04  # between reference and target
@@ -25,36 +23,38 @@ ROUNDED_PIXELS = 16  # by which the rule of size may move a side
 
 
 def bring_drift_up_to_date(output_dir: Path, stored: Iterable[Stored], sources: Sources) -> None:
-    """Measure every preview that was not measured yet, and write what was found by step."""
+    """Measure every preview that was not measured yet, and write the results by step."""
     by_step: dict[int, list[Stored]] = {}
     for one in stored:
         by_step.setdefault(one.step, []).append(one)
     for step, previews in by_step.items():
-        path = step_folder(output_dir, step) / DRIFT_FILE
-        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        before = read_drift(output_dir, step)
         found = {one.path.name: _found(one, before, sources) for one in previews}
         if found != before:
-            write_json(path, found)
+            write_json(drift_file(output_dir, step), found)
 
 
-def _found(one: Stored, before: dict[str, Any], sources: Sources) -> dict[str, Any]:
+def _found(one: Stored, before: Mapping[str, Any], sources: Sources) -> dict[str, Any]:
     known: dict[str, Any] = before.get(one.path.name, {})
     made_from = f"{VERSION} {one.recipe}"
     if known.get("recipe") == made_from:
         return known
     drift = measured(one, sources)
-    facts = {} if drift is None else {name: round(v, 4) for name, v in asdict(drift).items()}
+    facts = {name: round(value, 4) for name, value in asdict(drift).items()} if drift else {}
     return {"recipe": made_from, "sample": one.sample, "part": one.part, **facts}
 
 
 def measured(one: Stored, sources: Sources) -> Drift | None:
-    """The drift of a preview from its first reference, in the preview's own pixels.
+    """Measure the drift of a preview from its first reference, in the preview's own pixels.
 
-    What is to change says the sample's mask, and without one the difference of target and
-    reference. None where reference or target are gone, are of another ratio, or where the
-    edit is to change nearly all of the picture.
+    The sample's mask tells what the edit is to change; without one it is where target and
+    reference differ.
+
+    Returns:
+        None where reference or target are gone, are of another ratio, or where the edit is to
+        change nearly all of the picture.
     """
-    output = opened(picture_path(one))
+    output = opened(one.picture)
     reference = sources.whole(one.about["references"][0])
     target = sources.whole(one.about["target"])
     if reference is None or target is None:
@@ -74,8 +74,11 @@ def measured(one: Stored, sources: Sources) -> Drift | None:
 
 
 def _masked(one: Stored, sources: Sources, size: tuple[int, int]) -> np.ndarray | None:
-    """Where the sample's mask says that something is to change; None without a mask, or with
-    one that leaves too little alone to look at."""
+    """Return where the sample's mask wants something changed, as [height width] of truth values.
+
+    Returns:
+        None without a mask, or with one that leaves too little unchanged to measure.
+    """
     facts = one.about.get("mask")
     mask = sources.mask(facts) if facts else None
     if mask is None:
@@ -85,11 +88,12 @@ def _masked(one: Stored, sources: Sources, size: tuple[int, int]) -> np.ndarray 
 
 
 def _alike(one: Image.Image, other: Image.Image, stretch: float) -> bool:
-    """Whether two pictures' ratios differ by no more than a factor of `stretch`."""
+    """Return whether two pictures' ratios differ by no more than a factor of `stretch`."""
     ratios = sorted(picture.width / picture.height for picture in (one, other))
     return ratios[1] <= stretch * ratios[0]
 
 
 def _values(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Return the picture at this (width, height) as [height width 3], 0 to 1."""
     shown = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(shown, dtype=np.float64) / 255

@@ -1,4 +1,4 @@
-"""The pictures of a run's previews: decoded once, each named by the latents it is made of."""
+"""The pictures of a run's previews: each is decoded once and names the latents it is made of."""
 
 from __future__ import annotations
 
@@ -13,40 +13,27 @@ from ...cache.files.atomic import new_file
 from ...cache.files.fingerprint import fingerprint
 from ..pictures.images import Unreadable, open_upright
 from ..pictures.mask_weights import mask_values, open_mask
-from ..run_output.previews import LATENTS, PREVIEWS, Stored
+from ..run_output.previews import Stored, source_picture
 
 SMALL_PIXELS = 640  # the longer edge of what the page and the sheets show of a picture
-SOURCES = "sources"
+
 MADE_FROM = "qedit"  # the text in a PNG that names what it was made from
 _ABOUT = ("sample", "caption", "seed", "guidance", "steps", "negative_prompt", "flavour")
 
 
-def picture_path(stored: Stored) -> Path:
-    """Where the picture of a preview lies."""
-    return stored.path.with_name(stored.path.name.removesuffix(LATENTS) + ".png")
-
-
-def small_path(path: Path) -> Path:
-    """Where the small version of a picture lies, which the page holds."""
-    return path.with_suffix(".webp")
-
-
 def is_current(stored: Stored) -> bool:
-    """Whether the preview's pictures are there and were made of these latents."""
-    path = picture_path(stored)
-    return made_from(path) == stored.recipe and small_path(path).is_file()
+    """Return whether the preview's pictures are there and were made of these latents."""
+    return made_from(stored.picture) == stored.recipe and stored.small_picture.is_file()
 
 
 def made_from(path: Path) -> str | None:
-    """What a PNG says that it was made from; None where there is none."""
-    if not path.is_file():
-        return None
+    """Return what a PNG says that it was made from; None where it says nothing."""
     try:
         with Image.open(path) as picture:
-            said = picture.info.get(MADE_FROM)
+            recipe = picture.info.get(MADE_FROM)
     except OSError:
         return None
-    return str(said) if said is not None else None
+    return None if recipe is None else str(recipe)
 
 
 def save(picture: Image.Image, path: Path, *, recipe: str, about: Mapping[str, Any]) -> None:
@@ -61,10 +48,9 @@ def save(picture: Image.Image, path: Path, *, recipe: str, about: Mapping[str, A
 
 def save_preview(picture: Image.Image, stored: Stored) -> None:
     """Write a preview's picture, and its small version before it."""
-    path = picture_path(stored)
-    _save_small(picture, small_path(path))
+    _save_small(picture, stored.small_picture)
     about = {name: stored.about[name] for name in _ABOUT if name in stored.about}
-    save(picture, path, recipe=stored.recipe, about=about | {"step": stored.step})
+    save(picture, stored.picture, recipe=stored.recipe, about=about | {"step": stored.step})
 
 
 def _save_small(picture: Image.Image, path: Path) -> None:
@@ -79,19 +65,18 @@ class Sources:
 
     Args:
         folders: dataset id -> the folder of its pictures.
-        warn: told once of each picture that is no longer there to be shown.
+        warn: called once for each picture that cannot be shown any more.
     """
 
     def __init__(
         self, output_dir: Path, folders: Mapping[str, Path], warn: Callable[[str], None]
     ) -> None:
-        self._folder = output_dir / PREVIEWS / SOURCES
-        self._folders, self._warn = folders, warn
+        self._output_dir, self._folders, self._warn = output_dir, folders, warn
         self._told: set[str] = set()
 
     def small(self, facts: Mapping[str, Any]) -> Path | None:
-        """The small version of a picture, made if need be; None where it cannot be had."""
-        path = self._folder / f"{facts['digest']}.webp"
+        """Return the small version of a picture, made if need be; None where it cannot be made."""
+        path = source_picture(self._output_dir, facts)
         if not path.is_file():
             whole = self.whole(facts)
             if whole is None:
@@ -100,11 +85,11 @@ class Sources:
         return path
 
     def whole(self, facts: Mapping[str, Any]) -> Image.Image | None:
-        """The picture itself, upright; None where it cannot be had."""
+        """Open the picture itself, upright; return None where that cannot be done."""
         return self._opened(facts, open_upright)
 
     def mask(self, facts: Mapping[str, Any]) -> Image.Image | None:
-        """How much each pixel of a mask counts, as a picture of mode F; None likewise."""
+        """Return how much each pixel of a mask counts, as a picture of mode F; None likewise."""
 
         def values(path: Path) -> Image.Image:
             with path.open("rb") as file:
@@ -132,11 +117,11 @@ class Sources:
 
 @lru_cache(maxsize=64)
 def opened(path: Path) -> Image.Image:
-    """A picture that was written here, decoded."""
+    """Decode a picture that was written here."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
 
 def key_of_pictures(*recipes: str) -> str:
-    """What a picture of pictures was made from."""
+    """Return the recipe of a picture that shows several others."""
     return fingerprint({"made_from": recipes})

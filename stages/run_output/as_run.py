@@ -1,4 +1,4 @@
-"""The configuration as it was run, beside what it made: both files, `--set` and all included."""
+"""Both configuration files as they were run, `--set` included, written beside what they made."""
 
 from __future__ import annotations
 

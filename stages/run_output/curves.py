@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MOST_POINTS = 800  # of a curve: more than a screen has columns for it
-PLAIN = ("loss", "lr", "grad_norm", "seconds", "data_wait_seconds", "memory_bytes")
+PLAIN = ("loss", "lr", "grad_norm", "seconds", "data_wait_seconds", "memory_bytes", "held_out")
 
 Curve = list[tuple[int, float | int]]
 """Pairs of (step, value)."""
@@ -15,31 +15,27 @@ Curve = list[tuple[int, float | int]]
 
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     """Return each plain curve by its name, the held-out loss among them as `held_out`."""
-    curves: dict[str, Curve] = {
-        name: [(line["step"], line[name]) for line in lines if _is_number(line.get(name))]
-        for name in PLAIN
-    }
-    curves["held_out"] = [
-        (line["step"], line["held_out"]["loss"])
-        for line in lines
-        if _is_number((line.get("held_out") or {}).get("loss"))
-    ]
-    return {name: thinned(curve) for name, curve in curves.items() if curve}
+    curves: dict[str, Curve] = defaultdict(list)
+    for line in lines:
+        held_out = (line.get("held_out") or {}).get("loss")
+        for name, value in _numbers({**line, "held_out": held_out}):
+            if name in PLAIN:
+                curves[name].append((line["step"], value))
+    return {name: thinned(curves[name]) for name in PLAIN if name in curves}
 
 
 def by_sigma(lines: Sequence[Mapping[str, Any]], *, held_out: bool) -> dict[str, Curve]:
-    """Return a curve for each noise level (or band), of the training or the held-out loss."""
+    """Return a curve for each noise level (or band of them), of the training or held-out loss."""
     curves: dict[str, Curve] = defaultdict(list)
     for line in lines:
-        found = (line.get("held_out") or {}).get("by_sigma") if held_out else None
-        found = found if held_out else line.get("loss_by_sigma")
-        for name, value in _named(found):
+        losses = (line.get("held_out") or {}).get("by_sigma")
+        for name, value in _numbers(losses if held_out else line.get("loss_by_sigma")):
             curves[name].append((line["step"], value))
     return {name: thinned(curves[name]) for name in sorted(curves)}
 
 
 def thinned(curve: Curve, *, most: int = MOST_POINTS) -> Curve:
-    """Return at most `most` points: the means of neighbours, each at its last step."""
+    """Reduce a curve to at most `most` points: means of neighbours, each at their last step."""
     if len(curve) <= most:
         return [(step, _short(value)) for step, value in curve]
     result: Curve = []
@@ -50,15 +46,11 @@ def thinned(curve: Curve, *, most: int = MOST_POINTS) -> Curve:
     return result
 
 
-def _named(found: Any) -> Iterator[tuple[str, float | int]]:
-    if isinstance(found, Mapping):
-        for name, value in found.items():
-            if _is_number(value):
-                yield str(name), value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers(values: Any) -> Iterator[tuple[str, float | int]]:
+    """Yield the items of a mapping whose values are numbers; none of anything else."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield str(name), value
 
 
 def _short(value: float | int) -> float:

@@ -1,27 +1,32 @@
-"""Page: a run as one HTML file; written as it goes, from what lies in its folder.
+"""The page of a run: one HTML file, written as it goes, from what lies in the run's folder.
 
-Pure Python, no picture library: training writes it too. Pictures are those that `preview` has
-left beside the previews.
+No picture library is needed, since training writes it too: the pictures are those that `preview`
+has written beside the previews.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ...cache.files.atomic import sweep, write_text
 from ...config.configuration import Configuration
 from ..models.lora.lora_file import LORA_FILE
+from ..pages.html_page import page_text, picture_link
 from .as_run import write_as_run
 from .curves import by_sigma, curves_of
 from .metrics_file import METRICS_FILE, read_metrics
-from .previews import LATENTS, PREVIEWS, Stored, step_folder, stored_previews
+from .previews import (
+    PREVIEWS,
+    Stored,
+    read_drift,
+    source_picture,
+    stored_previews,
+    thinned,
+)
 from .run_file import read_run
 
 PAGE_FILE = "index.html"
@@ -41,12 +46,15 @@ _LINKED = (
 
 
 def write_page(configuration: Configuration, *, steps: int | None = None) -> bool:
-    """Write the page of the run if it has changed; return whether it had.
+    """Write the page of the run if its folder holds something new.
 
     A page that somebody else wrote there stays.
 
     Args:
         steps: how many steps the run has in all, where that is known.
+
+    Returns:
+        Whether it was written.
     """
     output_dir = configuration.settings.output_dir
     page = output_dir / PAGE_FILE
@@ -54,20 +62,16 @@ def write_page(configuration: Configuration, *, steps: int | None = None) -> boo
     if before is not None and _MADE_BY not in before:
         return False
     data = page_data(configuration, steps=steps)
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    text = text.encode("utf-8", "backslashreplace").decode()
-    template = (files("qedit.stages.run_output") / "page.html").read_text(encoding="utf-8")
-    head, tail = template.replace("@MADE_BY@", _MADE_BY).split("@DATA@")
-    made = f"{head}{text}{tail}"
-    if made == before:
+    text = page_text(__package__, data, title="qedit run", mark=_MADE_BY)
+    if text == before:
         return False
     sweep(output_dir)
-    write_text(page, made)
+    write_text(page, text)
     return True
 
 
 def page_data(configuration: Configuration, *, steps: int | None = None) -> dict[str, Any]:
-    """Return everything that the page shows, as JSON."""
+    """Return everything that the page shows, as JSON values."""
     settings = configuration.settings
     output_dir = settings.output_dir
     config, data = write_as_run(configuration)
@@ -82,7 +86,10 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
             f"rank {settings.lora_rank}" if settings.model_type == "lora" else "full model",
         ],
         "updated": _changed(output_dir / METRICS_FILE),
-        "steps": {"done": _last_step(lines), "of": steps or settings.max_train_steps},
+        "steps": {
+            "done": max((line["step"] for line in lines), default=0),
+            "of": steps or settings.max_train_steps,
+        },
         "curves": curves_of(lines),
         "sigma": {
             "training": by_sigma(lines, held_out=False),
@@ -100,10 +107,6 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
     }
 
 
-def _last_step(lines: Sequence[Mapping[str, Any]]) -> int:
-    return max((line["step"] for line in lines), default=0)
-
-
 def _changed(path: Path) -> str:
     """Return when a file was last written, for people."""
     if not path.is_file():
@@ -111,61 +114,49 @@ def _changed(path: Path) -> str:
     return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return value
-
-
 def _model(run: Mapping[str, Any]) -> dict[str, str]:
     digest = run.get("model", {}).get("transformer")
     return {"transformer": str(digest)} if digest else {}
 
 
-def _by_sample(stored: Sequence[Stored]) -> Iterator[list[Stored]]:
+def _by_sample(stored: Sequence[Stored]) -> Iterable[list[Stored]]:
     samples: dict[str, list[Stored]] = {}
     for one in stored:
         samples.setdefault(one.sample, []).append(one)
-    yield from samples.values()
+    return samples.values()
 
 
 def _sample(output_dir: Path, stored: Sequence[Stored]) -> dict[str, Any]:
-    """Return a sample with its pictures at every step, as data: links."""
+    """Return a sample with its pictures at every step, as links that hold them."""
     about = stored[-1].about
-    steps = sorted({one.step for one in stored})
-    if len(steps) > MOST_STEPS:
-        last = len(steps) - 1
-        steps = [steps[round(place * last / (MOST_STEPS - 1))] for place in range(MOST_STEPS)]
+    steps = thinned(sorted({one.step for one in stored}), most=MOST_STEPS)
     frames: dict[str, dict[int, str]] = {}
     for one in stored:
-        picture = one.path.with_name(one.path.name.removesuffix(LATENTS) + ".webp")
-        if one.step in steps and picture.is_file():
-            frames.setdefault(one.part, {})[one.step] = _link(picture)
+        if one.step in steps and (link := _link(one.small_picture)):
+            frames.setdefault(one.part, {})[one.step] = link
+    sources = [
+        _link(source_picture(output_dir, facts))
+        for facts in (about["target"], *about["references"])
+    ]
     return {
         "name": stored[0].sample,
         "caption": about["caption"],
         "size": about["size"],
-        "references": [_source(output_dir, facts) for facts in about["references"]],
-        "target": _source(output_dir, about["target"]),
+        "references": sources[1:],
+        "target": sources[0],
         "frames": frames,
     }
 
 
-def _source(output_dir: Path, facts: Mapping[str, Any]) -> str | None:
-    path = output_dir / PREVIEWS / "sources" / f"{facts['digest']}.webp"
-    return _link(path) if path.is_file() else None
-
-
-def _link(picture: Path) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def _link(picture: Path) -> str | None:
+    return picture_link(picture.read_bytes()) if picture.is_file() else None
 
 
 def _drift(output_dir: Path, stored: Sequence[Stored]) -> dict[str, list[dict[str, Any]]]:
-    """What was measured of each sample, by step: that of the base, then of the weights as they
-    were."""
+    """Return what was measured of each sample by step: of the base, then of the weights."""
     found: dict[str, list[dict[str, Any]]] = {}
     for step in sorted({one.step for one in stored}):
-        facts = _read_json(step_folder(output_dir, step) / "alignment.json")
-        for one in facts.values():
+        for one in read_drift(output_dir, step).values():
             if one["part"] != "ema":
                 kept = {key: one[key] for key in one if key not in ("recipe", "sample", "part")}
                 found.setdefault(one["sample"], []).append({"step": step, **kept})

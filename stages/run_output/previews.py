@@ -4,8 +4,11 @@
         step-000000/00-cat.base.safetensors    the base model's edit of the first sample
         step-000500/00-cat.now.safetensors     the trained weights'
         step-000500/00-cat.ema.safetensors     their average's
+        step-000500/00-cat.now.png, .webp      the picture, whole and small
+        step-000500/alignment.json             how far each picture lies from its reference
+        sources/<digest>.webp                  references and targets, small
 
-Each file holds one tensor, `latents` [1, channel, height, width], normalised, and beside it
+Each file of latents holds one tensor, `latents` [1, channel, height, width], normalised, and
 what it was made from. A file is there whole or not at all, and names the recipe it was made by.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -54,6 +57,16 @@ class Stored:
     def sample(self) -> str:
         return str(self.about["sample"])
 
+    @property
+    def picture(self) -> Path:
+        """Where `preview` writes the picture of the latents."""
+        return _beside(self.path, ".png")
+
+    @property
+    def small_picture(self) -> Path:
+        """Where it writes a small version, which the page holds."""
+        return _beside(self.path, ".webp")
+
     def latents(self) -> Tensor:
         """Read the latents [1, channel, height, width], as they came out of the last step."""
         tensor: Tensor = safetensors.torch.load_file(self.path)["latents"]
@@ -61,12 +74,40 @@ class Stored:
 
 
 def step_folder(output_dir: Path, step: int) -> Path:
-    """Return the folder of the previews of `step`."""
+    """Return where the previews of `step` lie."""
     return output_dir / PREVIEWS / f"step-{step:06}"
 
 
+def source_picture(output_dir: Path, facts: Mapping[str, Any]) -> Path:
+    """Return where the small version of a reference or target lies."""
+    return output_dir / PREVIEWS / "sources" / f"{facts['digest']}.webp"
+
+
+def drift_file(output_dir: Path, step: int) -> Path:
+    """Return where lies what `preview` measured of the previews of `step`."""
+    return step_folder(output_dir, step) / "alignment.json"
+
+
+def read_drift(output_dir: Path, step: int) -> dict[str, dict[str, Any]]:
+    """Read what was measured of the previews of `step`, by the names of their files."""
+    path = drift_file(output_dir, step)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def thinned(values: Sequence[int], *, most: int) -> list[int]:
+    """Return at most `most` of `values`, evenly, the first and the last among them.
+
+    >>> thinned(range(10), most=4)
+    [0, 3, 6, 9]
+    """
+    if len(values) <= most:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+
+
 def stem_of(place: int, name: str) -> str:
-    """Return the name that the files of the sample at `place` begin with.
+    """Return the start of the file names of the sample at `place`.
 
     >>> stem_of(3, "cats/Tom & Jerry.png")
     '03-cats-Tom-Jerry'
@@ -80,24 +121,24 @@ def store(path: Path, latents: Tensor, *, recipe: str, about: Mapping[str, Any])
     metadata = {"recipe": recipe, "about": json.dumps(about, ensure_ascii=False)}
     tensors = {"latents": latents.detach().cpu().contiguous()}
     write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
-    remove(_failure_of(path))
+    remove(_beside(path, FAILED))
 
 
 def store_failure(path: Path, *, recipe: str, why: str) -> None:
-    """Write a file that says why the preview failed, so that it is not tried again."""
-    write_json(_failure_of(path), {"recipe": recipe, "why": why})
+    """Write in the preview's place that it was tried and why it failed."""
+    write_json(_beside(path, FAILED), {"recipe": recipe, "why": why})
 
 
 def was_tried(path: Path, *, recipe: str) -> bool:
     """Return whether the preview at `path` was made by this recipe, or has failed with it."""
-    stored, failed = read_stored(path), _failure_of(path)
+    stored, failed = read_stored(path), _beside(path, FAILED)
     if stored is not None and stored.recipe == recipe:
         return True
     return failed.is_file() and json.loads(failed.read_text("utf-8")).get("recipe") == recipe
 
 
 def read_stored(path: Path) -> Stored | None:
-    """Return the preview at `path`, without its tensor; None if there is none to read."""
+    """Read the preview at `path`, but not its tensor; return None if there is none to read."""
     named = _NAME.fullmatch(path.name.removesuffix(LATENTS))
     step = path.parent.name.removeprefix("step-")
     if named is None or not step.isdecimal():
@@ -118,5 +159,5 @@ def stored_previews(output_dir: Path, *, step: int | None = None) -> Iterator[St
             yield stored
 
 
-def _failure_of(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(LATENTS) + FAILED)
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name.removesuffix(LATENTS) + ending)

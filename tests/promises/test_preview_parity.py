@@ -21,7 +21,6 @@ from small_run import AREA, loaded, make_run, with_files
 from stock_pipelines import PictureProcessor, areas
 
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
-from qedit.stages.preview.pictures import picture_path
 from qedit.stages.run_output.previews import Stored, stored_previews
 from qedit.stages.train.evaluation.preview_process import Decoding
 
@@ -140,7 +139,7 @@ def made_by(code: str) -> Image.Image:
 
 
 def largest_difference(stored: Stored, picture: Image.Image) -> int:
-    with Image.open(picture_path(stored)) as preview:
+    with Image.open(stored.picture) as preview:
         found = int(np.abs(pixels(preview) - pixels(picture)).max())
     print(f"{stored.sample}, {stored.part}: largest difference {found} of 255")
     return found
@@ -155,7 +154,7 @@ def test_a_script_makes_the_preview(run: Any, monkeypatch: pytest.MonkeyPatch) -
             picture = made_by(shared_code(stored, flavour) + blocks()[1])
         assert largest_difference(stored, picture) <= 2, stored.sample
         # and the LoRA is what made it so
-        base = Path("out/previews/step-000000") / picture_path(stored).name.replace("now", "base")
+        base = Path("out/previews/step-000000") / stored.picture.name.replace("now", "base")
         with Image.open(base) as before:
             assert np.abs(pixels(before) - pixels(picture)).max() > 8
 

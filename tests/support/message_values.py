@@ -209,9 +209,7 @@ VALUES: dict[str, dict[str, str]] = {
         "main.caption_strategy": "csv",
     },
     "captions.py": {"entry": "'s/(cat/dog/'", "error": "missing ), unterminated subpattern"},
-    "folders.py": {
-        "'\\n'.join(dict.fromkeys(wrong))": "Dataset edited: the folder eddited does not exist."
-    },
+    "folders.py": {"'\\n'.join(wrong)": "Dataset edited: the folder eddited does not exist."},
     "match.py": {
         "_examples(candidates)": "0001.jpg, 0002.jpg, ...",
         "_examples(targets)": "cat-01.png, cat-02.png, ...",
@@ -223,10 +221,14 @@ VALUES: dict[str, dict[str, str]] = {
         "folder": "edited",
         "len(references)": "4",
     },
-    "recipe.py": {"error": "No such file or directory", "listed": "filters.txt"},
-    "source_folders.py": {"here": "/data/cats", "there": "/data/dogs"},
+    "recipe.py": {
+        "error": "No such file or directory",
+        "here": "/data/cats",
+        "listed": "filters.txt",
+        "there": "/data/dogs",
+    },
     "summary.py": {
-        "'\\n'.join([what, *rejected_lines(rejections), f'All of them: {tables}'])": (
+        "'\\n'.join([what, *rejected_lines(rejections), f'All of them: {listed}'])": (
             "2 of 20 samples are rejected.\nrejected: 2 missing_reference\n"
             "edited: cat-07.png: no picture in original\nedited: cat-09.png: no picture in "
             f"original\nAll of them: {_TABLE}/rejected-07ab5c11.parquet"
@@ -240,7 +242,7 @@ VALUES: dict[str, dict[str, str]] = {
         "beside": "; what is there was made for edit-v1",
         "count": "2",
         "folder": _TABLE,
-        "len(table.samples)": "18",
+        "manifest['samples']": "18",
         "path": f"{_TABLE}/manifest.json",
     },
     "table.py:verified": {"path": f"{_TABLE}/pairs-9be1ac34.parquet"},

@@ -27,7 +27,7 @@ def test_rejections_stop_the_run_until_they_are_accepted():
     assert stopped.value.exit_code == 4
     for part in ("1 of 3 samples", "1 unreadable", "1.png", "--on-reject skip", "--max-rejected 1"):
         assert part in text
-    with pytest.raises(NotComplete, match="nobody has accepted"):
+    with pytest.raises(NotComplete, match="rejected 1 of 3 samples"):
         table(configuration)
     outcome = go(configuration, max_rejected=1)
     assert "rejected: 1 unreadable (a broken or truncated picture)" in outcome.lines
@@ -35,7 +35,7 @@ def test_rejections_stop_the_run_until_they_are_accepted():
     assert (outcome.wanted, outcome.kept, outcome.failed) == (3, 2, 1)
     assert outcome.facts["rejected"] == {"unreadable": 1}
     assert len(table(configuration).samples) == 2
-    assert table(configuration).rejected == {"unreadable": 1}
+    assert table(configuration).manifest["rejected"] == {"unreadable": 1}
     assert go(configuration).failed == 1  # still accepted
     damage("before/2.jpg", b"")
     with pytest.raises(NotComplete):  # but not a further one

@@ -166,7 +166,7 @@ def test_linked_folders_are_followed_once():
     progress = Silent()
     run(configured(), progress, on_reject="skip")
     found = scan(Path("targets"))
-    paths = [file.path for file in found.pictures]
+    paths = found.pictures.paths
     assert "linked/x.png" in paths
     assert not any(path.startswith("linked_again") for path in paths)
     assert any("linked_again leads to a folder already read" in line for line in progress.lines)

@@ -81,7 +81,7 @@ def test_exif_is_applied_before_anything_is_measured():
     go(configuration)
     found = table(configuration)
     assert (found.samples[0].target.width, found.samples[0].target.height) == (32, 48)
-    assert found.warnings["exif_rotated"] == 1
+    assert found.manifest["warnings"]["exif_rotated"] == 1
 
 
 def test_strict_references_share_the_targets_crop_and_loose_ones_are_whole():
@@ -109,7 +109,7 @@ def test_the_same_file_twice_has_one_latent_row_when_the_sizes_agree():
     found = table(configuration)
     sample = found.samples[0]
     assert sample.target.latent_key == sample.references[0].latent_key
-    assert found.warnings["target_equals_reference"] == 1
+    assert found.manifest["warnings"]["target_equals_reference"] == 1
 
 
 def test_match_target_res_gives_references_the_targets_area():

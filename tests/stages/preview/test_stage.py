@@ -19,7 +19,7 @@ from qedit.pipeline.demo.tour import VAE_AREA, VL_AREA, settings_of
 from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.models.vae import LatentEncoder
 from qedit.stages.pictures.contact_sheet import Row, sheet
-from qedit.stages.preview.sheets import thinned
+from qedit.stages.run_output.previews import thinned
 from qedit.stages.train.evaluation.preview_process import Decoding
 
 SETTINGS: dict[str, Any] = {
