@@ -99,7 +99,7 @@ def disk_of(
     """
     settings = configuration.settings
     mains = used_main_datasets(configuration)
-    pictures = [one for main in mains for one in (main, *configuration.references_of(main))]
+    pictures = [dataset for main in mains for dataset in (main, *configuration.references_of(main))]
     beside = captions_beside(settings)
 
     def of_mains(

@@ -139,7 +139,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     every = [sample for found in samples.values() for sample in found]
     if not every:
         raise NotComplete("There is no pair to plan for.", "Run `qedit pair`: it says why.")
-    trained = [one for main in configuration.main_datasets() for one in samples[main.id]]
+    trained = [sample for main in configuration.main_datasets() for sample in samples[main.id]]
     way = way_of(settings)
     sample, load = _largest(trained or every, model, settings, way)
     streamed = settings.blocks_to_stream if isinstance(settings.blocks_to_stream, int) else None

@@ -22,7 +22,9 @@ def write_as_run(configuration: Configuration) -> tuple[Path, Path]:
     settings = configuration.settings
     written = settings.model_dump(mode="json", exclude_unset=True)
     written.pop("data_backend_config", None)  # it lies beside it, and is named by --data
-    datasets = [one.model_dump(mode="json", exclude_unset=True) for one in configuration.datasets]
+    datasets = [
+        dataset.model_dump(mode="json", exclude_unset=True) for dataset in configuration.datasets
+    ]
     files = as_run_files(settings.output_dir)
     for path, value in zip(files, (written, datasets), strict=True):
         text = readable_json(value)

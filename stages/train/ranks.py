@@ -79,8 +79,8 @@ class Ranks:
             every = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
             dist.all_gather(every, padded)
         return [
-            json.loads(bytes(one[: int(size)].tolist()))
-            for one, size in zip(every, sizes, strict=True)
+            json.loads(bytes(data[: int(size)].tolist()))
+            for data, size in zip(every, sizes, strict=True)
         ]
 
     def of_the_first(self, value: Any) -> Any:
@@ -90,8 +90,8 @@ class Ranks:
     def path_of_the_first(self, find: Callable[[], Path | None]) -> Path | None:
         """Return the path that the first process finds; the others wait and do not call `find`."""
         found = find() if self.is_first else None
-        said = self.of_the_first(None if found is None else str(found))
-        return None if said is None else Path(said)
+        path = self.of_the_first(None if found is None else str(found))
+        return None if path is None else Path(path)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
         """Return the result of `work`, which the first process does before all others."""
@@ -135,21 +135,21 @@ class Ranks:
     def _sum(self, some: list[torch.nn.Parameter]) -> None:
         device = some[0].device
         parts = [
-            torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten()
-            for one in some
+            torch.zeros_like(weight).flatten() if weight.grad is None else weight.grad.flatten()
+            for weight in some
         ]
         # a weight that no process has a gradient for stays without one, as in one process
-        there = torch.tensor([float(one.grad is not None) for one in some], device=device)
+        there = torch.tensor([float(weight.grad is not None) for weight in some], device=device)
         bucket = torch.cat([*(part.float() for part in parts), there])
         if self.gradients is None:
             bucket = bucket.cpu()
         with self._while_all_live():
             dist.all_reduce(bucket, group=self.gradients)
         start = 0
-        for one, count in zip(some, bucket[-len(some) :].tolist(), strict=True):
-            part = bucket[start : start + one.numel()].view_as(one)
-            one.grad = part.to(device, one.dtype) if count else None
-            start += one.numel()
+        for weight, count in zip(some, bucket[-len(some) :].tolist(), strict=True):
+            part = bucket[start : start + weight.numel()].view_as(weight)
+            weight.grad = part.to(device, weight.dtype) if count else None
+            start += weight.numel()
 
     @torch.no_grad()
     def same_everywhere(self, tensors: Iterable[Tensor]) -> None:
@@ -193,11 +193,11 @@ class Ranks:
 def _buckets(weights: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
     """Yield groups of weights: one for a LoRA, several for a model, so that none is held twice."""
     some: list[torch.nn.Parameter] = []
-    for one in weights:
-        if some and sum(other.numel() for other in some) + one.numel() > BUCKET_NUMBERS:
+    for weight in weights:
+        if some and sum(other.numel() for other in some) + weight.numel() > BUCKET_NUMBERS:
             yield some
             some = []
-        some.append(one)
+        some.append(weight)
     if some:
         yield some
 

@@ -131,11 +131,11 @@ class Order:
         lacking = {source.name: epochs for source in self._sources if source.shows}
         for first, border in pairwise([*self._borders, None]):
             assert first is not None, "only the last phase has no end"
-            names = [one.name for one in mix_at(self._sources, first, in_epochs=True)]
+            names = [source.name for source in mix_at(self._sources, first, in_epochs=True)]
             phase = self._phase(first)
             most = max(lacking.get(name, 0) for name in names)
             end = first - 1 + self._steps_in(phase, most)
-            awaited = any(one.shows and one.start_step > first for one in self._sources)
+            awaited = any(source.shows and source.start_step > first for source in self._sources)
             if border is None or (end < border and not awaited):
                 break
             shown = self._epochs_in(phase, border - first, most=most)

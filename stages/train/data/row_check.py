@@ -63,7 +63,7 @@ def samples_digest(configuration: Configuration, checkpoint: Checkpoint, name: s
     It takes seconds for a million pairs, so it is remembered by the name of their table, which
     says its content.
     """
-    (main,) = (one for one in configuration.main_datasets() if one.id == name)
+    (main,) = (dataset for dataset in configuration.main_datasets() if dataset.id == name)
     path = pairs_keys(configuration, main, checkpoint.flavour).path
     return remembered(
         f"{IDENTITY_VERSION} {path.name}",

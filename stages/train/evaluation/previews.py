@@ -113,9 +113,9 @@ class Previews:
         """
         began, missing, failed = time.monotonic(), self._missing(step), 0
         with self._progress.bar(len(missing), "previews", unit="picture") as advance:
-            for part in dict.fromkeys(one.part for one in missing):
+            for part in dict.fromkeys(preview.part for preview in missing):
                 with weights_of(trainer, part), eval_mode(trainer.transformer):
-                    for preview in (one for one in missing if one.part == part):
+                    for preview in (preview for preview in missing if preview.part == part):
                         if stopping():
                             return {"previews": 0.0}
                         failed += not self._make(trainer, preview)

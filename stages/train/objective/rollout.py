@@ -82,8 +82,8 @@ def roll_out(
     unbiased: dict[tuple[int, int], Tensor] = {}
     if rollouts.reflex and starts:
         with eval_mode(transformer):
-            said = predict_velocities(transformer, [start.shown for start in starts.values()])
-        unbiased = dict(zip(starts, said, strict=True))
+            velocities = predict_velocities(transformer, [start.shown for start in starts.values()])
+        unbiased = dict(zip(starts, velocities, strict=True))
     return [
         _rolled(
             batch,

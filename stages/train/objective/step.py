@@ -127,7 +127,10 @@ class Objective:
         if step is not None:
             if self.rollouts and any(batch.rollouts for batch in batches):
                 rolled = roll_out(transformer, placed, shown, self.rollouts)
-                shown = [one.shown if one else own for one, own in zip(rolled, shown, strict=True)]
+                shown = [
+                    rolled_batch.shown if rolled_batch else own
+                    for rolled_batch, own in zip(rolled, shown, strict=True)
+                ]
             self._seed_dropouts(batches, step=step)
         velocities = predict_velocities(transformer, shown)
         return torch.cat(

@@ -20,11 +20,13 @@ def overlap_warning(configuration: Configuration, checkpoint: Checkpoint) -> str
 
     Targets are compared by the content of their files, whatever their names.
     """
-    held = [_targets(configuration, one, checkpoint) for one in configuration.eval_datasets()]
+    held = [
+        _targets(configuration, dataset, checkpoint) for dataset in configuration.eval_datasets()
+    ]
     if not sum(map(len, held)):
         return None
     shown = _digests(
-        _targets(configuration, one, checkpoint) for one in configuration.main_datasets()
+        _targets(configuration, dataset, checkpoint) for dataset in configuration.main_datasets()
     )
     leaked = [
         name

@@ -46,8 +46,8 @@ def initial_lora_digest(settings: Settings) -> str | None:
         run = read_state(begin)["run"]
         known: str | None = run.get("start")
         # the folder says how the file was called last, the checkpoint how when it was written
-        for said in (run, read_run(settings.output_dir) or {}):
-            if said.get("start") == known and _named_in(said) == settings.init_lora:
+        for known_run in (run, read_run(settings.output_dir) or {}):
+            if known_run.get("start") == known and _named_in(known_run) == settings.init_lora:
                 return known
     path = lora_path(Path(settings.init_lora).expanduser())
     return digest_file(path) if path.is_file() else None

@@ -55,24 +55,24 @@ class Best:
         losses = {"weights": found["loss"]}
         if "ema" in found:
             losses["ema"] = found["ema"]["loss"]
-        known = {which: loss for which, loss in losses.items() if loss is not None}
+        known = {kind: loss for kind, loss in losses.items() if loss is not None}
         before = self.so_far()
-        which = min(known, key=lambda one: known[one]) if known else None
-        if which is None or (before is not None and known[which] >= before["loss"]):
+        kind = min(known, key=known.__getitem__) if known else None
+        if kind is None or (before is not None and known[kind] >= before["loss"]):
             self._say(before)
             return False
         state = {
             "step": step,
-            "loss": known[which],
-            "weights": which,
-            "by_sigma": (found if which == "weights" else found["ema"])["by_sigma"],
+            "loss": known[kind],
+            "weights": kind,
+            "by_sigma": (found if kind == "weights" else found["ema"])["by_sigma"],
             "measured_by": self.measured_by,
         }
         tensors: Mapping[str, Tensor] = trained.weights
-        if which == "ema":
+        if kind == "ema":
             assert trained.ema is not None, "only an average that is there was measured"
             tensors = trained.ema.shadow
-        about = {"steps": step, "ema": which == "ema", KEY: state}
+        about = {"steps": step, "ema": kind == "ema", KEY: state}
         self.publisher.write(self.path, tensors, about)
         self._say(state)
         return True

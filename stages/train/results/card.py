@@ -208,8 +208,8 @@ def _recipe(settings: Settings, about: Mapping[str, Any]) -> Iterator[str]:
         scale = lora_scale(alpha=float(settings.lora_alpha), rank=settings.lora_rank)
         yield _row(("effective scale (alpha / rank)", f"{scale:g}"))
     values = settings.model_dump(mode="json")
-    said = {"model_flavour", "model_family"}
-    for key in (*_FIRST, *sorted(settings.model_fields_set - {*_FIRST, *said})):
+    in_head = {"model_flavour", "model_family"}
+    for key in (*_FIRST, *sorted(settings.model_fields_set - {*_FIRST, *in_head})):
         if decides(key) and (adapter or key not in _OF_ADAPTERS):
             yield _row((key, _plain(values[key])))
 

@@ -40,9 +40,13 @@ def read_initial_weights(output_dir: Path, *, run: Mapping[str, Any]) -> dict[st
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _is_of(run: Mapping[str, Any], said: str) -> bool:
+def _is_of(run: Mapping[str, Any], recorded: str) -> bool:
     """Return whether a file belongs to `run`; the first files had a fingerprint alone."""
-    return is_same_run(json.loads(said), run) if said.startswith("{") else said == fingerprint(run)
+    return (
+        is_same_run(json.loads(recorded), run)
+        if recorded.startswith("{")
+        else recorded == fingerprint(run)
+    )
 
 
 def subtract_initial(

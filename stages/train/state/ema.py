@@ -40,7 +40,7 @@ class Ema:
             name: weight.detach().to(device, torch.float32, copy=True)
             for name, weight in weights.items()
         }
-        size = sum(one.nbytes for one in self._shadow.values())
+        size = sum(average.nbytes for average in self._shadow.values())
         # of a model that is trained as a whole there is no room for a third copy
         self._aside = _Aside() if device == "cpu" and size <= MOST_COPIED_BYTES else None
 
@@ -61,8 +61,8 @@ class Ema:
         if self._aside:
             self._aside.move(shadow, weights, by=1 - decay)
             return
-        for name, one in shadow.items():
-            one.lerp_(weights[name].detach().to(one.device, torch.float32), 1 - decay)
+        for name, average in shadow.items():
+            average.lerp_(weights[name].detach().to(average.device, torch.float32), 1 - decay)
 
 
 class _Aside:
@@ -100,13 +100,13 @@ class _Aside:
     ) -> None:
         if copied is not None:
             copied.synchronize()
-        for name, one in shadow.items():
-            one.lerp_(self._copies[name], by)
+        for name, average in shadow.items():
+            average.lerp_(self._copies[name], by)
 
 
 def _room_for(shadow: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tensor]:
     """Return a tensor like each of `shadow`, all in one piece of host memory."""
-    sizes = [one.numel() for one in shadow.values()]
+    sizes = [average.numel() for average in shadow.values()]
     whole = torch.empty(sum(sizes), dtype=torch.float32, device="cpu", pin_memory=pinned)
     pieces = zip(shadow.items(), whole.split(sizes), strict=True)
-    return {name: piece.view(one.shape) for (name, one), piece in pieces}
+    return {name: piece.view(average.shape) for (name, average), piece in pieces}

@@ -120,9 +120,9 @@ def make_optimizer(
 
 
 def _refuse_unfit(kind: Kind, error: Exception) -> NoReturn:
-    said = str(error).rstrip(".") or "a value is out of its bounds"
+    reason = str(error).rstrip(".") or "a value is out of its bounds"
     raise WrongUse(
-        f"`optimizer_config` does not fit {kind.name}: {said}.",
+        f"`optimizer_config` does not fit {kind.name}: {reason}.",
         f"It takes the arguments of {kind.module}.{kind.name}, such as betas or weight_decay.",
     ) from error
 

@@ -57,7 +57,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     kind = ELSEWHERE[name]
     for module in {kind.module.partition(".")[0], kind.module}:
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(training_plan, "open_checkpoint", lambda settings: 1 / 0)
+    monkeypatch.setattr(training_plan, "Run", lambda *args, **named: 1 / 0)
     with pytest.raises(WrongUse, match=kind.package) as refused:
         train(made(optimizer=name))
     assert "pip install 'qedit[optimizers]'" in refused.value.do
