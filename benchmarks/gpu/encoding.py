@@ -33,7 +33,7 @@ from qedit.stages.cache_vae import encoding as vae_encoding
 from qedit.stages.encoding.device_options import DeviceOptions
 from qedit.stages.encoding.run_on_device import Work, encode_missing
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
-from qedit.stages.models.device import let_segments_grow
+from qedit.stages.models.device import enable_expandable_segments
 from qedit.stages.models.text.prompt import PromptEncoder
 from qedit.stages.models.tiny.tiny import make_tiny
 
@@ -138,7 +138,7 @@ def main() -> None:
     both = [Asked(name, what=name) for name in ("cache-vae", "cache-embeds")]
     given = arguments(__doc__, default=both)
     device = torch.device(given.device)
-    let_segments_grow(device)
+    enable_expandable_segments(device)
     with tempfile.TemporaryDirectory() as name:
         bench: list[Bench] = []
 

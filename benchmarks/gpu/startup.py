@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from shapes import FULL, SMALL, write_config
 from worker import answer, arguments
 
-from qedit.stages.models.device import let_segments_grow
+from qedit.stages.models.device import enable_expandable_segments
 from qedit.stages.models.quantization.quantize import precision_for
 from qedit.stages.models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from qedit.stages.models.timesteps import every_timestep
@@ -97,7 +97,7 @@ def main() -> None:
     default = [Asked("start-up", what="startup")]
     given = arguments(__doc__, default=default)
     device = torch.device(given.device)
-    let_segments_grow(device)
+    enable_expandable_segments(device)
     with tempfile.TemporaryDirectory() as name:
         bench: list[Bench] = []
 

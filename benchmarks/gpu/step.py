@@ -28,7 +28,7 @@ from shapes import FULL, SMALL, Case, random_latents, sizes_of, write_config
 from torch._dynamo.utils import counters
 from worker import answer, arguments
 
-from qedit.stages.models.device import let_segments_grow
+from qedit.stages.models.device import enable_expandable_segments
 from qedit.stages.models.memory_estimate.dimensions import Dimensions
 from qedit.stages.models.memory_estimate.memory import (
     CONTEXT_BYTES,
@@ -245,7 +245,7 @@ def steps_of(base: Base, asked: Asked, case: Case, device: torch.device) -> Step
 def main() -> None:
     given = arguments(__doc__, default=[Asked("bf16"), Asked("yardstick, bf16", what="stock")])
     device = torch.device(given.device)
-    let_segments_grow(device)
+    enable_expandable_segments(device)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), device, small=given.small, edge=given.edge)
         answer(given, bench.measured)

@@ -1,4 +1,4 @@
-"""Which device and which number format a stage works in."""
+"""The device and the number format that a stage works in, and the memory it takes there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The torch dtype that settings call `name` (fp32 or bf16)."""
+    """Return the torch dtype that settings call `name` (fp32 or bf16)."""
     return DTYPES[name]
 
 
 def best_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first GPU, else Apple's, else the CPU.
+    """Return the device called `name`; "auto" is the first GPU, else Apple's, else the CPU.
 
     Raises:
         WrongUse: there is no such device here.
@@ -29,7 +29,7 @@ def best_device(name: str) -> torch.device:
     if name != "auto":
         try:
             device = torch.device(name)
-            let_segments_grow(device)
+            enable_expandable_segments(device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise WrongUse(
@@ -38,7 +38,7 @@ def best_device(name: str) -> torch.device:
             ) from error
         return device
     if torch.cuda.is_available():
-        let_segments_grow(torch.device("cuda"))
+        enable_expandable_segments(torch.device("cuda"))
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
@@ -48,17 +48,17 @@ def best_device(name: str) -> torch.device:
 _SAYS_HOW = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def let_segments_grow(device: torch.device) -> None:
-    """Have torch extend what it holds of a GPU's memory instead of taking one piece after another.
+def enable_expandable_segments(device: torch.device) -> None:
+    """Make torch's CUDA allocator use expandable segments, against fragmentation.
 
     Steps of many sizes, blocks that come and go and previews else leave pieces behind in which
     the next tensor has no room, though together they would have: a run that just fits ends some
     thousand steps later. To be called before the GPU is first used; later it does nothing, nor
     where the user has said how memory is given out.
     """
-    said = any(name in os.environ for name in _SAYS_HOW)
+    user_decides = any(name in os.environ for name in _SAYS_HOW)
     able = device.type == "cuda" and sys.platform == "linux" and not torch.cuda.is_initialized()
-    if able and not said:
+    if able and not user_decides:
         os.environ[_SAYS_HOW[0]] = "expandable_segments:True"
 
 
@@ -75,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give what nothing refers to any more back to the devices."""
+    """Free unreferenced memory on the host and on the devices."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -84,15 +84,15 @@ def release_memory() -> None:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Memory of a device: what a piece of work used at its peak, and what was free before."""
+class MemoryUse:
+    """The device memory that a piece of work used at its peak, and the memory free before it."""
 
     used_bytes: int
     free_bytes: int
 
 
-def memory_taken(work: Callable[[], object], *, device: torch.device) -> Taken | None:
-    """Do `work` on `device` and say how much memory it took.
+def memory_taken(work: Callable[[], object], *, device: torch.device) -> MemoryUse | None:
+    """Run `work` on `device` and return how much memory it took.
 
     None where that cannot be asked, and then `work` is not done; also where it did not fit.
     """
@@ -107,4 +107,4 @@ def memory_taken(work: Callable[[], object], *, device: torch.device) -> Taken |
         if not is_out_of_memory(error):
             raise
         return None
-    return Taken(torch.cuda.max_memory_reserved(device) - before, free)
+    return MemoryUse(torch.cuda.max_memory_reserved(device) - before, free)

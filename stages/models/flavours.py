@@ -1,4 +1,4 @@
-"""The flavours of Qwen-Image-Edit: what each shows its encoders, and which pipeline it belongs to.
+"""The flavours of Qwen-Image-Edit: the inputs of their encoders and the pipelines they belong to.
 
 Everything else about a model (channels, latent statistics, `zero_cond_t`) is read from the
 checkpoint's own config files, never from here.

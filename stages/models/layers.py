@@ -1,4 +1,4 @@
-"""What the linear layers of the transformer's blocks are called, and the presets made of them."""
+"""The names of the linear layers in the transformer's blocks, and the presets made of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TIME = (
 
 
 def sees_only_time(layer: str) -> bool:
-    """Whether the output of the linear layer of this full name is a function of the timestep."""
+    """Return whether the layer's output is a function of the timestep alone."""
     return layer in _TIME or (layer.startswith("transformer_blocks.") and _fits_any(layer))
 
 
@@ -45,12 +45,12 @@ def _fits_any(layer: str) -> bool:
 
 
 def fits(layer: str, name: str) -> bool:
-    """Whether `name` is the full name of `layer`, or the end of it, as PEFT matches names."""
+    """Return whether `name` is the full name of `layer` or its end, as PEFT matches names."""
     return layer == name or layer.endswith("." + name)
 
 
 def trains_modulation(wanted: str | Sequence[str]) -> bool:
-    """Whether a preset or list of layers reaches one that sees nothing but the timestep."""
+    """Return whether a preset or list of layers includes one that sees only the timestep."""
     names = PRESETS[wanted] if isinstance(wanted, str) else wanted
     return any(_reaches_modulation(name) for name in names)
 
@@ -61,7 +61,7 @@ def _reaches_modulation(name: str) -> bool:
 
 
 def chosen_layers(linears: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
-    """Those of `linears`, a transformer's by their full names, that `wanted` stands for.
+    """Return those of `linears` (full names of linear layers) that `wanted` selects.
 
     Args:
         wanted: a name of `PRESETS`, or names as PEFT takes them: a full name, or the end of

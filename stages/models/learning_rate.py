@@ -22,7 +22,7 @@ def learning_rate_schedule(
     warmup_steps: int = 0,
     config: Mapping[str, Any] | None = None,
 ) -> Callable[[int], float]:
-    """The learning rate of each step (from 1), by diffusers' schedules.
+    """Return the learning rate of each step (from 1), by diffusers' schedules.
 
     As there, a warm-up begins at zero. Those that have none there have one here.
 
@@ -38,7 +38,7 @@ def learning_rate_schedule(
             f"There is no `lr_scheduler` {name}.", f"Choose one of {', '.join(SCHEDULE_OPTIONS)}."
         )
     for option, why in schedule_mistakes(name, config or {}, peak=peak):
-        raise WrongUse(f"`lr_scheduler_config.{option}` {why}.", "Correct it, or take it out.")
+        raise WrongUse(f"`lr_scheduler_config.{option}` {why}.", "Fix it, or remove it.")
     factor = _factors(name, peak, steps=steps, warmup_steps=warmup_steps, options=config or {})
 
     def rate(step: int) -> float:
@@ -51,7 +51,7 @@ def learning_rate_schedule(
 def _factors(
     name: str, peak: float, *, steps: int, warmup_steps: int, options: Mapping[str, Any]
 ) -> Callable[[int], float]:
-    """What the highest rate is multiplied by in each step (from 0)."""
+    """Return the factor on the highest rate as a function of the step (from 0)."""
     from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
 
     # the schedules want an optimizer to drive; only their factor is used

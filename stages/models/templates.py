@@ -1,4 +1,4 @@
-"""What the language model is told around the pictures and the instruction.
+"""The text around the pictures and the instruction in the language model's prompt.
 
 The wording is that of diffusers' QwenImageEditPipeline and QwenImageEditPlusPipeline, which
 is what the model was trained with (a test holds the two together). No torch in here: the
@@ -29,7 +29,7 @@ _SLOT = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
 
 
 def prefix_text(pictures: int, *, numbered: bool) -> str:
-    """Everything before the instruction, with one image token for each of `pictures`.
+    """Return the prompt up to the instruction, with one image token for each of `pictures`.
 
     >>> prefix_text(2, numbered=True).removeprefix(OPENING).replace(_SLOT, "*")
     'Picture 1: *Picture 2: *'
@@ -39,5 +39,5 @@ def prefix_text(pictures: int, *, numbered: bool) -> str:
 
 
 def prompt_text(caption: str, *, pictures: int, numbered: bool) -> str:
-    """The whole text: what the pipelines' processor is given for `caption`."""
+    """Return the whole prompt that the pipelines' processor is given for `caption`."""
     return prefix_text(pictures, numbered=numbered) + caption + CLOSING

@@ -1,4 +1,4 @@
-"""The timesteps of bfloat16: which there are, and what the rows made for them are called.
+"""The timesteps that bfloat16 can represent, and the keys of the rows made for them.
 
 No torch: a run with nothing to do reads this.
 """
@@ -21,7 +21,7 @@ CLOCK = np.float32(1000)  # the pipelines' clock: sigma 1 is timestep 1000
 
 
 def every_timestep(*, lowest_sigma: float) -> list[Bits]:
-    """Every timestep that a sigma in [lowest_sigma, 1] can become, and 0.
+    """Return the bits of every timestep that a sigma in [lowest_sigma, 1] can become, and of 0.
 
     The pipelines, and training, round sigma x 1000 to bfloat16 and divide by 1000 in it. A
     CPU divides; a GPU may multiply by the reciprocal, which can round otherwise: both are in.
@@ -52,23 +52,23 @@ def shift_exponent(scheduler: Mapping[str, Any], target_tokens: int) -> float:
 
 
 def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """The bits of `values` rounded to bfloat16, ties to even; all positive and finite."""
+    """Return the bits of `values` rounded to bfloat16, ties to even; all positive and finite."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint32)
 
 
 def row_key(bits: Bits) -> str:
-    """The key of the row of one timestep."""
+    """Return the key of the row of one timestep."""
     return key_of({"timestep_bits": bits})
 
 
 def row_shape(*, blocks: int, width: int) -> tuple[int, int]:
-    """Layers and channels of a row: image and text of every block, then the final norm."""
+    """Return (layers, channels) of a row: image and text of every block, then the final norm."""
     return 2 * blocks + 1, 6 * width  # shift, scale and gate, before attention and the MLP
 
 
 def spared_bytes(*, blocks: int, width: int) -> int:
-    """How many bytes of bfloat16 weights a table spares training."""
+    """Return the bytes of bfloat16 weights that a modulation table saves in training."""
     modulation = 2 * blocks * 6 * width * (width + 1)
     final = 2 * width * (width + 1)
     embedder = width * (256 + 1) + width * (width + 1)

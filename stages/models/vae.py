@@ -1,4 +1,4 @@
-"""Pictures to normalised latents and back, as diffusers' edit pipelines do it."""
+"""Pictures turned into normalised latents and back, as diffusers' edit pipelines do it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LatentEncoder:
     def encode(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch channel latent_height latent_width"]:
-        """Pixels in [-1, 1] to (mode - mean) / std, in float32 on the CPU, an eighth as large.
+        """Return (mode - mean) / std of pixels in [-1, 1], float32 on the CPU, an eighth as large.
 
         Formula: `QwenImageEditPipeline._encode_vae_image`, there with "argmax".
         """
@@ -57,7 +57,7 @@ class LatentEncoder:
     def decode(
         self, latents: Float[Tensor, "batch channel latent_height latent_width"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Normalised latents to pixels in [-1, 1], in float32 on the CPU."""
+        """Return the pixels in [-1, 1] of normalised latents, float32 on the CPU."""
         latents = latents.to(self.vae.device, torch.float32) * self._std + self._mean
         frames = latents.to(self.vae.dtype).unsqueeze(2)
         pixels: Tensor = self.vae.decoder(self.vae.post_quant_conv(frames)).squeeze(2)
@@ -91,7 +91,7 @@ class LastTapConvolution(nn.Module):
 
 
 def keep_last_tap(model: nn.Module) -> None:
-    """Put a `LastTapConvolution` in the place of every causal convolution of `model`.
+    """Replace every causal convolution of `model` by a `LastTapConvolution`.
 
     A third of the work and of the weights, equal to rounding. Convolutions over time with a
     stride stay: a single frame never reaches them.

@@ -66,9 +66,9 @@ def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table
     except (OSError, pa.ArrowException) as error:
         raise WrongUse(
             f"Dataset {main.id}: the caption table {layout.path} cannot be read: {error}.",
-            f"Mend the file: {_LAYOUTS[str(main.caption_strategy)]}."
+            f"Fix the file: {_LAYOUTS[str(main.caption_strategy)]}."
             if layout.path.is_file()
-            else f"Correct `{main.caption_strategy}.path`: relative to the working directory.",
+            else f"Fix `{main.caption_strategy}.path`: relative to the working directory.",
         ) from error
     missing = [name for name in _columns(layout) if name not in table.column_names]
     if missing:

@@ -221,6 +221,6 @@ def _edit(entry: str, dataset: str) -> Edit:
     except (re.error, IndexError) as error:
         raise WrongUse(
             f"Dataset {dataset}: `caption_filter_list` has the pattern {entry!r}: {error}.",
-            "Correct it; s/pattern/replacement/ takes Python's regular expressions.",
+            "Fix it; s/pattern/replacement/ takes Python's regular expressions.",
         ) from error
     return lambda caption: pattern.sub(replacement[2], caption)

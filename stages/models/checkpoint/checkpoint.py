@@ -1,4 +1,4 @@
-"""Where a checkpoint's parts lie, and whether it is the checkpoint its flavour speaks of.
+"""Checkpoints: where their parts lie, and the check that they belong to their flavour.
 
 Reads names and small JSON files only: no weights, no torch. A model is loaded elsewhere.
 """
@@ -49,7 +49,7 @@ _WEIGHTS: dict[str, str] = {
 
 @runtime_checkable
 class ModelSettings(Protocol):
-    """The settings that say which model it is; None takes the flavour's own."""
+    """The settings that choose the model; None takes the flavour's own."""
 
     @property
     def model_flavour(self) -> str | None: ...
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def flavour_of(settings: ModelSettings) -> Flavour:
-    """The flavour that `settings` name, with the areas of a local checkpoint's qedit.json.
+    """Return the flavour that `settings` name, with the areas of a local checkpoint's qedit.json.
 
     Reads a few small files at most and never the network.
 
@@ -115,13 +115,13 @@ def flavour_of(settings: ModelSettings) -> Flavour:
     if unknown or not all(type(area) is int and area > 0 for area in areas.values()):
         raise WrongUse(
             f"{folder / AREAS_FILE} may hold vae_area and vl_area, in square pixels, only.",
-            "Correct the file, or remove it to use the flavour's own areas.",
+            "Fix the file, or remove it to use the flavour's own areas.",
         )
     return replace(flavour, **areas)
 
 
 def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) -> Checkpoint:
-    """Find every part of the checkpoint that `settings` name; fetch it from the hub if need be.
+    """Find every part of the checkpoint that `settings` name; download missing parts from the hub.
 
     Args:
         spared: parts that may be gone: what was made with them lies in the caches.
@@ -152,7 +152,7 @@ def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) ->
 
 
 def processor_of(settings: ModelSettings) -> Path:
-    """The folder of a checkpoint's tokenizer and processor alone, fetched if need be.
+    """Return the folder of a checkpoint's tokenizer and processor alone, downloaded if missing.
 
     Raises:
         WrongUse: a folder or repository that cannot be had.
@@ -168,13 +168,13 @@ def processor_of(settings: ModelSettings) -> Path:
 
 
 def _patterns(parts: list[str]) -> list[str]:
-    """What to fetch: configurations, vocabularies and safetensors, never pickles."""
+    """Return the file patterns to download: configurations, vocabularies and safetensors."""
     endings = ("json", "txt", "jinja", "safetensors")
     return [INDEX_FILE, *(f"{part}/*.{ending}" for part in parts for ending in endings)]
 
 
 def _override(part: str, name: str) -> Path:
-    """The folder of `part` in `name`: the part itself, or a checkpoint that has it."""
+    """Return the folder of `part` in `name`: the part itself, or a checkpoint that has it."""
     folder = local_folder(name, f"pretrained_{part}_model_name_or_path")
     if folder is None:
         stem = _WEIGHTS[part]
@@ -206,7 +206,7 @@ def _refuse_gaps(root: Path, parts: Mapping[str, Path]) -> None:
 def _refuse_contradiction(
     flavour: Flavour, root: Path, *, transformer: Path, source: str = ""
 ) -> None:
-    """Raise WrongUse where the config files that are there say another flavour."""
+    """Raise WrongUse where the checkpoint's config files belong to another flavour."""
     index, config = root / INDEX_FILE, transformer / "config.json"
     if not (index.is_file() and config.is_file()):
         return  # a half checkpoint: `open_checkpoint` says what is missing

@@ -1,4 +1,4 @@
-"""What a model is, in 32 hex digits: its configuration and the bytes of its tensors.
+"""Model digests, 32 hex digits: of a model's configuration and the bytes of its tensors.
 
 Neither the folder's name nor how tensors are spread over files counts, so a moved or
 re-sharded model keeps its digest and every cache made with it.
@@ -69,7 +69,7 @@ def model_digest(folder: Path, *, remember: Path | None) -> str:
 
 
 def remembered(name: str, find: Callable[[], str], *, remember: Path) -> str:
-    """What `find` gives for `name`, found once and from then on read in the file `remember`.
+    """Return the result of `find` for `name`, computed once and then read from the file `remember`.
 
     Args:
         name: says all that decides it.
@@ -83,7 +83,7 @@ def remembered(name: str, find: Callable[[], str], *, remember: Path) -> str:
 
 
 def _digest_before(folder: Path, remember: Path | None) -> str:
-    """What the model in `folder` was when it was there."""
+    """Return the remembered digest of the model that was once in `folder`."""
     entry = _recall(remember).get(str(folder.resolve()))
     if not isinstance(entry, dict) or "model" not in entry:
         raise NotComplete(
@@ -140,7 +140,7 @@ class _Tensor:
 
 
 def _tensors(path: Path) -> Iterator[_Tensor]:
-    """What lies in a safetensors file: 8 bytes of length, a JSON header, the tensors' bytes."""
+    """Yield the tensors of a safetensors file (8 bytes of length, JSON header, tensors' bytes)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
@@ -157,7 +157,7 @@ def _tensors(path: Path) -> Iterator[_Tensor]:
 
 
 def _digests(files: Iterable[Path]) -> dict[Path, int]:
-    """The sum of the tensors' digests of each file: no order, and the files' sums add up."""
+    """Return, for each file, the sum of its tensors' digests: independent of order and of files."""
     tensors = [tensor for path in files for tensor in _tensors(path)]
     sums = dict.fromkeys(files, 0)
     with ThreadPoolExecutor(THREADS) as pool:  # hashing a large block releases the GIL
@@ -174,7 +174,7 @@ def _hex(total: int) -> str:
 
 
 def _remembered(files: list[Path], remember: Path | None) -> Iterator[int]:
-    """The digest of each file: remembered if the file still looks the same, else computed."""
+    """Yield the digest of each file: remembered if the file still looks the same, else computed."""
     known = _recall(remember)
     looks = {path: _look(path) for path in files}
     unknown = [path for path in files if not _is_known(known.get(str(path.resolve())), looks[path])]
@@ -210,7 +210,7 @@ def _write(remember: Path | None, known: Mapping[str, Any]) -> None:
 
 
 def _recall(remember: Path | None) -> dict[str, Any]:
-    """What is remembered; a spoilt file means only that weights are read once more."""
+    """Return the remembered digests; a damaged file only means that weights are read again."""
     if remember is None:
         return {}
     try:
@@ -220,5 +220,5 @@ def _recall(remember: Path | None) -> dict[str, Any]:
 
 
 def digests_file(settings: Settings) -> Path:
-    """Where digests of large model files are remembered between runs."""
+    """Return the file in which digests of large model files are remembered between runs."""
     return Path(settings.cache_dir) / REMEMBERED_DIGESTS

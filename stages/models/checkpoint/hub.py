@@ -1,4 +1,4 @@
-"""What a user names: a folder, or a repository of the hub that is fetched where it can be reached.
+"""Model names: a folder, or a repository that is downloaded from the Hugging Face hub.
 
 Without a connection nothing is tried twice: what was fetched before is used, and of what was not
 it is said at once.
@@ -20,7 +20,7 @@ ANSWER_SECONDS = 5.0
 
 
 def local_folder(name: str | None, key: str) -> Path | None:
-    """The folder that `name` means, or None where it can only be a repository of the hub.
+    """Return the folder that `name` means, or None where it can only be a hub repository.
 
     Args:
         key: the setting that it is the value of.
@@ -38,19 +38,19 @@ def local_folder(name: str | None, key: str) -> Path | None:
     problem = "is not a folder" if folder.exists() else "does not exist"
     raise WrongUse(
         f"{key} is {name}, which {problem} (looked for {folder.absolute()}).",
-        "Correct the path, or name a repository as owner/name.",
+        "Fix the path, or name a repository as owner/name.",
     )
 
 
 def _is_repository(name: str) -> bool:
-    """Whether `name` reads as owner/name rather than as a path."""
+    """Return whether `name` has the form owner/name rather than that of a path."""
     owner, _, repository = name.partition("/")
     pathlike = name.startswith((".", "~")) or os.sep in repository or "\\" in name
     return bool(owner and repository and "/" not in repository and not pathlike)
 
 
 def fetched(repository: str, *, revision: str | None, patterns: list[str]) -> Path:
-    """The folder of `repository` with the files that `patterns` name, fetched if need be.
+    """Return the folder of `repository` with the files of `patterns`, downloaded if missing.
 
     Raises:
         WrongUse: it cannot be had; says why, and what to type.
@@ -79,12 +79,12 @@ def fetched(repository: str, *, revision: str | None, patterns: list[str]) -> Pa
         ) from error
     except RevisionNotFoundError as error:
         raise WrongUse(
-            f"{repository} has no revision {revision}.", "Correct or remove `revision`."
+            f"{repository} has no revision {revision}.", "Fix or remove `revision`."
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise WrongUse(
             f"There is no folder and no hub repository {named}.",
-            "Correct pretrained_model_name_or_path; for a private repository log in first.",
+            "Fix pretrained_model_name_or_path; for a private repository log in first.",
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise Unreachable(
@@ -93,7 +93,7 @@ def fetched(repository: str, *, revision: str | None, patterns: list[str]) -> Pa
 
 
 def fetched_file(repository: str, file: str, *, revision: str | None) -> Path | None:
-    """One small file of `repository`, fetched if need be; None where it cannot be had."""
+    """Return one small file of `repository`, downloaded if missing; None if it is unavailable."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -105,7 +105,7 @@ def fetched_file(repository: str, file: str, *, revision: str | None) -> Path | 
 
 
 def is_reachable() -> bool:
-    """Whether the hub answers; asked once, and not at all where HF_HUB_OFFLINE is set."""
+    """Return whether the hub answers; asked once, and never where HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
@@ -113,7 +113,7 @@ def is_reachable() -> bool:
 
 @cache
 def _answers(endpoint: str) -> bool:
-    """Whether anybody answers at `endpoint`, through a proxy where one is set."""
+    """Return whether a host answers at `endpoint`, through a proxy where one is set."""
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=ANSWER_SECONDS).close()
     except HTTPError:

@@ -10,7 +10,7 @@ from ....cache.errors import NotComplete
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint.
+    """Return the JSON object in a file of a checkpoint.
 
     Raises:
         NotComplete: there is no such file, or something else in it.

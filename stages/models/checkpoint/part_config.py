@@ -1,4 +1,4 @@
-"""The small JSON files of a checkpoint's parts: read where they lie, or fetched alone.
+"""The small JSON files of a checkpoint's parts: read locally, or downloaded alone.
 
 What is to be foreseen must not need the weights: of a repository on the hub that has not been
 downloaded, these few kilobytes are fetched and nothing else.
@@ -18,7 +18,7 @@ CONFIG_FILE = "config.json"
 
 
 def part_config(settings: ModelSettings, part: str, file: str = CONFIG_FILE) -> dict[str, Any]:
-    """The JSON object in `file` of `part` (transformer, vae, text_encoder, processor).
+    """Return the JSON object in `file` of `part` (transformer, vae, text_encoder, processor).
 
     Empty for a flavour's own repository that cannot be reached: the defaults of diffusers'
     and transformers' classes are the sizes of that model.

@@ -1,4 +1,4 @@
-"""Which files in a folder are the model: the same ones for who digests them and who loads them.
+"""The weight files of a model folder: the same for digests and for loading.
 
 Other safetensors files beside them (a variant, a backup, shards of another version) are nobody's
 weights. Were they digested too, to exchange two names would change the model and not its digest.
@@ -14,7 +14,7 @@ STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' nam
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the model in `folder`; every one where none has the usual name."""
+    """Return the safetensors files of the model in `folder`; all if none has the usual name."""
     for stem in STEMS:
         files = files_named(folder, stem)
         if _index(folder, stem).is_file() or files[0].is_file():
@@ -23,7 +23,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def files_named(folder: Path, stem: str) -> list[Path]:
-    """The files that a model called `stem` must have: all that its index names, or one.
+    """Return the files that a model called `stem` must have: those in its index, or one.
 
     Raises:
         NotComplete: the index cannot be read.

@@ -1,4 +1,4 @@
-"""Files of DoRA and LoKr: the names their loaders read, and which loaders these are.
+"""Files of DoRA and LoKr: the tensor names that their loaders read, and the list of loaders.
 
 A DoRA is a LoRA with a norm for each output; a LoKr adds the Kronecker product of two matrices,
 the second of them of low rank where that is smaller. Every scale is folded into the weights, so
@@ -37,7 +37,7 @@ def adapter_file(
     about: Mapping[str, Any],
     style: Style = "diffusers",
 ) -> bytes:
-    """A DoRA or LoKr as it is trained, as a safetensors file; equal weights give equal bytes.
+    """Return a trained DoRA or LoKr as the bytes of a safetensors file, the same for equal weights.
 
     Args:
         style: whose prefix the names have; what follows it is one for all of them.

@@ -1,4 +1,4 @@
-"""LoRA on the transformer: which layers, and how they start."""
+"""LoRA on the transformer: the choice of layers and the initial weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHANGES_BASE = ("pissa", "olora")
 
 
 def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """The full names of the linear layers that `wanted` stands for, in the model's order.
+    """Return the full names of the linear layers that `wanted` selects, in the model's order.
 
     Args:
         wanted: as `chosen_layers` takes it.
@@ -86,7 +86,7 @@ def add_lora(
 
 
 def _refuse_rows_of_zeros(whole: Mapping[str, Tensor], *, init: str) -> None:
-    """A start that is a part of such a row leaves it without the direction a DoRA needs."""
+    """Raise if an initialisation leaves rows of zeros, which have no direction for a DoRA."""
     for name, weight in whole.items():
         if bool((weight == 0).all(dim=1).any()):
             raise WrongUse(
@@ -98,7 +98,7 @@ def _refuse_rows_of_zeros(whole: Mapping[str, Tensor], *, init: str) -> None:
 
 @torch.no_grad()
 def _give_directions(transformer: nn.Module, targets: Sequence[str]) -> None:
-    """Begin a DoRA's rows without a direction, those of zeros, with one of magnitude zero.
+    """Give a DoRA's rows of zeros a direction, with magnitude zero.
 
     Everybody who computes with a DoRA divides by the norms of its rows. Such a row stays zero
     in what the layer gives, and can learn.
@@ -152,7 +152,7 @@ def _lora_weights(transformer: nn.Module) -> dict[str, nn.Parameter]:
 def start_from(
     weights: Mapping[str, nn.Parameter], lora: Lora, *, rank: int, alpha: float, source: str
 ) -> None:
-    """Let `weights` begin as `lora`, to the same effect; layers it does not have stay fresh.
+    """Initialise `weights` with `lora`, to the same effect; layers it lacks stay fresh.
 
     Where it is of a lower rank, the rest of a layer begins fresh and adds nothing.
 
@@ -175,7 +175,7 @@ def start_from(
 def refuse_other_layers(
     lora: Lora, layers: Mapping[str, tuple[int, int]], *, rank: int, source: str
 ) -> None:
-    """Raise unless a LoRA of `rank` on `layers` can begin as `lora`.
+    """Raise unless a LoRA of `rank` on `layers` can be initialised with `lora`.
 
     Args:
         layers: inputs and outputs of each layer that is trained, by name.

@@ -1,4 +1,4 @@
-"""LoRA files: the ways other tools name their tensors, read and written.
+"""LoRA files: the tensor names of other tools, read and written.
 
 A LoRA adds `up @ down * alpha / rank` to a layer. Where that alpha stands differs: diffusers
 and ComfyUI take the scale of a file without alphas for 1, and diffusers refuses an alpha beside
@@ -45,13 +45,13 @@ _OUTSIDE_BLOCKS = (
 
 
 def lora_scale(*, alpha: float, rank: int) -> float:
-    """Return what `up @ down` is multiplied by: alpha / rank."""
+    """Return the factor on `up @ down`: alpha / rank (Hu et al. 2021, arXiv:2106.09685)."""
     return alpha / rank
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to one layer: up [out, rank] @ down [rank, in] * alpha / rank."""
+    """The change of one layer's weight: up [out, rank] @ down [rank, in] * alpha / rank."""
 
     down: Tensor
     up: Tensor
@@ -67,7 +67,7 @@ class LowRank:
 
     @property
     def folded_up(self) -> Tensor:
-        """`up` for readers who take the scale for 1; as it is where the scale is 1."""
+        """The matrix `up` times the scale, for readers that assume a scale of 1."""
         return self.up if self.scale == 1 else self.up.float() * self.scale
 
 
@@ -84,7 +84,7 @@ class Lora:
 
 
 def lora_of(weights: Mapping[str, Tensor], *, alpha: float) -> dict[str, LowRank]:
-    """The layers of weights named `<layer>.lora_A.weight`, `<layer>.lora_B.weight`."""
+    """Return the layers of weights named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
     ready = {
         name: weight.detach().to("cpu", torch.float32).contiguous()
         for name, weight in weights.items()
@@ -107,7 +107,7 @@ def lora_file(
     about: Mapping[str, Any],
     style: Style = "diffusers",
 ) -> bytes:
-    """A LoRA as it is trained, as a file of `style`.
+    """Return a trained LoRA as the bytes of a file of `style`.
 
     The metadata give `rank` and `alpha` as whoever loads the file is to take them, and
     beside them the alpha and the scale it was trained with.
@@ -117,7 +117,7 @@ def lora_file(
 
 
 def as_file(lora: Lora, style: Style) -> bytes:
-    """`lora` as a safetensors file of `style`: equal LoRAs give equal bytes.
+    """Return `lora` as the bytes of a safetensors file of `style`, the same for equal LoRAs.
 
     diffusers and comfyui: the scale is folded into the weights, no alpha is written. kohya:
     the weights as they are, with their alphas.
@@ -151,7 +151,7 @@ def _rank_and_alpha(lora: Lora, style: Style) -> dict[str, str]:
 
 
 def in_order(data: bytes) -> bytes:
-    """The same safetensors file with its header sorted: equal weights give equal bytes.
+    """Return the safetensors file with a sorted header, so that equal weights give equal bytes.
 
     The library writes metadata in an order that differs from process to process. The header
     is JSON after 8 bytes that give its length, padded with blanks so that tensors are aligned.
@@ -166,7 +166,7 @@ def in_order(data: bytes) -> bytes:
 
 
 def lora_path(path: Path) -> Path:
-    """Return the file that `path` means: itself, or the LoRA in the folder that it is."""
+    """Return `path` if it is a file, else the LoRA file in that folder."""
     return path / LORA_FILE if path.is_dir() else path
 
 
@@ -203,7 +203,7 @@ def read_lora(path: Path) -> Lora:
 
 
 def _place_of(key: str, path: Path) -> tuple[str, str]:
-    """The layer a tensor belongs to, and whether it is `down`, `up` or `alpha`."""
+    """Return the layer that a tensor belongs to, and its role: `down`, `up` or `alpha`."""
     found = _TENSOR.fullmatch(key)
     layer = _layer_of(found["layer"]) if found else None
     if found is None or layer is None:
@@ -225,7 +225,7 @@ def _layer_of(name: str) -> str | None:
 
 
 def _unflattened(flat: str) -> str | None:
-    """`transformer_blocks_0_attn_to_q` as `transformer_blocks.0.attn.to_q`."""
+    """Return `transformer_blocks_0_attn_to_q` as `transformer_blocks.0.attn.to_q`."""
     in_block = re.fullmatch(r"transformer_blocks_(\d+)_(.+)", flat)
     names = (*BLOCK_LINEARS, *MODULATION) if in_block else _OUTSIDE_BLOCKS
     wanted = in_block[2] if in_block else flat
@@ -240,18 +240,23 @@ def _pair(
 ) -> LowRank:
     for what in ("down", "up"):
         if what not in parts:
-            raise WrongUse(f"{path}: {layer} has no {what} weight.", "Save that file again.")
+            raise WrongUse(
+                f"{path}: {layer} has no {what} weight.", "Fix the file: save or download it again."
+            )
     down, up = parts["down"], parts["up"]
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
         shapes = f"{list(down.shape)} and {list(up.shape)}"
-        raise WrongUse(f"{path}: the weights of {layer} are {shapes}.", "Save that file again.")
+        raise WrongUse(
+            f"{path}: the weights of {layer} are {shapes}.",
+            "Fix the file: save or download it again.",
+        )
     if "alpha" in parts:
         return LowRank(down, up, float(parts["alpha"]))
     return LowRank(down, up, _hidden_alpha(hidden, layer, rank=down.shape[0]))
 
 
 def _hidden_alpha(options: Mapping[str, Any], layer: str, *, rank: int) -> float:
-    """The alpha that diffusers' own metadata give `layer`; the rank where there are none."""
+    """Return the alpha of `layer` in diffusers' own metadata; the rank where there is none."""
     alpha = float(options.get("transformer.lora_alpha", rank))
     for name, value in (options.get("transformer.alpha_pattern") or {}).items():
         if layer == name or layer.endswith("." + name):

@@ -15,7 +15,7 @@ from .lora_file import Lora, LowRank
 def merged(
     tensors: Iterable[tuple[str, Tensor]], lora: Lora, *, dtype: torch.dtype, source: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """`tensors` of a checkpoint in `dtype`, the layers of `lora` with what it adds to them.
+    """Yield the checkpoint's `tensors` in `dtype`, with `lora` added to its layers.
 
     Sums are made in float32 and rounded once. One tensor is in memory at a time.
 

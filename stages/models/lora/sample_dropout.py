@@ -1,4 +1,4 @@
-"""Dropout of a LoRA's inputs that is drawn for each sample by itself.
+"""Dropout of a LoRA's inputs, drawn separately for each sample.
 
 Torch's draws for a whole batch at once: another batch, or half of one in another process, and
 every sample of it is dropped otherwise. Here the numbers of a sample come from a seed of its own
@@ -20,7 +20,7 @@ TOKENS_AT_A_TIME = 1024
 
 
 class SampleDropout(nn.Module):
-    """Drops each number with the chance `chance`, and scales up what is left.
+    """Dropout with probability `chance`, drawn by sample; the rest is scaled up.
 
     Attributes:
         seeds: of the samples of the next forward.
@@ -32,14 +32,14 @@ class SampleDropout(nn.Module):
         self.seeds = torch.zeros(0, dtype=torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, whose rows are those of the samples, once or several times over."""
+        """Return `x` after dropout; its rows are the samples', once or several times over."""
         if not self.training:
             return x
         return x * _kept(x, self.seeds, self.chance) / (1 - self.chance)
 
 
 def drop_by_sample(transformer: nn.Module) -> tuple[SampleDropout, ...]:
-    """Have the LoRA on `transformer` drop by sample; its dropouts, in the model's order."""
+    """Make the LoRA on `transformer` drop by sample; return its dropouts in the model's order."""
     layers = []
     for module in transformer.modules():
         dropouts: Any = getattr(module, "lora_dropout", {})
@@ -51,7 +51,7 @@ def drop_by_sample(transformer: nn.Module) -> tuple[SampleDropout, ...]:
 
 
 def seed_dropouts(layers: Sequence[SampleDropout], randoms: Iterable[np.random.Generator]) -> None:
-    """Have the next forward, and its backward, drop what `randoms` say: one for each sample."""
+    """Seed the dropout of the next forward and its backward, with one generator for each sample."""
     if not layers:
         return
     seeds = np.stack([random.integers(2**63, size=len(layers)) for random in randoms], axis=1)
@@ -65,7 +65,7 @@ def _kept(x: Tensor, seeds: Tensor, chance: float) -> Tensor:
 
 
 def _draw(x: Tensor, seeds: Tensor, chance: float) -> Tensor:
-    """Which numbers of `x` are kept."""
+    """Return a mask of the numbers of `x` that are kept."""
     samples = len(seeds)
     assert samples, "the samples of this forward have seeds"
     assert len(x) % samples == 0, f"{samples} samples have seeds, {len(x)} rows are given"

@@ -1,1 +1,1 @@
-"""How much device memory a step takes, by arithmetic alone; nothing here is measured."""
+"""Estimates of a step's device memory, by arithmetic alone; nothing here is measured."""

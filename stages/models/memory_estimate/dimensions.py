@@ -1,4 +1,4 @@
-"""How large a model is, worked out from its config.json: no weights are read and no torch."""
+"""The sizes of a model from its config.json; no weights are read and torch is not imported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Dimensions:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], *, zero_cond_t: bool) -> Dimensions:
-        """The sizes that transformer/config.json says; the class's defaults where it is silent."""
+        """Return the sizes in transformer/config.json, else the defaults of the class."""
         latents_in = config.get("in_channels", 64)
         patch = config.get("patch_size", 2)
         return cls(
@@ -50,7 +50,7 @@ class Dimensions:
         return self.heads * self.head_width
 
     def linear(self, name: str) -> tuple[int, int]:
-        """Width in and out of the linear layer that a block calls `name`."""
+        """Return the widths in and out of the linear layer that a block calls `name`."""
         if name in MODULATION:
             return self.width, 6 * self.width
         if name.endswith("net.0.proj"):
@@ -58,7 +58,7 @@ class Dimensions:
         return (4 * self.width if name.endswith("net.2") else self.width), self.width
 
     def outer_linears(self) -> dict[str, tuple[int, int]]:
-        """The linear layers outside the blocks, by name: width in and out."""
+        """Return the linear layers outside the blocks, name -> (width in, width out)."""
         width = self.width
         return {
             "img_in": (self.channels_in, width),
@@ -70,7 +70,7 @@ class Dimensions:
         }
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Every linear layer of the transformer by its full name: width in and out."""
+        """Return every linear layer of the transformer, full name -> (width in, width out)."""
         blocks = {
             f"transformer_blocks.{block}.{layer}": self.linear(layer)
             for block in range(self.blocks)
@@ -79,13 +79,13 @@ class Dimensions:
         return blocks | self.outer_linears()
 
     def matrices_of_blocks(self, *, modulation: bool = True) -> int:
-        """Numbers in the weight matrices of all blocks: what a quantised base makes small."""
+        """Return the number of weights in the matrices of all blocks: those that are quantised."""
         names = (*BLOCK_LINEARS, *(MODULATION if modulation else ()))
         sizes = (self.linear(name) for name in names)
         return self.blocks * sum(ins * outs for ins, outs in sizes)
 
     def others(self, *, modulation: bool = True) -> int:
-        """All other parameters: biases and norms of the blocks, and everything outside them.
+        """Return the number of other parameters: biases and norms of blocks, all outside of them.
 
         Without `modulation` nothing that sees the timestep alone is counted.
         """
@@ -100,18 +100,18 @@ class Dimensions:
         return self.blocks * (biases + norms) + outer + self.text_width
 
     def parameters(self) -> int:
-        """All parameters of the model (20 430 401 088 at full scale)."""
+        """Return the number of parameters of the model (20 430 401 088 at full scale)."""
         return self.matrices_of_blocks() + self.others()
 
 
 def lora_parameters(sizes: Dimensions, targets: str | Sequence[str], *, rank: int) -> int:
-    """Numbers in a LoRA of `rank` on `targets` (a preset's name, or ends of layers' names)."""
+    """Return the number of parameters of a LoRA of `rank` on `targets` (preset or layer names)."""
     named = targets if isinstance(targets, str) else tuple(targets)
     return rank * _widths(sizes, named)
 
 
 def full_parameters(sizes: Dimensions, targets: str | Sequence[str] | None) -> int:
-    """Numbers that `model_type` full trains: `targets` with their biases, or all that learns."""
+    """Return the number of parameters that `model_type` full trains on `targets`."""
     if targets is not None:
         return sum(ins * outs + outs for ins, outs in _targeted(sizes, targets))
     idle = sum(ins * outs + outs for ins, outs in map(sizes.linear, IDLE_IN_LAST_BLOCK))
@@ -124,7 +124,7 @@ def _widths(sizes: Dimensions, targets: str | tuple[str, ...]) -> int:
 
 
 def in_every_block(targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Those of a block's linear layers that `targets` puts a LoRA on, in most blocks."""
+    """Return those of a block's linear layers that `targets` puts a LoRA on, in most blocks."""
     return _in_every_block(targets if isinstance(targets, str) else tuple(targets))
 
 

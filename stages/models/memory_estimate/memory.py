@@ -1,4 +1,4 @@
-"""How much device memory training takes, part by part: arithmetic alone.
+"""Device memory that training takes, part by part, by arithmetic alone.
 
 `Dimensions` say how large the model is, a `Load` says what one forward is given, and a `Way`
 says how the run is fitted in. All results are bytes. The formulas count what autograd keeps of
@@ -59,7 +59,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Load:
-    """What one forward is given.
+    """The input of one forward.
 
     Attributes:
         pictures: (width, height) in pixels of the target, then of each reference.
@@ -82,12 +82,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Way:
-    """How a run is fitted into memory, and what it trains.
+    """The memory options of a run, and what it trains.
 
     Attributes:
         precision: of the frozen base, as `base_model_precision` has it.
         table: whether the modulation is read from a table, its weights left on the disk.
-        offload: whether what checkpointing keeps lies in the computer's memory.
+        offload: whether what checkpointing keeps lies in host RAM.
         streamed: how many blocks' weights lie there until they are used.
         number_bytes: of a number in the forward: 2 for bfloat16, 4 for float32.
         trained_bytes: what stays for each trained number beside itself: optimizer and EMA.
@@ -134,13 +134,13 @@ class Memory:
         return standing + max(self.activations + self.block, self.gradients)
 
     def as_dict(self) -> dict[str, int]:
-        """Every part, and the total."""
+        """Return every part, and the total."""
         names = ("weights", "lora", "optimizer", "gradients", "activations", "block", "ends")
         return {name: getattr(self, name) for name in (*names, "context")} | {"total": self.total}
 
 
 def memory_of(sizes: Dimensions, load: Load, way: Way) -> Memory:
-    """The peak of a training step, by part."""
+    """Return the peak of a training step, by part."""
     trained = lora_parameters(sizes, way.targets, rank=way.rank)
     kept = kept_bytes(sizes, load, way)
     return Memory(
@@ -156,7 +156,7 @@ def memory_of(sizes: Dimensions, load: Load, way: Way) -> Memory:
 
 
 def weight_bytes(sizes: Dimensions, way: Way, *, batch_size: int = 1) -> int:
-    """What of the frozen base lies on the device.
+    """Return the bytes of the frozen base on the device.
 
     With the table that is two rows of it for a sample at most, instead of the modulation's
     weights. Of streamed blocks two are there at a time: one at work, one on its way.
@@ -172,12 +172,12 @@ def weight_bytes(sizes: Dimensions, way: Way, *, batch_size: int = 1) -> int:
 
 
 def table_row_bytes(sizes: Dimensions) -> int:
-    """One timestep's row of the modulation table, in bfloat16 (4.46 MB at full scale)."""
+    """Return the bytes of one timestep's row of the modulation table (4.46 MB at full scale)."""
     return 2 * prod(row_shape(blocks=sizes.blocks, width=sizes.width))
 
 
 def kept_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
-    """What is kept of all blocks between forward and backward.
+    """Return the bytes of the saved activations of all blocks between forward and backward.
 
     With checkpointing the inputs of every block; without it everything their backward needs,
     of which the last block's is counted by `block_bytes`.
@@ -190,14 +190,14 @@ def kept_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
 
 
 def saved_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
-    """What autograd keeps of one block, its inputs aside; the formula stands above."""
+    """Return the bytes that autograd saves in one block, without its inputs (formula above)."""
     image = _saved_per_token(sizes, way, text=False)
     text = _saved_per_token(sizes, way, text=True)
     return load.batch_size * (image * load.image_tokens + text * load.text_tokens)
 
 
 def block_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
-    """The peak while one block is differentiated."""
+    """Return the peak bytes while one block is differentiated."""
     copies = _copied(sizes, way, text=False)
     widest = LORA_BYTES * max(copies, default=0) if way.number_bytes != LORA_BYTES else 0
     # a LoRA on the MLP hands its gradients back in float32
@@ -221,7 +221,7 @@ def _saved_per_token(sizes: Dimensions, way: Way, *, text: bool) -> int:
 
 
 def _copied(sizes: Dimensions, way: Way, *, text: bool) -> list[int]:
-    """The widths of what the LoRA layers of one stream are given."""
+    """Return the widths of the inputs of one stream's LoRA layers."""
     names = [name for name in in_every_block(way.targets) if name not in MODULATION]
     return [sizes.linear(name)[0] for name in names if _is_text(name) == text]
 
@@ -231,14 +231,14 @@ def _is_text(name: str) -> bool:
 
 
 def _dequantised_bytes(sizes: Dimensions, way: Way) -> int:
-    """The widest matrix of a quantised base, written out for its product."""
+    """Return the bytes of the widest matrix of a quantised base, dequantised for its product."""
     if way.precision not in WEIGHT_BYTES:
         return 0
     return way.number_bytes * prod(sizes.linear("img_mlp.net.2"))
 
 
 def _ends_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
-    """Around the blocks: clean latents and noise in float32, tokens and embeds twice, the loss."""
+    """Return the bytes outside the blocks: latents and noise in float32, tokens, embeds, loss."""
     number = way.number_bytes
     image = load.image_tokens * (2 * 4 * sizes.channels_in + number * sizes.width)
     text = load.text_tokens * 2 * number * sizes.text_width
@@ -246,7 +246,7 @@ def _ends_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
 
 
 def step_flops(sizes: Dimensions, load: Load, *, checkpointing: bool = True) -> float:
-    """Floating point operations of one training step.
+    """Return the floating point operations of one training step.
 
     A product of matrices costs 2 operations a weight and token in the forward, as many when it
     is recomputed, and as many for the gradient of its input; attention 4 x tokens^2 x width a

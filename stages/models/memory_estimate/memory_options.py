@@ -1,4 +1,4 @@
-"""Ways to fit a run into less and less memory, each with what it costs."""
+"""Memory options: ways to fit a run into less and less memory, each with its cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rung:
 
 
 def ladder(sizes: Dimensions, way: Way, *, streamed: int | None = None) -> list[Rung]:
-    """The rungs from the dearest in memory down; each keeps what the one before it saved.
+    """Return the rungs, most memory first; each keeps the savings of the one before it.
 
     A LoRA on the modulation, or a forward in float32, leaves the table out.
 
@@ -54,5 +54,5 @@ def ladder(sizes: Dimensions, way: Way, *, streamed: int | None = None) -> list[
 
 
 def may_use_table(way: Way) -> bool:
-    """Whether modulation is a function of the timestep alone, which has few values in bf16."""
+    """Return whether modulation depends on the timestep alone, which has few values in bf16."""
     return way.number_bytes == 2 and not trains_modulation(way.targets)

@@ -1,4 +1,4 @@
-"""Which way a training step is fitted into the memory there is: the least costly that fits.
+"""The choice of the least costly way in which a training step fits into the memory.
 
 Every way gives the same losses and gradients; they differ in speed alone, so none of it is
 part of what decides a run. Arithmetic alone: `qedit plan` says with it what `train` will do.
@@ -21,7 +21,7 @@ _LOG_SUM_BYTES = 4  # of each head and token, kept with attention's output
 
 @dataclass(frozen=True)
 class Recomputation:
-    """What a forward keeps for its backward.
+    """The activations that a forward saves for its backward.
 
     Attributes:
         kept: how many blocks keep all their activations: the last ones, whose live shortest.
@@ -37,7 +37,7 @@ class Recomputation:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a forward keeps for its backward, and which weights wait on the host.
+    """The activations that a forward saves, and the weights that stay in host RAM.
 
     Attributes:
         recomputation: None where every block keeps its activations, as without checkpointing.
@@ -54,23 +54,23 @@ class Fit:
     instead_bytes: int = 0
 
     def reason(self) -> str:
-        """How much it takes of how much, and why it is no less costly way; for people."""
+        """Return why this fit was chosen: what it takes, and why no less costly one fits."""
         takes = f"about {self.needs_bytes / GIGABYTE:.1f} of {self.of_bytes / GIGABYTE:.1f} GB"
         if not self.instead_bytes:
             return takes
         return f"{takes} (a faster way would take {self.instead_bytes / GIGABYTE:.1f})"
 
     def words(self, *, blocks: int) -> str:
-        """What is done, for people."""
-        how, said = self.recomputation, []
+        """Return a description of the fit for people."""
+        how, words = self.recomputation, []
         if how is None:
-            said.append("no block is computed again in the backward")
+            words.append("no block is computed again in the backward")
         else:
             again = blocks - how.kept
             aside = f"the attention of {how.attention} of them"
             if how.attention >= again:
                 aside = "their attention"
-            said.append(
+            words.append(
                 f"{again} of {blocks} blocks are computed again in the backward"
                 + (f", {aside} aside" if how.attention else "")
             )
@@ -84,7 +84,7 @@ class Fit:
 
 
 def budget_of(device_bytes: int | float) -> int:
-    """How much of so much device memory a step may be estimated to take, its context included."""
+    """Return how much of the device memory a step's estimate may fill, context included."""
     return round((1 - FRAGMENTS) * device_bytes)
 
 
@@ -96,7 +96,7 @@ def fit_into(
     *,
     streamed: int | None = None,
 ) -> Fit:
-    """The least costly fit into `budget_bytes` of device memory, context included.
+    """Return the least costly fit into `budget_bytes` of device memory, context included.
 
     In this order: nothing is computed again; the attention's output is kept and as many blocks
     as fit; no block is kept, and attention's output in as many as fit; the blocks' inputs go to
@@ -123,7 +123,7 @@ def fit_into(
 
 
 def needed_bytes(fit: Fit, sizes: Dimensions, load: Load, way: Way) -> int:
-    """What a step takes of the device when it is fitted so."""
+    """Return the device bytes that a step takes with this fit."""
     how = fit.recomputation
     way = replace(
         way,
@@ -142,13 +142,13 @@ def needed_bytes(fit: Fit, sizes: Dimensions, load: Load, way: Way) -> int:
 
 
 def attention_bytes(sizes: Dimensions, load: Load, way: Way) -> int:
-    """What attention gives in one block: its output, and a number for each head and token."""
+    """Return the bytes of attention's results in one block: output and log-sum-exp."""
     tokens = load.batch_size * (load.image_tokens + load.text_tokens)
     return tokens * (way.number_bytes * sizes.width + _LOG_SUM_BYTES * sizes.heads)
 
 
 def _fits(sizes: Dimensions, *, streamed: int | None) -> Iterator[Fit]:
-    """Every fit, the least costly first."""
+    """Yield every fit, the least costly first."""
     always = streamed or 0
     if not always:
         yield Fit(None)

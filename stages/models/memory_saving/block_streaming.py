@@ -1,4 +1,4 @@
-"""Blocks whose frozen weights lie in host memory and come to the device for each use.
+"""Blocks whose frozen weights lie in host memory and are copied to the device for each use.
 
 Nothing is ever copied back: frozen weights do not change. One copy a block, on a stream of its
 own, begins when the streamed block before it starts to compute, in the backward in the opposite
@@ -25,7 +25,7 @@ ALIGNMENT_BYTES = 256
 
 
 def spread(blocks: int, streamed: int) -> list[int]:
-    """Which of so many blocks are streamed: evenly spread, so that each copy has time.
+    """Return the indices of `streamed` blocks, evenly spread so that each copy has time.
 
     >>> spread(6, 2)
     [1, 4]
@@ -58,14 +58,14 @@ class _Wrapped:
     stride: tuple[int, ...]
 
     def view(self, buffer: Tensor) -> Tensor:
-        inner = {name: one.view(buffer) for name, one in self.inner.items()}
+        inner = {name: place.view(buffer) for name, place in self.inner.items()}
         made: Tensor = self.kind.__tensor_unflatten__(inner, self.context, self.shape, self.stride)
         return made
 
 
 @dataclass
 class _HostBlock:
-    """The frozen weights of one block: one buffer in host memory, and what lies where in it."""
+    """The frozen weights of one block: one buffer in host memory, and the layout of it."""
 
     buffer: Tensor
     weights: list[tuple[nn.Module, str, _Place | _Wrapped]]
@@ -81,7 +81,7 @@ class _HostBlock:
 
 @dataclass
 class _Coming:
-    """A block's weights on the device, or on their way there."""
+    """A block's weights on the device, or being copied there."""
 
     buffer: Tensor
     arrived: torch.cuda.Event | None
@@ -99,16 +99,16 @@ class BlockStreaming:
 
     @property
     def device_bytes(self) -> int:
-        """How much device memory the weights that are there or under way take now."""
-        return sum(one.buffer.nbytes for one in self._coming.values())
+        """The bytes of streamed weights that lie on the device now, or are being copied there."""
+        return sum(coming.buffer.nbytes for coming in self._coming.values())
 
     def modules(self) -> Iterator[nn.Module]:
-        """Every module that has a weight in host memory."""
+        """Yield every module that has a weight in host memory."""
         for block in self._blocks:
             yield from {id(module): module for module, _, _ in block.weights}.values()
 
     def take_over(self, block: nn.Module) -> None:
-        """Move the frozen weights of `block` to the host; from now on each use brings them."""
+        """Move the frozen weights of `block` to the host; from now on each use copies them back."""
         self._blocks.append(_to_host(block, pinned=self.device.type == "cuda"))
         index = len(self._blocks) - 1
 
@@ -124,24 +124,24 @@ class BlockStreaming:
         block.register_forward_hook(after, always_call=True)
 
     def _ready(self, index: int) -> Tensor:
-        """The weights of streamed block `index` on the device, the next one's under way."""
+        """Return the weights of streamed block `index` on the device; begin to copy the next."""
         top = len(self._blocks) - 1
         going_down = index < self._last or index == self._last == top
         following = index - 1 if going_down else index + 1
         self._last = index
-        wanted = [one for one in (index, following) if 0 <= one <= top]
-        for one in set(self._coming) - set(wanted):
-            self._wait_for(self._coming.pop(one))
+        wanted = [number for number in (index, following) if 0 <= number <= top]
+        for number in set(self._coming) - set(wanted):
+            self._wait_for(self._coming.pop(number))
         # to bring them is no part of what a block computes, and is not always done again
         with _disable_current_modes():
-            for one in wanted:
-                if one not in self._coming:
-                    self._coming[one] = self._bring(one)
+            for number in wanted:
+                if number not in self._coming:
+                    self._coming[number] = self._bring(number)
         self._wait_for(self._coming[index])
         return self._coming[index].buffer
 
     def _wait_for(self, coming: _Coming) -> None:
-        """Have what is computed from now on find the weights, or their memory, written."""
+        """Make the computing stream wait until the weights, or their memory, are written."""
         if coming.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(coming.arrived)
 
@@ -163,7 +163,7 @@ class BlockStreaming:
 
 
 def stream_blocks(transformer: nn.Module, streamed: int, *, device: torch.device) -> BlockStreaming:
-    """Have `streamed` of the transformer's blocks keep their frozen weights in host memory.
+    """Move the frozen weights of `streamed` of the transformer's blocks to host memory.
 
     To be called once what is trained has been added: that stays on the device. Losses and
     gradients are those of a transformer that lies on the device as a whole, bit for bit.
@@ -194,7 +194,7 @@ def _to_host(block: nn.Module, *, pinned: bool) -> _HostBlock:
 
 
 def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Its own parameters, and the scales that turn few bits back: up to an eighth of them."""
+    """Yield the module's own parameters and quantisation scales, by name."""
     yield from module.named_parameters(recurse=False)
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.is_floating_point():
@@ -202,7 +202,7 @@ def _weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _laid_out(weight: Tensor, plain: list[tuple[_Place, Tensor]]) -> _Place | _Wrapped:
-    """Where `weight` will lie behind all of `plain`, to which its plain tensors are added."""
+    """Add the plain tensors of `weight` to `plain`; return its place behind them."""
     if is_traceable_wrapper_subclass(weight):
         names, context = weight.__tensor_flatten__()
         inner = {name: _laid_out(getattr(weight, name), plain) for name in names}

@@ -1,9 +1,9 @@
-"""The last products of a block, left out while it is computed again for its backward.
+"""Last products: the matrix products of a block that its recomputation may skip.
 
-What the block gives was given the first time. Computed again are the tensors that its backward
-asks for, and the outputs of its two MLPs are among those only where a gate in front of them
-learns. Autograd is told of the products all the same, so that it finds what it kept of them
-where it looks for it.
+The recomputation needs only the tensors that the backward reads, and the outputs of the block's
+two MLPs are among those only where the gate in front of them is trained. Skipped products still
+pass through autograd with empty tensors of the right shape, so that it finds what it saved.
+`recompute.py` shows where this stands among the hooks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLIPPED = torch.float16  # the block's output is, and a clip looks at what it w
 
 
 def last_products(block: nn.Module, states: Tensor, embedding: Tensor) -> list[nn.Linear]:
-    """The layers of `block` whose outputs its backward never looks at.
+    """Return the layers of `block` whose outputs its backward never reads.
 
     None of a compiled block: its program would be another one, and takes what it takes.
 
@@ -41,16 +41,16 @@ def last_products(block: nn.Module, states: Tensor, embedding: Tensor) -> list[n
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether `layer` is one product and nothing else: a LoRA would make it two."""
+    """Return whether `layer` is a single product; a LoRA on it would make it two."""
     return type(layer) in (nn.Linear, QuantizedLinear)
 
 
 def _learns(*modules: nn.Module) -> bool:
-    return any(one.requires_grad for module in modules for one in module.parameters())
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
-class LeftOut:
-    """A context in which `layers` give tensors of their outputs' shape with nothing in them.
+class SkippedProducts:
+    """A context in which `layers` return empty tensors of their outputs' shapes.
 
     Args:
         around: a context that is entered before this one and left after it.
@@ -90,7 +90,7 @@ def _in_shape_alone(layer: nn.Linear, input: Tensor) -> Tensor:
 
 
 class _NoProducts(TorchDispatchMode):
-    """Products of matrices are not computed; autograd, which is above this, sees them all."""
+    """A dispatch mode that returns empty tensors for matrix products, below autograd."""
 
     def __torch_dispatch__(
         self,

@@ -1,4 +1,4 @@
-"""Activations of a forward kept in host memory until its backward asks for them.
+"""Saved activations kept in host memory until the backward asks for them.
 
 What recomputation keeps of a block is its input: at full scale 51 MB a block, 3 GB in all.
 Copies run one way at a time on a stream of their own: out while the next block computes, back
@@ -20,8 +20,8 @@ INPUTS = 2
 
 
 @dataclass(eq=False)
-class Held:
-    """One tensor in host memory; `back` is its copy on the device, once that is under way."""
+class HostCopy:
+    """One tensor in host memory; `back` is its copy on the device, once that has begun."""
 
     host: Tensor
     device: torch.device
@@ -30,23 +30,23 @@ class Held:
 
 
 class HostMemory:
-    """Takes tensors in and gives them back, usually last in, first out.
+    """A stack of tensors in host memory, usually taken back last in, first out.
 
     Buffers are page-locked where the device is a GPU. torch keeps those for later ones of about
     the same size, so that steps of many shapes take no more than the largest of them.
     """
 
     def __init__(self) -> None:
-        self._stack: list[Held] = []
+        self._stack: list[HostCopy] = []
         self._leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._stream: torch.cuda.Stream | None = None
 
     def __len__(self) -> int:
-        """How many tensors are held."""
+        """Return the number of tensors held."""
         return len(self._stack)
 
-    def put(self, tensor: Tensor) -> Held:
-        """Copy `tensor` into host memory; the caller may let go of it at once."""
+    def put(self, tensor: Tensor) -> HostCopy:
+        """Copy `tensor` into host memory; the caller may release it at once."""
         host = torch.empty(
             tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
         )
@@ -56,23 +56,23 @@ class HostMemory:
             self._let_go(all_but=INPUTS)
         else:
             host.copy_(tensor)
-        held = Held(host, tensor.device)
+        held = HostCopy(host, tensor.device)
         self._stack.append(held)
         return held
 
-    def take(self, held: Held) -> Tensor:
-        """The tensor that was put in, on its device; begins to bring back the block below."""
+    def take(self, held: HostCopy) -> Tensor:
+        """Return the tensor that was put in, on its device; start to copy back the one below it."""
         self._let_go(all_but=0)
         place = self._stack.index(held)
-        for one in self._stack[max(0, place - INPUTS) : place + 1][::-1]:
-            self._bring(one)
+        for copy in self._stack[max(0, place - INPUTS) : place + 1][::-1]:
+            self._bring(copy)
         del self._stack[place]
         assert held.back is not None
         if held.arrived is not None:
             torch.cuda.current_stream(held.device).wait_event(held.arrived)
         return held.back
 
-    def _bring(self, held: Held) -> None:
+    def _bring(self, held: HostCopy) -> None:
         if held.back is not None:
             return
         if held.device.type != "cuda":
@@ -82,13 +82,13 @@ class HostMemory:
         held.arrived = self._copy(held.host, held.back, device=held.device)
 
     def _let_go(self, *, all_but: int) -> None:
-        """Of the tensors that were copied out, but for so many of the last."""
+        """Release the device tensors that were copied out, except the last few."""
         while len(self._leaving) > all_but:
             tensor, left = self._leaving.popleft()
             torch.cuda.current_stream(tensor.device).wait_event(left)
 
     def _copy(self, source: Tensor, copy: Tensor, *, device: torch.device) -> torch.cuda.Event:
-        """Copy on the side, once all is computed that was asked for so far; says when it is done.
+        """Copy on the side stream after all work queued so far; return the event of its end.
 
         Copies run in order: what comes back was written before.
         """

@@ -1,4 +1,4 @@
-"""Weights in few bits: number formats, and what they need.
+"""Quantised weights: the number formats and what each requires.
 
 The formats are those of optimum-quanto (int8 and fp8: a scale for each output; int4 and int2: a
 scale and an offset for groups of up to 128 inputs) and of bitsandbytes (nf4). quanto itself is
@@ -44,8 +44,8 @@ class Precision:
 
 
 PRECISIONS = {
-    one.name: one
-    for one in (
+    precision.name: precision
+    for precision in (
         Precision("int8-quanto", 8),
         Precision("fp8-quanto", 8, not_on=("mps",)),
         Precision("int4-quanto", 4, grouped=True),
@@ -58,13 +58,13 @@ PRECISIONS = {
 def precision_for(
     name: str, *, device: str | torch.device, quantizes_activations: bool = False
 ) -> Precision:
-    """The format that `base_model_precision` names, where it can be computed with on `device`.
+    """Return the format `base_model_precision` names, if `device` can compute with it.
 
     Raises:
         WrongUse: it cannot; or a package is missing.
     """
     precision, kind = PRECISIONS[name], torch.device(device).type
-    others = ", ".join(one for one in PRECISIONS if kind not in PRECISIONS[one].not_on)
+    others = ", ".join(key for key, format_ in PRECISIONS.items() if kind not in format_.not_on)
     if kind in precision.not_on:
         raise WrongUse(
             f"`base_model_precision` {name} cannot run on {device}.",
@@ -98,7 +98,7 @@ def _bitsandbytes() -> Any:
 
 @torch.no_grad()
 def quantized(weight: Float[Tensor, "out in"], precision: Precision) -> dict[str, Tensor]:
-    """`weight` as the tensors that stand for it: `weight` (bits) and what turns them back.
+    """Return the tensors that stand for `weight`: its bits as `weight`, and their scales.
 
     Scales are of the dtype of `weight`. Calls of equal arguments give equal bits.
     """
@@ -131,13 +131,13 @@ def _in_groups(
 
 
 def group_length(inputs: int) -> int:
-    """How many inputs share a scale: 128 or the next multiple of 32 that fits, else all."""
+    """Return how many inputs share a scale: 128, or the next multiple of 32 that fits, or all."""
     fitting = (length for length in range(LARGEST_GROUP, 31, -32) if inputs % length == 0)
     return next(fitting, inputs)
 
 
 def packed_bits(levels: UInt8[Tensor, "out in"], bits: int) -> UInt8[Tensor, "out _bytes"]:
-    """Levels of few bits, several to a byte; the first in the lowest bits.
+    """Pack levels of few bits into bytes, the first in the lowest bits.
 
     A level shares its byte with those that lie a whole share of the inputs further on, so
     that unpacking writes long runs.
@@ -150,7 +150,7 @@ def packed_bits(levels: UInt8[Tensor, "out in"], bits: int) -> UInt8[Tensor, "ou
 
 
 def shapes_of(outputs: int, inputs: int, precision: Precision) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that `quantized` gives for a weight of this size."""
+    """Return the shapes of the tensors that `quantized` gives for a weight of this size."""
     if precision.name == "nf4-bnb":
         blocks = -(-outputs * inputs // NF4_BLOCK)
         return {"weight": (-(-outputs * inputs // 2), 1), "scale": (blocks,)}
@@ -170,7 +170,7 @@ def dequantized(
     shape: tuple[int, int],
     dtype: torch.dtype,
 ) -> Float[Tensor, "out in"]:
-    """The weight of `shape` that `quantized` made these tensors of, in `dtype`."""
+    """Return the weight of `shape` in `dtype` from the tensors that `quantized` made of it."""
     bits, scale = tensors["weight"], tensors["scale"]
     if precision.name == "nf4-bnb":
         return _from_nf4(bits, scale, shape=shape, dtype=dtype)
@@ -184,7 +184,7 @@ def dequantized(
 def _from_groups(
     tensors: Mapping[str, Tensor], bits: int, *, shape: tuple[int, int], dtype: torch.dtype
 ) -> Float[Tensor, "out in"]:
-    """Each share of a byte's bits goes straight to its place in the weight."""
+    """Unpack each share of a byte's bits straight to its place in the weight."""
     scale, lowest = (tensors[name].to(dtype) for name in ("scale", "lowest"))
     shares = 8 // bits
     if scale.shape[1] % shares:  # a group lies across the border of two shares
@@ -192,12 +192,12 @@ def _from_groups(
         return torch.addcmul(lowest, groups.to(dtype), scale).flatten(1)
     weight = torch.empty(shape, dtype=dtype, device=scale.device)
     for place, (target, factor, offset) in enumerate(
-        zip(*(one.chunk(shares, dim=1) for one in (weight, scale, lowest)), strict=True)
+        zip(*(tensor.chunk(shares, dim=1) for tensor in (weight, scale, lowest)), strict=True)
     ):
         levels = tensors["weight"] if place == 0 else tensors["weight"] >> (bits * place)
         if place < shares - 1:  # above the last share there is nothing
             levels = levels & (2**bits - 1)
-        groups, into = (one.unflatten(1, (factor.shape[1], -1)) for one in (levels, target))
+        groups, into = (tensor.unflatten(1, (factor.shape[1], -1)) for tensor in (levels, target))
         torch.addcmul(offset, groups, factor, out=into)
     return weight
 

@@ -1,4 +1,4 @@
-"""A frozen linear layer whose weight is kept in few bits."""
+"""A frozen linear layer with a quantised weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAST_ROWS = 32  # of a product of whole numbers on a GPU
 
 
 class QuantizedLinear(nn.Linear):
-    """`linear` with a weight in few bits, written out anew for every product.
+    """A frozen `linear` with a quantised weight, dequantised anew for every product.
 
     Nothing but the input's gradient comes out of the backward, and nothing of full size is kept
     for it. `weight` holds the bits, so that whoever moves parameters moves them.
@@ -50,7 +50,7 @@ class QuantizedLinear(nn.Linear):
         return product
 
     def _in_one_piece(self, input: Tensor) -> Tensor:
-        """The product as a compiler sees it: nothing inside of it, so nothing to keep of it."""
+        """Return the product as one operation for a compiler, with nothing inside to save."""
         product: Tensor = _opaque_product(
             input,
             list(self.tensors().values()),
@@ -62,25 +62,25 @@ class QuantizedLinear(nn.Linear):
         return product
 
     def tensors(self) -> dict[str, Tensor]:
-        """What stands for the weight, as it is now: it may come and go with its block."""
+        """Return the tensors of the weight as they are now: block streaming moves them."""
         return {name: getattr(self, name) for name in self._names}
 
     def dequantized(
         self, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "out in"]:
-        """The weight in full."""
+        """Return the weight in full."""
         shape = (self.out_features, self.in_features)
         return dequantized(tensors or self.tensors(), self.precision, shape=shape, dtype=dtype)
 
     def product(self, input: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The output, outside of autograd."""
+        """Return the output [..., out] for `input` [..., in], outside of autograd."""
         if not self.quantizes_activations:
             return functional.linear(input, self.dequantized(input.dtype, tensors), self.bias)
         return _product_of_levels(input, tensors, self.bias)
 
 
 def _product_of_levels(input: Tensor, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-    """The product of whole numbers of 8 bits: each row of the input gets a scale of its own."""
+    """Return the int8 matrix product; each row of `input` is quantised with its own scale."""
     bits = tensors["weight"]
     rows = input.reshape(-1, bits.shape[1]).float()
     scale = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
@@ -94,7 +94,7 @@ def _product_of_levels(input: Tensor, tensors: Mapping[str, Tensor], bias: Tenso
 
 
 class _Product(torch.autograd.Function):
-    """The backward needs the bits alone.
+    """An autograd function whose backward needs the quantised tensors alone.
 
     They are saved as autograd saves tensors: a block that is recomputed must not hold the bits
     its first forward was given, which are on the device only while they are used.
@@ -196,7 +196,7 @@ _opaque_product.register_autograd(_back, setup_context=_keep)
 def quantize_layers(
     transformer: nn.Module, precision: Precision, *, quantizes_activations: bool = False
 ) -> set[str]:
-    """Put a `QuantizedLinear` in the place of every linear layer of the blocks; their names.
+    """Replace every linear layer of the blocks by a `QuantizedLinear`; return their names.
 
     What is outside of the blocks is small, and stays.
     """
@@ -222,7 +222,7 @@ def quantized_tensors(
     dtype: torch.dtype,
     via: str | torch.device,
 ) -> Iterator[tuple[str, Tensor]]:
-    """`tensors` with the weights of `layers` quantised on the device `via`, one at a time.
+    """Yield `tensors`, with the weights of `layers` quantised on the device `via` one at a time.
 
     All others come to be of `dtype`.
     """

@@ -1,1 +1,1 @@
-"""Captions and references to the embeds that the transformer is shown."""
+"""Captions and references turned into the prompt embeds that the transformer reads."""

@@ -1,4 +1,4 @@
-"""How many tokens a caption has, told by the tokenizer alone: no model and no torch."""
+"""The number of tokens of a caption, by the tokenizer alone: no model and no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PIECES = (
 
 
 class CaptionLength:
-    """Measures captions; the tokenizer is loaded when the first long one comes along.
+    """A counter of captions' tokens; the tokenizer is loaded for the first long caption.
 
     A token is at least one byte, so a caption of no more bytes than tokens are allowed is
     never too long, and most runs need no tokenizer at all.
@@ -33,7 +33,7 @@ class CaptionLength:
         self._tokenizer: Tokenizer | None = None
 
     def excess(self, caption: str) -> int:
-        """The number of tokens of a caption that has too many for the encoder, else 0.
+        """Return the number of tokens of a caption that is too long for the encoder, else 0.
 
         Raises:
             WrongUse, NotComplete: the checkpoint's tokenizer cannot be had.
@@ -57,7 +57,7 @@ class CaptionLength:
 
 
 def tokenizer_in(folder: Path) -> Tokenizer:
-    """The tokenizer whose files lie in `folder`: tokenizer.json, or vocab.json and merges.txt.
+    """Return the tokenizer in `folder`, from tokenizer.json or from vocab.json and merges.txt.
 
     Raises:
         NotComplete: they are not there, or cannot be read.
@@ -84,7 +84,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
 
 
 def _from_merges(folder: Path) -> Tokenizer:
-    """As Qwen2's tokenizer class builds it."""
+    """Build the tokenizer as transformers' Qwen2 tokenizer class does."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
@@ -100,7 +100,7 @@ def _from_merges(folder: Path) -> Tokenizer:
 
 
 def _bytes_of(caption: str) -> int:
-    """As the tokenizer sees it: composed, which makes a few characters longer."""
+    """Return the caption's UTF-8 bytes after NFC, which lengthens a few characters."""
     if caption.isascii():
         return len(caption)
     return len(unicodedata.normalize("NFC", caption).encode("utf-8", "surrogatepass"))

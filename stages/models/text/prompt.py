@@ -1,4 +1,4 @@
-"""Reference pictures and captions to the embeds that the transformer is shown.
+"""Reference pictures and captions turned into the embeds that the transformer reads.
 
 The language model is causal and the pictures stand before the instruction, so what it makes
 of the pictures (the image prefix) is the same for every caption. It is computed once, and
@@ -73,9 +73,9 @@ class PromptEncoder:
         return cls(model, reader)
 
     def encode(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        """`encode_all` of one reference set; pictures and captions as for `PromptReader.read`."""
-        (one,) = self.encode_all([self.reader.read(pictures, captions)])
-        return one
+        """Return `encode_all` of one reference set; arguments as for `PromptReader.read`."""
+        (encoded,) = self.encode_all([self.reader.read(pictures, captions)])
+        return encoded
 
     @torch.no_grad()
     def encode_all(self, prompts: Sequence[Prompt]) -> list[Encoded]:
@@ -93,7 +93,7 @@ class PromptEncoder:
         ]
 
     def _positions_of(self, prompt: Prompt) -> Int[Tensor, "3 token"]:
-        """Worked out once for each layout of pictures: it takes longer than it should."""
+        """Return the positions of a prompt, computed once for each layout of pictures."""
         layout = (len(prompt.prefix), *prompt.grid.flatten().tolist())
         if layout not in self._positions:
             found = mrope_positions(self.model, prompt.prefix, grid=prompt.grid)
@@ -146,7 +146,7 @@ def cache_argument(model: Any) -> str:
 def tail_mask(
     lengths: Int[Tensor, " set"], segments: Int[Tensor, "set tail"], *, dtype: torch.dtype
 ) -> Float[Tensor, "set 1 tail key"]:
-    """What is added to the attention of tails: zero where they look, else about -infinity.
+    """Return the additive attention mask of tails: 0 where they attend, else the least number.
 
     A token sees the prefix of its set without the padding, and of the tokens of its own tail
     (of one number in `segments`) those up to itself.
@@ -168,7 +168,7 @@ def tail_mask(
 def mrope_positions(
     model: Any, tokens: Int[Tensor, " token"], *, grid: Int[Tensor, "image 3"]
 ) -> Int[Tensor, "3 1 token"]:
-    """Time, height and width of every token, as Qwen2.5-VL was trained."""
+    """Return time, height and width of every token: M-RoPE of Qwen2-VL, arXiv:2409.12191."""
     kinds = (tokens == model.config.image_token_id).int()
     positions: Tensor = model.get_rope_index(
         tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=grid
@@ -177,7 +177,7 @@ def mrope_positions(
 
 
 def _rounds(prompts: Sequence[Prompt]) -> Iterator[list[list[Tensor]]]:
-    """For each set in turn as many of its tails as go through at once, until none is left."""
+    """Yield, for each set, as many of its tails as fit at once, until none is left."""
     left = [list(prompt.tails) for prompt in prompts]
     while any(left):
         rows = []
@@ -192,7 +192,7 @@ def _rounds(prompts: Sequence[Prompt]) -> Iterator[list[list[Tensor]]]:
 def _side_by_side(
     rows: Sequence[Sequence[Tensor]], ends: Sequence[int]
 ) -> tuple[Int[Tensor, "set tail"], Int[Tensor, "3 set tail"], Int[Tensor, "set tail"]]:
-    """The tails of each set in one row: their tokens, positions, and which tail each is of."""
+    """Return each set's tails in one row: tokens, positions, and the tail each token is of."""
     none = torch.zeros(0, dtype=torch.long)
     tokens = _padded([torch.cat([none, *row]) for row in rows])
     places, segments = torch.zeros_like(tokens), torch.full_like(tokens, -1)

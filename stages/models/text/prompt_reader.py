@@ -1,4 +1,4 @@
-"""Reference pictures and captions as the numbers that the prompt encoder takes.
+"""Reference pictures and captions turned into the prompt encoder's input tensors.
 
 No model in here: worker threads read the next reference sets while the model is at this one.
 """
@@ -110,7 +110,7 @@ class PromptReader:
             )
 
     def _prefix_ids(self, pictures: int) -> list[int]:
-        """The prefix with one token a picture."""
+        """Return the token ids of the prefix, with one image token for each picture."""
         if pictures not in self._prefixes:
             self._prefixes[pictures] = self._ids(prefix_text(pictures, numbered=self._numbered))
         return self._prefixes[pictures]
@@ -123,7 +123,7 @@ class PromptReader:
         return torch.tensor(tokens)
 
     def _tail_tokens(self, caption: str, *, pictures: int) -> Int[Tensor, " token"]:
-        """The caption and what closes the prompt, cut out of the whole prompt's tokens."""
+        """Return the tokens of the caption and the end of the prompt."""
         for token in PICTURE_TOKENS:
             if token in caption:
                 raise WrongUse(

@@ -1,4 +1,4 @@
-"""The vision language model of a checkpoint, read tensor by tensor to where it stays.
+"""The vision language model of a checkpoint, loaded tensor by tensor to its device.
 
 Memory never holds it twice: beside what has been read there is one file of the checkpoint at
 most, mapped, and one matrix on its way. That is so where its matrices are kept in eight bits,
@@ -32,7 +32,7 @@ _LAYOUTS = (
 def load_text_encoder(
     folder: Path, *, dtype: torch.dtype, device: str | torch.device, eight_bits: bool
 ) -> Any:
-    """The Qwen2_5_VLModel that lies in `folder`, frozen, in eval mode, on `device`.
+    """Return the Qwen2_5_VLModel that lies in `folder`, frozen, in eval mode, on `device`.
 
     Its head (a gigabyte at full scale) is not read.
 
@@ -80,7 +80,7 @@ def _named_as_here(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str,
 
 
 def _to_eight_bits(model: Any) -> set[str]:
-    """Put a layer for eight bits in the place of each of the decoder's; their names."""
+    """Replace each linear layer of the decoder by an 8-bit one; return their names."""
     precision = PRECISIONS["int8-quanto"]
     names = {
         name

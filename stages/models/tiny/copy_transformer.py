@@ -88,7 +88,7 @@ def _keep_to_features(linear: Any) -> None:
 
 
 def _deafen(linear: Any) -> None:
-    """Do not hear the constants: they are loud."""
+    """Zero the weights on the constant channels, which are large."""
     linear.weight[:, CONSTANTS] = 0.0
 
 
@@ -96,7 +96,7 @@ def _deafen(linear: Any) -> None:
 
 
 def _look_around(attention: Any) -> None:
-    """Two heads look at the same place of the next picture, the others at the text.
+    """Let two heads attend to the same place of the next picture, the others to the text.
 
     Queries and keys of these kinds are constants; the rotary embedding turns them into
     a function of the distance between two tokens. Head width 32 is 8 numbers for the frame, 12
@@ -123,7 +123,7 @@ def _look_around(attention: Any) -> None:
 
 
 def _same_place_next_picture() -> tuple[torch.Tensor, torch.Tensor]:
-    """A query and a key that agree best one frame on, no row and no column away."""
+    """Return a query and a key that agree best one frame on, in the same row and column."""
     shares = np.zeros(HEAD_WIDTH // 2)
     shares[0] = 8.0  # frame, 1 radian a step
     for axis in (4, 10):
@@ -136,7 +136,7 @@ def _same_place_next_picture() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _anywhere() -> torch.Tensor:
-    """A constant in the pairs that hardly turn: it does not mind where."""
+    """Return a constant in the pairs that hardly rotate, so that position does not matter."""
     vector = torch.zeros(HEAD_WIDTH)
     vector[[6, 18, 30]] = 2.0
     return vector
@@ -176,7 +176,7 @@ def _mix(linear: Any) -> None:
 
 
 def _as_function_of_time(sigma: np.ndarray, wanted: np.ndarray) -> tuple[torch.Tensor, float]:
-    """Weights of the time embedding, after its SiLU, that come closest to `wanted`; and a bias."""
+    """Return weights on the time embedding (after SiLU) and a bias closest to `wanted`."""
     known = _silu(_silu(SHARPNESS * (np.sin(sigma)[:, None] - np.sin(_knots()))) / SHARPNESS)
     known = np.concatenate([known, np.ones((len(sigma), 1))], 1)
     solution = np.linalg.solve(known.T @ known + 1e-3 * np.eye(KNOTS + 1), known.T @ wanted)

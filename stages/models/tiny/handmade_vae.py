@@ -76,7 +76,7 @@ def _silence(vae: nn.Module) -> None:
 
 
 def _latent_scale(config: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Spread and offset: latent = feature * spread + offset, for all 16 channels.
+    """Return scale and offset (latent = feature * scale + offset) of all 16 channels.
 
     Once the VAE's own means and deviations are taken out, a feature is left with its centre
     taken out and divided by its spread.
@@ -90,7 +90,7 @@ def _latent_scale(config: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _feature_of_channel() -> np.ndarray:
-    """Channels 12 to 15 repeat the brightness: the eye minds it most, and two copies err less."""
+    """Return each channel's feature; 12 to 15 repeat the brightness, as two copies err less."""
     return np.arange(LATENT_CHANNELS) % FEATURES
 
 
@@ -132,7 +132,7 @@ def _write_encoder(encoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def _analysis() -> np.ndarray:
-    """Mean and slope of a block out of (sum, difference) of its two halves: [to][from][half]."""
+    """Return mean and slope of a block from (sum, difference) of its halves: [to][from][half]."""
     cells = np.array([MEAN, SLOPE]).reshape(2, 2, 2) / UNIT
     return np.stack([cells.sum(2), cells[:, :, 1] - cells[:, :, 0]], 1) / 2
 

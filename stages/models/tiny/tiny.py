@@ -42,7 +42,7 @@ def make_tiny(
     seed: int = 0,
     sighted: bool = False,
 ) -> Path:
-    """Make a tiny checkpoint of `flavour` at `folder`, or find that it is there already.
+    """Make a tiny checkpoint of `flavour` at `folder`, unless the same one is there already.
 
     Args:
         folder: made whole or not at all; remade if an older or other tiny checkpoint lies there.
@@ -78,7 +78,7 @@ def make_tiny(
 
 
 def _checkpoint_flavour(name: str) -> Flavour:
-    """The flavour whose checkpoint `name` uses: edit-v2+ runs on that of edit-v2."""
+    """Return the flavour whose checkpoint `name` uses: edit-v2+ runs on that of edit-v2."""
     if name not in FLAVOURS:
         raise WrongUse(f'There is no flavour "{name}".', f"Choose one of {', '.join(FLAVOURS)}.")
     flavour = FLAVOURS[name]
@@ -97,7 +97,7 @@ def _recipe_in(folder: Path) -> Any:
 
 
 def _clear(folder: Path) -> None:
-    """Take away another tiny checkpoint; anything else is somebody's and stays."""
+    """Remove another tiny checkpoint; refuse to remove anything else."""
     if not folder.exists():
         return
     if not (folder / RECIPE_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -110,7 +110,7 @@ def _clear(folder: Path) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let the models' constructors draw from generators of their own, and save without bars."""
+    """Let model constructors draw from their own generators and save without progress bars."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -212,7 +212,7 @@ def _transformer(*, zero_cond_t: bool, sighted: bool) -> Any:
 
 
 def _vae() -> Any:
-    """Latent means and deviations stay those of the real VAE, the class's own defaults."""
+    """Return a small VAE with the latent means and deviations of the real one."""
     from diffusers import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(

@@ -61,7 +61,7 @@ shape shapes stripe stripes dot dots object size half
 
 
 def train_tokenizer() -> Qwen2Tokenizer:
-    """Train the tiny tokenizer: same result every time, in a fraction of a second.
+    """Train the tiny tokenizer, with the same result every time, in a fraction of a second.
 
     Raises:
         AssertionError: the template's opening is not 64 tokens long.
@@ -105,6 +105,6 @@ def _train_byte_pairs() -> Tokenizer:
 
 
 def _lines() -> list[str]:
-    """Every word as it begins a caption, with a small or a capital letter, or follows a blank."""
+    """Return every word as it stands in captions: capitalised, in lower case, after a blank."""
     words = _CAPTION_WORDS.split()
     return [_TEMPLATE_TEXT, *words, *(f" {word}" for word in words), *map(str.capitalize, words)]

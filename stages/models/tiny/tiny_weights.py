@@ -31,7 +31,7 @@ def draw_weights(model: nn.Module, *, seed: int) -> None:
 
 
 def _norm(name: str) -> float:
-    """Queries and keys that are normalised get their sharpness from the norm."""
+    """Return the gain of a norm; those on queries and keys make attention sharp."""
     return 2.0 if name.endswith(_ATTENTION_NORMS) else 1.0
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .side_by_side import OwnAttention, seat_side_by_side
+from .side_by_side import OwnAttention, install_varlen_attention
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 # First, last and other blocks, with and without gradients, one sample and several, with attention
@@ -35,7 +35,7 @@ def compile_blocks(
     Args:
         backend: what `torch.compile` hands the traced block to.
     """
-    seat_side_by_side(transformer)
+    install_varlen_attention(transformer)
     for block in transformer.transformer_blocks:  # type: ignore[union-attr]
         processor: Any = block.attn.processor
         assert isinstance(processor, OwnAttention)
@@ -46,12 +46,12 @@ def compile_blocks(
 
 
 def is_compiled(block: nn.Module) -> bool:
-    """Whether `block` is run by what `compile_blocks` has put in its place."""
+    """Return whether `block` runs the compiled forward of `compile_blocks`."""
     return "forward" in vars(block)
 
 
 def _chosen(plain: Forward, compiled: Forward) -> Forward:
-    """`compiled` where nothing is padded, its tables of rotations in real numbers."""
+    """Return a forward that is `compiled` for inputs without padding and `plain` for others."""
 
     def forward(
         hidden_states: Float[Tensor, "batch image channel"],
@@ -100,7 +100,7 @@ class RealAttention:
         attention_mask: Tensor | None,
         image_rotary_emb: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The image's and the text's states."""
+        """Return the image's and the text's states [batch, token, channel]."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         image_turns, text_turns = image_rotary_emb
@@ -123,15 +123,15 @@ class RealAttention:
         text, image = encoder_hidden_states, hidden_states
         query = torch.cat(
             [
-                really_turned(attn.norm_added_q(heads(attn.add_q_proj, text)), text_turns),
-                really_turned(attn.norm_q(heads(attn.to_q, image)), image_turns),
+                apply_rope_real(attn.norm_added_q(heads(attn.add_q_proj, text)), text_turns),
+                apply_rope_real(attn.norm_q(heads(attn.to_q, image)), image_turns),
             ],
             dim=1,
         )
         key = torch.cat(
             [
-                really_turned(attn.norm_added_k(heads(attn.add_k_proj, text)), text_turns),
-                really_turned(attn.norm_k(heads(attn.to_k, image)), image_turns),
+                apply_rope_real(attn.norm_added_k(heads(attn.add_k_proj, text)), text_turns),
+                apply_rope_real(attn.norm_k(heads(attn.to_k, image)), image_turns),
             ],
             dim=1,
         )
@@ -149,10 +149,10 @@ class RealAttention:
         )
 
 
-def really_turned(
+def apply_rope_real(
     states: Float[Tensor, "batch token head channel"], turns: Float[Tensor, "token half 2"]
 ) -> Float[Tensor, "batch token head channel"]:
-    """Rotate pairs of channels by angles whose cosines and sines are `turns`."""
+    """Rotate pairs of channels by the angles whose (cosine, sine) are `turns` (RoPE)."""
     first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = turns.unsqueeze(-3).unbind(-1)
     turned = torch.stack((first * cosine - second * sine, first * sine + second * cosine), -1)

@@ -1,4 +1,4 @@
-"""Noise to latents, step by step, as diffusers' edit pipelines do it."""
+"""Denoising: noise to latents in Euler steps, as diffusers' edit pipelines do it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .transformer import pack, predict_velocity, unpack
 
 
 def load_scheduler(folder: Path) -> Any:
-    """The checkpoint's FlowMatchEulerDiscreteScheduler; it holds constants and no weights."""
+    """Return the checkpoint's FlowMatchEulerDiscreteScheduler, which has no weights."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     kind: Any = FlowMatchEulerDiscreteScheduler
@@ -25,7 +25,7 @@ def load_scheduler(folder: Path) -> Any:
 
 
 def set_sigmas(scheduler: Any, *, steps: int, target_tokens: int) -> Float[Tensor, " sigma"]:
-    """Set the schedule for `steps` steps and give its sigmas, from 1 down to the final 0.
+    """Set the schedule for `steps` steps; return its sigmas, from 1 down to the final 0.
 
     Raises:
         WrongUse: one step alone, which the terminal stretch of these schedulers cannot do.
@@ -87,7 +87,7 @@ def guide(
     *,
     guidance: float,
 ) -> Float[Tensor, "batch channel height width"]:
-    """Go from `negative` past `positive`, each token brought back to the norm of `positive`."""
+    """Apply true CFG: go from `negative` past `positive`, rescaled to each token's norm."""
     height, width = positive.shape[-2:]
     wanted, unwanted = pack(positive), pack(negative)
     combined = unwanted + guidance * (wanted - unwanted)

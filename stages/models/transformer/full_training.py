@@ -15,7 +15,7 @@ from ..lora.lora import target_modules
 def train_weights(
     transformer: nn.Module, wanted: str | Sequence[str] | None = None
 ) -> dict[str, nn.Parameter]:
-    """Let the weights of `transformer` be trained; what an optimizer is to change, by name.
+    """Make the weights of `transformer` trainable; return the optimizer's parameters by name.
 
     In float32 these are the model's own parameters. In any other dtype each is a float32 master
     of one: it is given the gradient, and a layer takes over what has changed before it
@@ -38,7 +38,7 @@ def train_weights(
 
 
 def _block_of(path: str) -> str:
-    """The block that the layer `path` is in, or the layer itself.
+    """Return the name of the block that the layer `path` is in, or of the layer itself.
 
     What is done before a whole block is outside of what is compiled of it.
     """
@@ -63,7 +63,7 @@ def _is_of(name: str, layer: str) -> bool:
 
 
 def _mastered(module: nn.Module, parameter: nn.Parameter) -> nn.Parameter:
-    """A float32 master of `parameter`, which takes over from it whenever `module` is called."""
+    """Return a float32 master of `parameter`, copied back whenever `module` is called."""
     following = _Following(nn.Parameter(parameter.detach().float()), parameter)
     parameter.register_post_accumulate_grad_hook(following.hand_over)
     module.register_forward_pre_hook(following.take_over)
@@ -71,7 +71,7 @@ def _mastered(module: nn.Module, parameter: nn.Parameter) -> nn.Parameter:
 
 
 class _Following:
-    """Hands gradients to the master, and takes over what has changed in it.
+    """A hook that hands gradients to the master and copies its changes back.
 
     Whether it has, its version says: whoever changes it must leave that trace.
     """
@@ -95,6 +95,6 @@ class _Following:
 
 
 def bytes_a_weight(dtype: torch.dtype) -> int:
-    """What training takes of memory for each weight with AdamW: itself, its gradient, averages."""
+    """Return the bytes of training with AdamW for each weight: itself, gradient, averages."""
     own = 0 if dtype == torch.float32 else torch.finfo(dtype).bits // 8
     return own + 4 + 4 + 8

@@ -1,4 +1,4 @@
-"""Modulation as a table: what the transformer derives from the timestep alone.
+"""Modulation as a table: the layers' outputs that depend on the timestep alone.
 
 `img_mod` and `txt_mod` of every block and the final norm's linear layer see the embedding of
 the timestep and nothing else, and in bfloat16 there are few timesteps. A row of the table holds
@@ -28,7 +28,7 @@ _STREAMS = ("img_mod", "txt_mod")
 
 
 def bits_of(timesteps: BFloat16[Tensor, " timestep"]) -> list[Bits]:
-    """The bits of each timestep, on the CPU."""
+    """Return the bits of each timestep, on the CPU."""
     bits: list[int] = timesteps.detach().cpu().contiguous().view(torch.int16).tolist()
     return [value & 0xFFFF for value in bits]
 
@@ -37,7 +37,7 @@ def bits_of(timesteps: BFloat16[Tensor, " timestep"]) -> list[Bits]:
 
 
 class ModulationWeights:
-    """Computes rows from the weights in `folder`, layer by layer: one layer is in memory."""
+    """Computes table rows from the weights in `folder`, with one layer in memory at a time."""
 
     def __init__(self, folder: Path, *, device: str | torch.device = "cpu") -> None:
         self.folder, self.device = folder, device
@@ -59,7 +59,7 @@ class ModulationWeights:
     def rows(
         self, timesteps: Sequence[Bits], advance: Callable[[int], None] = lambda layers: None
     ) -> BFloat16[Tensor, "timestep layer channel"]:
-        """The rows of `timesteps`, on the CPU; `advance` is told of each layer done."""
+        """Return the rows of `timesteps`, on the CPU; `advance` is called after each layer."""
         shape = row_shape(blocks=self.blocks, width=self.width)
         rows = torch.zeros(len(timesteps), *shape, dtype=torch.bfloat16)
         with TensorFiles(self.folder) as files:
@@ -93,7 +93,7 @@ class ModulationWeights:
 
 
 def tabulate(transformer: nn.Module, read_row: ReadRow) -> None:
-    """Let `transformer` take modulation from a table instead of its weights, which it loses.
+    """Make `transformer` read modulation from a table; its modulation weights are dropped.
 
     The embedding of the timestep becomes the rows of the batch, and each layer its place in
     them: nothing is remembered between calls, so recomputed and interleaved forwards see their
@@ -115,16 +115,16 @@ def tabulate(transformer: nn.Module, read_row: ReadRow) -> None:
 
 
 class TimestepRows(nn.Module):
-    """In the place of the timestep's embedding: the timesteps' rows of the table.
+    """A module in place of the timestep embedding: it returns the timesteps' rows of the table.
 
     Attributes:
-        told: the timesteps of the forward under way, where they are known on the CPU: to read
-            them from the device is to wait for all that it has still to compute.
+        timesteps: those of the forward under way, where they are known on the CPU: reading
+            them from the device would wait for all of its queued work.
     """
 
     def __init__(self, read_row: ReadRow) -> None:
         super().__init__()
-        self.told: list[Bits] | None = None
+        self.timesteps: list[Bits] | None = None
         self._read_row = read_row
         self._zero: Tensor | None = None
 
@@ -134,11 +134,11 @@ class TimestepRows(nn.Module):
         hidden_states: Float[Tensor, ...],
         addition_t_cond: Tensor | None = None,
     ) -> BFloat16[Tensor, "batch layer channel"]:
-        bits = bits_of(timestep) if self.told is None else self.told
+        bits = bits_of(timestep) if self.timesteps is None else self.timesteps
         if len(bits) < len(timestep):  # with zero_cond_t those of the references follow
             bits = [*bits, *[ZERO] * (len(timestep) - len(bits))]
-        rows = {one: self._row(one, hidden_states.device) for one in set(bits)}
-        return torch.stack([rows[one] for one in bits])
+        rows = {step: self._row(step, hidden_states.device) for step in set(bits)}
+        return torch.stack([rows[step] for step in bits])
 
     def _row(self, bits: Bits, device: torch.device) -> Tensor:
         if bits != ZERO:
@@ -149,13 +149,13 @@ class TimestepRows(nn.Module):
 
 
 def _placed(row: Tensor, device: torch.device) -> Tensor:
-    """On `device`, without waiting for it."""
+    """Return `row` on `device` without waiting for the copy."""
     return (row.pin_memory() if device.type == "cuda" else row).to(device, non_blocking=True)
 
 
 @contextmanager
-def told(transformer: nn.Module, timestep: Float[Tensor, " batch"]) -> Iterator[None]:
-    """Have a table in `transformer` know the timesteps of the forward in the block.
+def with_timestep(transformer: nn.Module, timestep: Float[Tensor, " batch"]) -> Iterator[None]:
+    """Give a table in `transformer` the timesteps of the forward in the block.
 
     Args:
         timestep: what the forward is given, on the CPU.
@@ -164,15 +164,15 @@ def told(transformer: nn.Module, timestep: Float[Tensor, " batch"]) -> Iterator[
     if not isinstance(rows, TimestepRows):
         yield
         return
-    rows.told = bits_of(timestep)
+    rows.timesteps = bits_of(timestep)
     try:
         yield
     finally:
-        rows.told = None
+        rows.timesteps = None
 
 
 class TabulatedLayer(nn.Module):
-    """In the place of a modulation layer: one layer of the rows.
+    """A module in place of a modulation layer: it returns one layer of the rows.
 
     Its place is a tensor, so that a compiled block serves all blocks.
     """

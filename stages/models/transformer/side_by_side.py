@@ -22,7 +22,7 @@ Lengths = tuple[tuple[int, int], ...]
 
 
 def padding(tokens: int) -> Shape:
-    """What stands for so many padded tokens among a sample's `img_shapes`.
+    """Return the `img_shapes` entry that stands for this many padded tokens.
 
     Pictures have one frame and at least two tokens along each edge, so this is none.
     """
@@ -30,12 +30,12 @@ def padding(tokens: int) -> Shape:
 
 
 def is_padding(shape: Shape) -> bool:
-    """Whether `shape` stands for padded tokens."""
+    """Return whether `shape` stands for padded tokens."""
     return shape[1:] == (1, 1)
 
 
-def seat_side_by_side(transformer: nn.Module) -> None:
-    """Make `transformer` ready for padded batches; does nothing where it is already."""
+def install_varlen_attention(transformer: nn.Module) -> None:
+    """Install attention of varying lengths in `transformer`, once, for padded batches."""
     if isinstance(transformer.pos_embed, OwnPositions):
         return
     transformer.pos_embed = OwnPositions(transformer.pos_embed)  # type: ignore[arg-type]
@@ -61,8 +61,12 @@ class OwnPositions(nn.Module):
         device: torch.device | None = None,
         max_txt_seq_len: int | None = None,
     ) -> tuple[Complex[Tensor, "*batch image half"], Complex[Tensor, "*batch text half"]]:
-        """Tables [token, rotation] of image and text for all samples if their pictures are the
-        same, else [batch, token, rotation], padded with zeros."""
+        """Return the rotations of image and text.
+
+        Returns:
+            Tables [token, rotation] for all samples if their pictures are the same, else
+            [batch, token, rotation], padded with zeros.
+        """
         own = [[shape for shape in shapes if not is_padding(shape)] for shapes in video_fhw]
         tables = [
             self.stock([shapes], max_txt_seq_len=max_txt_seq_len, device=device)
@@ -94,7 +98,7 @@ class OwnAttention:
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         lengths: Lengths | None = None,
     ) -> tuple[Float[Tensor, "batch image channel"], Float[Tensor, "batch text channel"]]:
-        """The image's and the text's states; `lengths` are given where anything is padded."""
+        """Return the image's and the text's states; `lengths` are given if anything is padded."""
         if lengths is None:
             states: tuple[Tensor, Tensor] = self.stock(
                 attn,
@@ -110,13 +114,13 @@ class OwnAttention:
         image = _heads(attn, ("to_q", "to_k", "to_v"), hidden_states)
         text = _heads(attn, ("add_q_proj", "add_k_proj", "add_v_proj"), encoder_hidden_states)
         image = (
-            turned(attn.norm_q(image[0]), image_turns),
-            turned(attn.norm_k(image[1]), image_turns),
+            apply_rope(attn.norm_q(image[0]), image_turns),
+            apply_rope(attn.norm_k(image[1]), image_turns),
             image[2],
         )
         text = (
-            turned(attn.norm_added_q(text[0]), text_turns),
-            turned(attn.norm_added_k(text[1]), text_turns),
+            apply_rope(attn.norm_added_q(text[0]), text_turns),
+            apply_rope(attn.norm_added_k(text[1]), text_turns),
             text[2],
         )
         images, texts = self._attend(text, image, lengths)
@@ -132,14 +136,14 @@ class OwnAttention:
         image: tuple[Tensor, Tensor, Tensor],
         lengths: Lengths,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """What attention gives each sample: its image tokens and its text tokens, by sample."""
+        """Return attention's output by sample, for its image tokens and its text tokens."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         images, texts = [], []
         for place, (words, pixels) in enumerate(lengths):
             query, key, value = (
-                torch.cat([one[place, :words], other[place, :pixels]])[None]
-                for one, other in zip(text, image, strict=True)
+                torch.cat([own[place, :words], other[place, :pixels]])[None]
+                for own, other in zip(text, image, strict=True)
             )
             joint = dispatch_attention_fn(
                 query, key, value, dropout_p=0.0, backend=self.stock._attention_backend
@@ -158,9 +162,9 @@ def _heads(
     return query, key, value
 
 
-def turned(
+def apply_rope(
     states: Float[Tensor, "batch token head channel"], turns: Complex[Tensor, "*batch token half"]
 ) -> Float[Tensor, "batch token head channel"]:
-    """Rotate pairs of channels by the positions' angles, those of the sample or those of all."""
+    """Rotate pairs of channels by the positions' angles, of each sample or of all."""
     pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns.unsqueeze(-2)).flatten(-2).type_as(states)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ....config.latent_geometry import PATCH_LATENTS as PATCH
 from ..checkpoint.checkpoint import Checkpoint
 from ..weights.loading import load_part
-from .modulation import told
-from .side_by_side import Lengths, padding, seat_side_by_side
+from .modulation import with_timestep
+from .side_by_side import Lengths, install_varlen_attention, padding
 
 # The pipelines' clock: sigma 1 is timestep 1000.
 TIMESTEPS = 1000
@@ -37,7 +37,7 @@ def load_transformer(
 
 
 def pack(latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:
-    """Latents as tokens: each 2x2 patch, row by row, becomes one token of 4 x channels."""
+    """Turn latents into tokens: each 2x2 patch, row by row, is one token of 4 x channels."""
     batch, channels, height, width = latents.shape
     patches = latents.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
     # batch, rows, columns, channel, row in the patch, column in the patch
@@ -47,7 +47,7 @@ def pack(latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, 
 def unpack(
     tokens: Float[Tensor, "batch token dim"], height: int, width: int
 ) -> Float[Tensor, "batch channel height width"]:
-    """Tokens as latents of `height` x `width`; undoes `pack`."""
+    """Turn tokens into latents of `height` x `width`, the inverse of `pack`."""
     batch, _, dim = tokens.shape
     patches = tokens.reshape(batch, height // PATCH, width // PATCH, dim // PATCH**2, PATCH, PATCH)
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
@@ -95,7 +95,7 @@ def _forward(
     **others: Any,
 ) -> Float[Tensor, "batch token dim"]:
     timestep = _timestep(sigma.cpu(), tokens)
-    with told(transformer, timestep):
+    with with_timestep(transformer, timestep):
         predicted: Tensor = transformer(
             hidden_states=tokens,
             timestep=timestep.to(tokens.device, non_blocking=True),
@@ -108,7 +108,7 @@ def _forward(
 
 @dataclass(frozen=True)
 class Shown:
-    """Samples of one shape, as they are shown to the transformer; see `predict_velocity`.
+    """A batch of samples of one shape for the transformer; see `predict_velocity`.
 
     Attributes:
         text_lengths: how many tokens of each text are real, those to the left.
@@ -123,17 +123,17 @@ class Shown:
 
     @property
     def image_tokens(self) -> int:
-        """Of one sample: target and references."""
+        """Image tokens of one sample: target plus references."""
         pictures = (self.noisy, *self.references)
         return sum(picture.shape[-2] * picture.shape[-1] // PATCH**2 for picture in pictures)
 
     @property
     def padded(self) -> bool:
-        """Whether its texts are of different lengths."""
+        """True if its texts differ in length."""
         return any(length < self.embeds.shape[1] for length in self.text_lengths)
 
     def row(self, place: int) -> Shown:
-        """One of its samples, without padding."""
+        """Return one of its samples, without padding."""
         own = slice(place, place + 1)
         length = self.text_lengths[place]
         return Shown(
@@ -154,13 +154,18 @@ def predict_velocities(
     is the stock forward, bit for bit.
     """
     if len(shown) == 1 and not shown[0].padded:
-        (one,) = shown
+        (alone,) = shown
         return [
             predict_velocity(
-                transformer, one.noisy, one.references, one.embeds, mask=None, sigma=one.sigma
+                transformer,
+                alone.noisy,
+                alone.references,
+                alone.embeds,
+                mask=None,
+                sigma=batch.sigma,
             )
         ]
-    seat_side_by_side(transformer)
+    install_varlen_attention(transformer)
     image = max(part.image_tokens for part in shown)
     text = max(max(part.text_lengths) for part in shown)
     lengths: Lengths = tuple(
@@ -194,8 +199,10 @@ def _shape(picture: Float[Tensor, "batch channel height width"]) -> tuple[int, i
 
 
 def _timestep(sigma: Float[Tensor, " batch"], tokens: Tensor) -> Float[Tensor, " batch"]:
-    """On the CPU, as the pipelines compute it where `tokens` are: a GPU divides by a number by
-    multiplying with its reciprocal, which may round otherwise."""
+    """Return the timestep of `sigma`, computed on the CPU as the pipelines do.
+
+    A GPU divides by a number by multiplying with its reciprocal, which may round otherwise.
+    """
     clock = (sigma * TIMESTEPS).to(tokens.dtype)
     if tokens.device.type != "cuda":
         return clock / TIMESTEPS
@@ -205,7 +212,7 @@ def _timestep(sigma: Float[Tensor, " batch"], tokens: Tensor) -> Float[Tensor, "
 def _to_length(
     tokens: Float[Tensor, "batch token dim"], length: int
 ) -> Float[Tensor, "batch _length dim"]:
-    """Cut what is beyond `length`, or add zeros up to it."""
+    """Cut `tokens` to `length`, or pad them with zeros."""
     return nn.functional.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
 
 

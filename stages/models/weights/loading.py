@@ -1,4 +1,4 @@
-"""Load one part of a checkpoint: whole, in one precision, frozen, and without a word."""
+"""Loading one part of a checkpoint: whole, in one precision, frozen, without log output."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _library(kind: Any) -> str:
 
 @contextmanager
 def _quiet(library: str) -> Iterator[None]:
-    """`library` (diffusers or transformers) shows no bars and notes while a part is loaded.
+    """Silence the progress bars and notes of `library` while a part is loaded.
 
     What matters in its loading report is checked above; progress is told by the stages. It is
     imported by its name: training loads a diffusers model, and must not import transformers.

@@ -24,7 +24,7 @@ from ..layers import PRESETS, fits
 
 
 def empty_transformer(folder: Path, *, zero_cond_t: bool) -> nn.Module:
-    """The transformer that `folder` configures, without weights, frozen, in eval mode.
+    """Return the transformer that `folder` configures, without weights, frozen, in eval mode.
 
     Its parameters are on the meta device; its tables of positions are real.
     """
@@ -46,7 +46,7 @@ def fill(
     device: str | torch.device,
     source: Path,
 ) -> nn.Module:
-    """Give every parameter and buffer of `model` its tensor, on `device`, for good.
+    """Give every parameter and buffer of `model` its tensor, on `device`.
 
     Parameters come to be of `dtype`; bits and scales of quantised weights stay as they are.
 
@@ -89,7 +89,7 @@ def _refuse_gaps(model: nn.Module, source: Path) -> None:
 def tensors_in(
     folder: Path, *, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the model in `folder` that are `wanted`, one at a time.
+    """Yield the tensors of the model in `folder` that are `wanted`, one at a time.
 
     They are mapped from the files: bytes are read when they are copied.
 
@@ -124,7 +124,7 @@ class TensorFiles:
         return name in self._files
 
     def tensor(self, name: str) -> Tensor:
-        """Raises WrongUse if there is none of this name."""
+        """Return the tensor called `name`; raise WrongUse if there is none."""
         if name not in self._files:
             raise WrongUse(
                 f"{self.folder} lacks weights of the transformer: {name}.",
@@ -144,7 +144,7 @@ def _opened(path: Path) -> Any:
 
 
 def count_numbers(folder: Path) -> int:
-    """How many numbers the tensors of the model in `folder` have, by its files' headers."""
+    """Return the number of parameters of the model in `folder`, by its files' headers."""
     count = 0
     for path in weight_files(folder):
         with _opened(path) as file:
@@ -153,8 +153,7 @@ def count_numbers(folder: Path) -> int:
 
 
 def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The layers in `folder` that a preset or list of names reaches: outputs and inputs of each,
-    by the headers of the files."""
+    """Return (outputs, inputs) of each layer in `folder` that `wanted` selects, by file headers."""
     names = PRESETS[wanted] if isinstance(wanted, str) else wanted
     shapes: dict[str, tuple[int, int]] = {}
     for path in weight_files(folder):
@@ -162,12 +161,12 @@ def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[i
             for name in file.keys():  # noqa: SIM118
                 layer, _, leaf = name.rpartition(".")
                 shape = file.get_slice(name).get_shape()
-                if leaf == "weight" and len(shape) == 2 and any(fits(layer, one) for one in names):
+                if leaf == "weight" and len(shape) == 2 and any(fits(layer, end) for end in names):
                     shapes[layer] = shape[0], shape[1]
     return shapes
 
 
 def config_in(folder: Path) -> dict[str, Any]:
-    """The transformer's config.json."""
+    """Return the transformer's config.json."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config

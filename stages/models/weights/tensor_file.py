@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor: memory never holds a model once more to save it."""
+"""Safetensors files written tensor by tensor, without a second copy of the model in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> str:
-    """Make `path` a safetensors file of `tensors`; the content digest of its bytes.
+    """Write `tensors` as a safetensors file at `path`; return the content digest of its bytes.
 
     Each tensor is brought to the CPU when it is its turn, and given up again. Equal tensors and
     metadata give equal bytes.
@@ -74,7 +74,7 @@ def write_tensors(
 
 
 def as_text(about: Mapping[str, Any]) -> dict[str, str]:
-    """Facts as a safetensors file takes them for metadata: what is no text becomes JSON."""
+    """Return `about` as safetensors metadata: values that are no text become JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
     }
@@ -87,7 +87,7 @@ def _kind(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def _pieces(
     header: Mapping[str, Any], tensors: Iterator[Tensor], dtype: torch.dtype | None
 ) -> Iterator[bytes | memoryview]:
-    """8 bytes of length, the header padded with blanks, and the bits of one tensor after another.
+    """Yield the file's bytes: header length (8 bytes), padded header, one tensor after another.
 
     The format: https://github.com/huggingface/safetensors#format
     """

@@ -1,4 +1,4 @@
-"""A transformer as a folder that diffusers loads, written tensor by tensor."""
+"""A transformer written tensor by tensor as a folder that diffusers loads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_transformer(
     config: Mapping[str, Any],
     about: Mapping[str, str],
 ) -> int:
-    """Write `tensors` and their config as a transformer in diffusers' layout; their bytes.
+    """Write `tensors` and `config` in diffusers' folder layout; return the tensors' bytes.
 
     The folder is there whole or not at all.
 
@@ -48,7 +48,7 @@ def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]
     held: dict[str, Tensor] = {}
     for name, tensor in tensors:
         held[name] = tensor.cpu().contiguous()
-        if sum(one.nbytes for one in held.values()) >= FILE_BYTES:
+        if sum(tensor.nbytes for tensor in held.values()) >= FILE_BYTES:
             yield held
             held = {}
     if held:

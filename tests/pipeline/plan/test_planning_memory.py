@@ -166,6 +166,6 @@ def test_a_full_training_does_not_look_at_memory(planned: Any) -> None:
 def test_a_number_of_blocks_that_is_streamed_holds_in_the_plan_too(planned: Any) -> None:
     plan = planned(24.0, blocks_to_stream=2)
     assert plan.fitted.streamed == 2
-    assert "the weights of 2 blocks wait" in plan.training
+    assert "the weights of 2 blocks are in host RAM" in plan.training
     assert [one.rung.name for one in plan.fits][-1] == "offloaded checkpoints"
     assert all(one.rung.way.streamed == 2 for one in plan.fits)

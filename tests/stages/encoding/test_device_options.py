@@ -7,12 +7,12 @@ import torch
 
 from qedit.stages.encoding.device_options import BatchSize
 from qedit.stages.models import device as device_module
-from qedit.stages.models.device import Taken
+from qedit.stages.models.device import MemoryUse
 
 
 def test_what_fits_is_measured_on_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = BatchSize(None, most=16, budget=1)
-    taken = Taken(used_bytes=100, free_bytes=1000)
+    taken = MemoryUse(used_bytes=100, free_bytes=1000)
     monkeypatch.setattr(device_module, "memory_taken", lambda work, device: taken)
     sizes.measure(lambda: None, cost=50, device=torch.device("cpu"))
     # 70 % of ten times as much as one item of size 50: seven, three and so on, but powers of two,

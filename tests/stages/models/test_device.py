@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qedit.cache.errors import WrongUse
-from qedit.stages.models.device import best_device, is_out_of_memory, let_segments_grow
+from qedit.stages.models.device import best_device, is_out_of_memory, enable_expandable_segments
 
 NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -52,7 +52,7 @@ def test_processors_are_left_alone() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_user_says_of_memory_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "max_split_size_mb:128")
-    let_segments_grow(torch.device("cuda"))
+    enable_expandable_segments(torch.device("cuda"))
     assert said() == {name: "max_split_size_mb:128"}
 
 
@@ -61,9 +61,9 @@ def test_a_gpu_in_use_and_other_systems_are_left_alone(
 ) -> None:
     with monkeypatch.context() as here:
         here.setattr("sys.platform", "win32")
-        let_segments_grow(torch.device("cuda"))
+        enable_expandable_segments(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    let_segments_grow(torch.device("cuda"))
+    enable_expandable_segments(torch.device("cuda"))
     assert said() == {}
 
 

@@ -155,8 +155,8 @@ def test_a_fit_says_why_it_is_no_faster_one() -> None:
 
 def test_the_words_name_one_block_and_several() -> None:
     one, two = (Fit(Recomputation(), streamed=number).words(blocks=3) for number in (1, 2))
-    assert "the weights of 1 block wait" in one
-    assert "the weights of 2 blocks wait" in two
+    assert "the weights of 1 block are in host RAM" in one
+    assert "the weights of 2 blocks are in host RAM" in two
 
 
 def test_the_words_say_of_how_many_blocks_attention_is_kept() -> None:

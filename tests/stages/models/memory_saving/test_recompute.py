@@ -154,7 +154,7 @@ def test_inputs_of_blocks_lie_on_the_host_between_forward_and_backward(
             super().__init__()
             memories.append(self)
 
-        def take(self, held: offload.Held) -> torch.Tensor:
+        def take(self, held: offload.HostCopy) -> torch.Tensor:
             nonlocal most
             most = max(most, len(self))
             return super().take(held)
@@ -188,7 +188,7 @@ def test_nothing_is_kept_of_blocks_below_the_first_that_learns(
     put: list[torch.Size] = []
     real = HostMemory.put
 
-    def watched(self: HostMemory, tensor: torch.Tensor) -> offload.Held:
+    def watched(self: HostMemory, tensor: torch.Tensor) -> offload.HostCopy:
         put.append(tensor.shape)
         return real(self, tensor)
 

@@ -26,8 +26,8 @@ from qedit.stages.models.memory_saving.block_streaming import stream_blocks
 from qedit.stages.models.memory_saving.recompute import recompute_blocks
 from qedit.stages.models.quantization.quantize import precision_for
 from qedit.stages.models.quantization.quantized_linear import quantize_layers, quantized_tensors
-from qedit.stages.models.transformer.compiled import MOST_PROGRAMS, compile_blocks, really_turned
-from qedit.stages.models.transformer.side_by_side import turned
+from qedit.stages.models.transformer.compiled import MOST_PROGRAMS, apply_rope_real, compile_blocks
+from qedit.stages.models.transformer.side_by_side import apply_rope
 from qedit.stages.models.transformer.transformer import Shown, predict_velocities
 from qedit.stages.models.weights.streaming import fill
 
@@ -157,9 +157,9 @@ def test_padded_batches_are_run_as_without(traced: list[Any]) -> None:
 def test_real_rotations_are_the_complex_ones(dtype: torch.dtype) -> None:
     states = torch.randn(2, 5, 3, 8).to(dtype)
     turns = torch.polar(torch.ones(5, 4), torch.randn(5, 4) * 3)
-    found = really_turned(states, torch.view_as_real(turns))
+    found = apply_rope_real(states, torch.view_as_real(turns))
     assert found.dtype == dtype
-    torch.testing.assert_close(found, turned(states, turns))
+    torch.testing.assert_close(found, apply_rope(states, turns))
 
 
 def test_the_setting_compiles_what_is_trained(traced: list[Any], made: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qedit.stages.models.memory_saving.recompute import Recomputation, recompute_blocks
 from qedit.stages.models.transformer.modulation import tabulate
-from qedit.stages.models.transformer.side_by_side import OwnAttention, seat_side_by_side
+from qedit.stages.models.transformer.side_by_side import OwnAttention, install_varlen_attention
 from qedit.stages.models.transformer.transformer import predict_velocities, predict_velocity
 
 # every mix in one of the flavours here, in both with the longer tests
@@ -62,7 +62,7 @@ def test_without_padding_it_is_the_stock_forward_bit_for_bit() -> None:
     (velocity,) = predict_velocities(transformer, parts)
     assert torch.equal(velocity, stock)
     assert not isinstance(transformer.transformer_blocks[0].attn.processor, OwnAttention)
-    seat_side_by_side(transformer)
+    install_varlen_attention(transformer)
     (velocity,) = predict_velocities(transformer, parts)
     assert torch.equal(velocity, stock)
 
