@@ -75,12 +75,12 @@ class Fit:
                 + (f", {aside} aside" if how.attention else "")
             )
             if how.inputs_to_host:
-                said.append("their inputs are in host RAM")
+                words.append("their inputs are in host RAM")
         if self.streamed:
             streamed = min(self.streamed, blocks)  # more may be asked for than there are
             count = "1 block" if streamed == 1 else f"{streamed} blocks"
-            said.append(f"the weights of {count} are in host RAM")
-        return "; ".join(said)
+            words.append(f"the weights of {count} are in host RAM")
+        return "; ".join(words)
 
 
 def budget_of(device_bytes: int | float) -> int:

@@ -162,7 +162,7 @@ def predict_velocities(
                 alone.references,
                 alone.embeds,
                 mask=None,
-                sigma=batch.sigma,
+                sigma=alone.sigma,
             )
         ]
     install_varlen_attention(transformer)

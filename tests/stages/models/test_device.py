@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qedit.cache.errors import WrongUse
-from qedit.stages.models.device import best_device, is_out_of_memory, enable_expandable_segments
+from qedit.stages.models.device import best_device, enable_expandable_segments, is_out_of_memory
 
 NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
