@@ -42,7 +42,7 @@ class Judged:
 
     @property
     def rejected(self) -> int:
-        """How many samples are rejected; one may have several faults."""
+        """The number of rejected samples; one may have several faults."""
         return len({row.sample for row in self.rejections})
 
     def rows(self, copies: Collection[str] = ()) -> Iterator[tuple[Sample, tuple[str, ...]]]:

@@ -51,12 +51,12 @@ class TableCaptions:
         return cls(layout.path, _by_path(table, layout))
 
     def of_path(self, path: str) -> list[str] | None:
-        """Every caption of the target at `path`, empty ones too; None where no row names it."""
+        """Return every caption of the target at `path`, empty ones too; None if no row names it."""
         whole = unicodedata.normalize("NFC", path)
         return self._rows.get(whole, self._rows.get(stem_of(path)))
 
     def rows_without(self, stems: Collection[str]) -> list[str]:
-        """The paths in the table for which there is no target of these stems."""
+        """Return the paths in the table that match none of these targets' stems."""
         return [path for path in self._rows if path not in stems and stem_of(path) not in stems]
 
 
@@ -89,7 +89,7 @@ def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column is of texts, of numbers that are texts as well, or of lists of them."""
+    """Return whether a column holds texts, numbers (read as texts), or lists of them."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_text(kind.value_type)
     if pa.types.is_dictionary(kind):
@@ -138,7 +138,7 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Every cell as text: a caption "007" is not the number 7."""
+    """Read every cell as text: a caption "007" is not the number 7."""
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
     with path.open("rb") as file:
         names = pyarrow.csv.open_csv(file, parse_options=parsing).schema.names
@@ -147,7 +147,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_json_lines(path: Path) -> pa.Table:
-    """As it is written: a text that looks like a time is no time."""
+    """Read texts as they are: one that looks like a time stays a text."""
     table = pyarrow.json.read_json(path)
     texts = [(field.name, _with_texts(field.type)) for field in table.schema]
     if pa.schema(texts).equals(table.schema):

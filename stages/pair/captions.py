@@ -58,7 +58,7 @@ class Captions:
         self._table = None if self._only_prompts else TableCaptions.of(main)
 
     def of(self, path: str) -> tuple[str, ...]:
-        """The captions of the target at `path`, alternatives in their order, none twice.
+        """Return the captions of the target at `path`, alternatives in their order, none twice.
 
         Raises:
             NoCaption: with a reason code, unless the dataset says `missing_caption: empty`.
@@ -72,7 +72,7 @@ class Captions:
             raise
 
     def strange(self, stems: Collection[str]) -> str:
-        """A sentence on captions of which no target is there; "" where there are none.
+        """Return a sentence on captions that have no target; "" if there are none.
 
         Args:
             stems: what the targets are matched by.
@@ -170,7 +170,7 @@ class Captions:
 
 
 def shuffled(caption: str, options: CaptionShuffle) -> list[str]:
-    """The caption and `count` others whose pieces after `position_start` stand in another order.
+    """Return the caption and `count` more, with pieces after `position_start` in other orders.
 
     The order belongs to the seed, the caption and the number of the variant alone.
     """
@@ -202,7 +202,7 @@ def _clean(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def _says_something(caption: str) -> bool:
-    """Whether anything in it can be seen: marks of byte order or of zero width cannot."""
+    """Return whether the caption has a visible character."""
     return bool(caption) and (caption.isascii() or any(map(_is_seen, caption)))
 
 
@@ -211,7 +211,7 @@ def _is_seen(one: str) -> bool:
 
 
 def _edit(entry: str, dataset: str) -> Edit:
-    """`s/pattern/replacement/` is a regular expression; anything else is text to take out."""
+    """Return the edit for `s/pattern/replacement/`, or for other text to remove."""
     replacement = _REPLACEMENT.fullmatch(entry)
     if replacement is None:
         return lambda caption: caption.replace(entry, "")

@@ -92,7 +92,7 @@ class Terms:
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """The datasets of a sample's pictures: the target's, each reference's, the mask's."""
+        """The datasets of a sample's pictures, in order: target, references, mask."""
         return (self.main, *self.references, *([self.mask] if self.mask else []))
 
 

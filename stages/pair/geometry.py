@@ -22,7 +22,7 @@ CROP_RATIOS = (0.5, 0.5625, 2 / 3, 0.75, 0.8, 1.0, 1.25, 4 / 3, 1.5, 16 / 9, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How the targets of a dataset are cropped and sized; the fields are those of the dataset.
+    """The crop and size settings for the targets of a dataset.
 
     Attributes:
         resolution: the edge in pixels of the square of that area (`pixel_area`), megapixels of

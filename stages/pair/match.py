@@ -101,7 +101,7 @@ def match(
 def extras(
     dataset: str, candidates: Candidates, wanted: Collection[str], *, is_mask: bool = False
 ) -> list[Rejection]:
-    """Reject references, or masks, for which no target of any dataset asks."""
+    """Return rejections for references, or masks, that belong to no target of any dataset."""
     reason, what = ("extra_mask", "mask") if is_mask else ("extra_reference", "reference")
     return [
         Rejection(path, dataset, path, reason, f"a {what} without a target")
@@ -112,7 +112,7 @@ def extras(
 
 
 def refuse_strangers(main: str, targets: Candidates, references: Mapping[str, Candidates]) -> None:
-    """Stop where a reference dataset has not one name in common with the targets.
+    """Raise if a reference dataset has no stem in common with the targets.
 
     Raises:
         WrongUse: with names of both sides, since one folder is likely the wrong one.

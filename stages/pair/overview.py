@@ -165,7 +165,7 @@ def _words_in(captions: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _warned(lists: pa.Array) -> tuple[Flags, Flags]:
-    """Mark the samples that carry a warning, and those with one worth a place on the page."""
+    """Return masks of samples with a warning, and with one that is worth a place on the page."""
     every, special = np.zeros(len(lists), bool), np.zeros(len(lists), bool)
     parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     common = pc.is_in(lists.flatten(), value_set=pa.array(sorted(_COMMON)))

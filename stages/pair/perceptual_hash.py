@@ -1,4 +1,4 @@
-"""How a picture looks, in 64 bits: near-duplicates have nearly the same ones."""
+"""Perceptual hashes of 64 bits (dHash): near-duplicate pictures differ in few bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CROWD = 64  # pictures of one band: flat ones, which say nothing about each oth
 
 
 def look_of(picture: Image.Image) -> int:
-    """Whether each cell of a coarse grey grid is darker than its right neighbour (a dHash).
+    """Return the dHash: whether each cell of a coarse grey grid is darker than its right neighbour.
 
     Takes a few thousand samples of the picture instead of all pixels, so that it costs
     nothing beside decoding.
@@ -37,13 +37,13 @@ def look_of(picture: Image.Image) -> int:
 
 
 def is_black(picture: Image.Image) -> bool:
-    """Whether every pixel is black where the picture is shown; most are told by a few samples."""
+    """Return whether every visible pixel is black; a few samples decide most pictures."""
     few = picture.resize((_COLUMNS, _ROWS), Image.Resampling.NEAREST)
     return _is_black(few) and _is_black(picture)
 
 
 def alike_groups(looks: Looks) -> list[list[int]]:
-    """Groups of two or more positions in `looks` that are near-duplicates, each in order.
+    """Return groups of two or more positions in `looks` that are near-duplicates.
 
     Pictures without any structure are in no group: their looks say nothing.
     """
@@ -69,7 +69,7 @@ def alike_groups(looks: Looks) -> list[list[int]]:
 
 
 def _alike_among(values: Looks, places: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Places of alike values: those that agree in a band of 16 bits are compared.
+    """Yield pairs of places with alike values; only those with an equal 16-bit band are compared.
 
     Of a crowd, each is compared with the few before it.
     """

@@ -83,7 +83,7 @@ def examine(path: Path) -> Facts:
 
 
 def glance(path: Path) -> Facts:
-    """Do the same from the header alone: what is broken further on is not seen."""
+    """Return the facts in the header alone; damage further on is not seen."""
     return _examined(path, header_only=True)
 
 

@@ -94,7 +94,7 @@ def propose(targets: Path, references: Sequence[Path]) -> Proposal:
 
 
 def _names(folders: Sequence[Path]) -> dict[str, Path]:
-    """An id for each folder: its own name, with a number where that is taken."""
+    """Return an id for each folder: its own name, with a number where that is taken."""
     names: dict[str, Path] = {}
     for path in folders:
         own = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip(".-") or "pictures"
@@ -125,7 +125,7 @@ def _spread(stems: Sequence[str]) -> list[str]:
 def _sizes(
     scans: Mapping[str, Scan], stems: Mapping[str, Candidates], looked_at: Sequence[str]
 ) -> dict[str, list[Size | None]]:
-    """Upright sizes by dataset, in the order of `looked_at`; None where a header is broken."""
+    """Return upright sizes by dataset, in the order of `looked_at`; None for broken headers."""
     with quiet_decoding():
         return {
             name: [_size_of(found.folder / stems[name].paths(stem)[0]) for stem in looked_at]
@@ -143,7 +143,7 @@ def _size_of(path: Path) -> Size | None:
 def _kind(
     looked_at: Sequence[str], targets: Sequence[Size | None], references: Sequence[Size | None]
 ) -> tuple[str, str]:
-    """Strict, where a few pairs differ too: those are likely mistakes, which `pair` then names."""
+    """Choose strict even where a few pairs differ: those are likely mistakes, named by `pair`."""
     both = [
         (stem, one, two)
         for stem, one, two in zip(looked_at, targets, references, strict=True)

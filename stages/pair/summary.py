@@ -98,7 +98,7 @@ def outcome_of(
     started: float,
     pages: Sequence[Path] = (),
 ) -> Outcome:
-    """Describe what the tables of this run hold, and how they differ from those before.
+    """Return the contents of this run's tables, their changes since the last ones, and pages.
 
     Args:
         rejections: those of all tables; each reason is shown with its count and the first ones.
@@ -138,7 +138,7 @@ def outcome_of(
 def refuse_unaccepted(
     manifests: Sequence[dict[str, Any]], folders: Sequence[Path], outcome: Outcome
 ) -> None:
-    """Stop where the user has not accepted that samples are rejected, or where none is left.
+    """Raise if samples were rejected and that is not accepted, or if none is left.
 
     Raises:
         NotComplete: with counts and the first paths of each reason, the tables that list the

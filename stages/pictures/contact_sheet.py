@@ -75,7 +75,7 @@ def sheet(
 
 
 def _row_height(row: Row, cell: int) -> int:
-    """As high as its highest picture at the width of a cell; a square at most."""
+    """Return the height of its highest picture at the width of a cell; a square at most."""
     heights = [
         round(cell * picture.height / picture.width)
         for pictures in row.columns
@@ -117,7 +117,7 @@ def _paste(
 
 
 def _lines(text: str, width: int) -> Iterator[str]:
-    """`text` in lines of at most `width` pixels, three at most; broken at blanks."""
+    """Yield `text` in lines of at most `width` pixels, three at most; broken at blanks."""
     font = _font(text, 14)
     rest = " ".join(text.split())
     for number in range(MOST_LINES):
@@ -134,7 +134,7 @@ def _lines(text: str, width: int) -> Iterator[str]:
 
 
 def _fitting(text: str, font: Font, width: int) -> int:
-    """How many characters of `text` fit, at least one."""
+    """Return how many characters of `text` fit, at least one."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -146,7 +146,7 @@ def _fitting(text: str, font: Font, width: int) -> int:
 
 
 def _font(text: str, size: int) -> Font:
-    """Pillow's own font, or for letters that it does not have one of the system's."""
+    """Return Pillow's own font, or a system font for letters that it lacks."""
     if all(ord(letter) < 0x250 or unicodedata.category(letter)[0] == "P" for letter in text):
         return ImageFont.load_default(size)
     for name in WIDE_FONTS:

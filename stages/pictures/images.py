@@ -228,7 +228,7 @@ def open_upright(source: Path | BinaryFile, *, name: str = "") -> Image.Image:
 
 
 def open_small(path: Path, edge: int) -> Image.Image:
-    """Do as `open_upright`, but let a JPEG come out smaller, with sides of at least `edge` pixels.
+    """Return `open_upright` of a file; a JPEG may be smaller, with sides of `edge` pixels or more.
 
     Raises:
         Unreadable, OSError: as `open_upright`, before it gives them a name.

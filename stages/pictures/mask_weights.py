@@ -1,4 +1,4 @@
-"""What the pixels of a mask say: how much each of them counts.
+"""Masks as loss weights: how much each pixel counts.
 
 White counts fully, black not at all, grey in proportion: the value over the largest value of
 its depth, of a coloured mask the luminance. What is transparent does not count: alpha
@@ -23,7 +23,7 @@ def open_mask(file: BinaryFile) -> Image.Image:
 
 
 def mask_values(mask: Image.Image) -> Float32[ndarray, "height width"]:
-    """How much each pixel of a decoded, upright mask counts, from 0 to 1."""
+    """Return the weight in [0, 1] of each pixel of a decoded, upright mask."""
     if has_sixteen_bits(mask):
         return np.asarray(mask).astype(np.float32) / np.float32(DEEP_WHITE)
     if not mask.has_transparency_data:

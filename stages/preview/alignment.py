@@ -29,7 +29,7 @@ WHITENING = 0.4  # 1: phase alone; 0: plain correlation
 
 @dataclass(frozen=True)
 class Drift:
-    """How an output lies over its reference.
+    """The position of an output over its reference.
 
     Attributes:
         shift_x, shift_y: where the output's content lies beside the reference's, in pixels
@@ -71,7 +71,7 @@ def drift_of(
 
 
 def edited_region(reference: Rgb, target: Rgb) -> Bool[ndarray, "height width"]:
-    """What an edit changes, with a margin: where target and reference visibly differ."""
+    """Return a mask of the pixels that an edit changes, with a margin."""
     changed = np.abs(target - reference).max(axis=2) > UNCHANGED
     reach = max(1, round(0.01 * max(changed.shape)))
     return _box_mean(changed.astype(np.float64), reach) > 0.02
@@ -82,7 +82,7 @@ def _grey(picture: Rgb) -> Grey:
 
 
 def _fit(one: Grey, two: Grey, kept: Grey) -> tuple[float, Float[ndarray, " 2"]]:
-    """The scale about the centre and the shift that the tiles' shifts agree on best."""
+    """Return the scale about the centre and the shift that fit the tiles' shifts best."""
     height, width = one.shape
     size = (max(height // TILES * 2, 16), max(width // TILES * 2, 16))
     places, shifts, weights = [], [], []
@@ -107,7 +107,7 @@ def _line_through(
     shifts: Float[ndarray, "tile 2"],
     weights: Float[ndarray, " tile"],
 ) -> tuple[float, Float[ndarray, " 2"]]:
-    """Least squares of shift = t + (scale - 1) * place; tiles that disagree weigh less and less."""
+    """Fit shift = t + (scale - 1) * place by least squares, reweighted against outliers."""
     slope, base = 0.0, np.zeros(2)
     trust = weights / weights.sum()
     for _ in range(8):
@@ -124,7 +124,7 @@ def _line_through(
 
 
 def _shift(one: Grey, two: Grey) -> tuple[float, float]:
-    """How far `two` lies to the right of and below `one`, in pixels."""
+    """Return the shift of `two` against `one` in pixels, to the right and down."""
     window = np.outer(np.hanning(one.shape[0]), np.hanning(one.shape[1]))
     first, second = (
         np.fft.fft2((picture - np.average(picture, weights=window)) * window)
@@ -154,7 +154,7 @@ def _shift(one: Grey, two: Grey) -> tuple[float, float]:
 
 
 def _moved_back(picture: Grey, scale: float, shift: Float[ndarray, " 2"]) -> Grey:
-    """`picture` as it would be without this scale and shift, bilinear, edges repeated."""
+    """Return `picture` with this scale and shift undone, bilinear, edges repeated."""
     height, width = picture.shape
     rows = (np.arange(height) - (height - 1) / 2) * scale + (height - 1) / 2 + shift[1]
     columns = (np.arange(width) - (width - 1) / 2) * scale + (width - 1) / 2 + shift[0]
@@ -172,7 +172,7 @@ def _along(picture: Grey, places: Float[ndarray, " place"], *, axis: int) -> Gre
 
 
 def _box_mean(picture: Grey, reach: int) -> Grey:
-    """The mean of each pixel's square of 2 * reach + 1."""
+    """Return the mean of each pixel's square of 2 * reach + 1."""
     edge = 2 * reach + 1
     for axis in (0, 1):
         padding = [(reach + 1, reach) if axis == at else (0, 0) for at in (0, 1)]

@@ -1,4 +1,4 @@
-"""How far each preview lies from its reference, measured once and kept beside it."""
+"""The drift of each preview from its reference, measured once and stored beside it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def run(
 
 
 def _say_what_there_is(output_dir: Path, progress: Progress, *, step: int | None) -> None:
-    """Where nothing is there to be shown: of which steps there would be, or who makes some."""
+    """Say, where no preview is there, which steps have some or how to make them."""
     steps = sorted({stored.step for stored in stored_previews(output_dir)})
     if not steps:
         progress.say(f"{output_dir} holds no previews yet. `qedit train` makes them.")
@@ -83,7 +83,7 @@ def _say_what_there_is(output_dir: Path, progress: Progress, *, step: int | None
 
 
 def _stored_since(output_dir: Path, *, step: int | None, known: Sequence[Stored]) -> list[Stored]:
-    """What training has stored meanwhile: it starts nobody else while somebody is at work."""
+    """Return the previews stored meanwhile: training starts no second `preview` beside this one."""
     from .pictures import is_current
 
     paths = {stored.path for stored in known}

@@ -35,7 +35,7 @@ def by_sigma(lines: Sequence[Mapping[str, Any]], *, held_out: bool) -> dict[str,
 
 
 def thinned(curve: Curve, *, most: int = MOST_POINTS) -> Curve:
-    """Reduce a curve to at most `most` points: means of neighbours, each at their last step."""
+    """Return at most `most` points: means of neighbours, at their last step; ends stay."""
     if len(curve) <= most:
         return [(step, _short(value)) for step, value in curve]
     result: Curve = []

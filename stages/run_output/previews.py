@@ -59,12 +59,12 @@ class Stored:
 
     @property
     def picture(self) -> Path:
-        """Where `preview` writes the picture of the latents."""
+        """The path at which `preview` writes the picture of the latents."""
         return _beside(self.path, ".png")
 
     @property
     def small_picture(self) -> Path:
-        """Where it writes a small version, which the page holds."""
+        """The path of the small version, which the page holds."""
         return _beside(self.path, ".webp")
 
     def latents(self) -> Tensor:

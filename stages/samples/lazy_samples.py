@@ -119,7 +119,7 @@ def groups_in(samples: Sequence[Sample]) -> pa.Array:
 
 
 def numbered(values: npt.NDArray[np.int64]) -> Rows:
-    """Replace values by numbers: equal ones by equal numbers, counted from 0 as they come up."""
+    """Number the values from 0 in the order of their first occurrence; equal ones alike."""
     numbers: Rows = pa.array(values).dictionary_encode().indices.to_numpy().astype(np.int64)
     return numbers
 

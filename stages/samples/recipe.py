@@ -1,4 +1,4 @@
-"""What a pairs table is made of: its recipe, and the folders its pictures lie in.
+"""The recipe of a pairs table: everything that decides it, except the files' contents.
 
 The recipe is everything that decides the table except what the files hold. A renamed folder is
 the same data, so no folder is in it. But two runs may share a cache folder and give one id to

@@ -38,7 +38,7 @@ class Picture:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is cropped away."""
+        """True if nothing is cropped away."""
         return self.box == (0.0, 0.0, float(self.width), float(self.height))
 
     @property
@@ -52,12 +52,12 @@ class Picture:
 
     @property
     def weight_key(self) -> str:
-        """The key of the row of loss weights that this picture, a mask, gives at this geometry."""
+        """The key of the row of loss weights that this mask gives at this geometry."""
         return key_of({"mask": self.digest, "box": self._box_for_keys, "size": list(self.size)})
 
     @property
     def vl_part(self) -> dict[str, object]:
-        """The part of a prefix key that says what the vision language encoder sees."""
+        """The picture's part of a prefix key: the input of the vision language encoder."""
         assert self.vl_size is not None, "only references are shown to the prompt encoder"
         return {
             "picture": self.digest,

@@ -68,7 +68,7 @@ REJECTED_SCHEMA = pa.schema(_strings("sample", "dataset", "path", "reason", "det
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rejection:
-    """Why something is not trained on.
+    """The reason why a sample or a file is not trained on.
 
     Attributes:
         sample: the sample it belongs to, named as if it had been accepted.

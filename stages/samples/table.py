@@ -128,7 +128,7 @@ def accept_rejections(folder: Path) -> dict[str, Any]:
 
 
 class _Same(Exception):
-    """The table that was written is there already; `name` is its file."""
+    """Raised when the table that was written is there already; `name` is its file."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -216,3 +216,44 @@ def test_benchmarks_import_what_is_there(script: Path) -> None:
                 assert module.with_suffix(".py").is_file() or module.is_dir(), module
         else:
             assert find_spec(package) is not None, f"{script}: there is no module {package}"
+
+
+# Words that begin a noun clause ("What ...", "Whether ...") instead of a sentence with a verb.
+NOUN_CLAUSES = [
+    "As",
+    "For",
+    "How",
+    "Of",
+    "So",
+    "That",
+    "Those",
+    "What",
+    "When",
+    "Where",
+    "Whether",
+    "Which",
+    "Who",
+    "Why",
+]
+# The rooms whose docstrings are sentences; the others join as they are rewritten.
+SENTENCES = (
+    "cache",
+    "stages/models",
+    "stages/pair",
+    "stages/pictures",
+    "stages/preview",
+    "stages/run_output",
+    "stages/samples",
+)
+
+
+def test_docstrings_begin_with_what_a_thing_does() -> None:
+    clauses = []
+    for source in (path for room in SENTENCES for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                words = (ast.get_docstring(node) or "").split(maxsplit=1)
+                if words and words[0] in NOUN_CLAUSES:
+                    name = getattr(node, "name", source.stem)
+                    clauses.append(f"{source.relative_to(ROOT)}: {name}: {words[0]} ...")
+    assert clauses == []
