@@ -15,8 +15,7 @@ from ...config.configuration import Configuration
 from ...config.settings import Settings
 from ...stages.estimates.disk import Encoders, text_tokens
 from ...stages.estimates.memory import way_of
-from ...stages.models.checkpoint.checkpoint import flavour_of
-from ...stages.models.checkpoint.part_config import part_config
+from ...stages.models.checkpoint.checkpoint import flavour_of, part_config
 from ...stages.models.flavours import Flavour
 from ...stages.models.memory_estimate.dimensions import Dimensions
 from ...stages.models.memory_estimate.memory import (

@@ -17,8 +17,8 @@ from ...cache.files.atomic import readable_json
 from ...cache.files.failing_disk import io_errors_as_damaged
 from ...cache.files.fingerprint import fingerprint, has_digest
 from ...config.settings import Settings
-from ..models.checkpoint.checkpoint import Checkpoint, model_digest
-from ..models.checkpoint.digests import digests_file
+from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.digests import digests_file, model_digest
 from ..stores.row_kinds import RowKind
 from .folder import base_folder
 from .modulation_table import wants_table

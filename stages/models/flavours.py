@@ -6,7 +6,7 @@ checkpoint's own config files, never from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MEGAPIXEL_AREA = 1024 * 1024
 
@@ -30,49 +30,26 @@ class Flavour:
     overrides_zero_cond_t: bool = False
 
 
-FLAVOURS: dict[str, Flavour] = {
-    flavour.name: flavour
-    for flavour in (
-        Flavour(
-            name="edit-v1",
-            repository="Qwen/Qwen-Image-Edit",
-            pipeline="QwenImageEditPipeline",
-            max_references=1,
-            vae_area=MEGAPIXEL_AREA,
-            vl_area=MEGAPIXEL_AREA,
-            numbered_pictures=False,
-            zero_cond_t=False,
-        ),
-        Flavour(
-            name="edit-v2",
-            repository="Qwen/Qwen-Image-Edit-2509",
-            pipeline="QwenImageEditPlusPipeline",
-            max_references=3,
-            vae_area=MEGAPIXEL_AREA,
-            vl_area=384 * 384,
-            numbered_pictures=True,
-            zero_cond_t=False,
-        ),
-        Flavour(
-            name="edit-v2+",
-            repository="Qwen/Qwen-Image-Edit-2509",
-            pipeline="QwenImageEditPlusPipeline",
-            max_references=3,
-            vae_area=MEGAPIXEL_AREA,
-            vl_area=384 * 384,
-            numbered_pictures=True,
-            zero_cond_t=True,
-            overrides_zero_cond_t=True,
-        ),
-        Flavour(
-            name="edit-v3",
-            repository="Qwen/Qwen-Image-Edit-2511",
-            pipeline="QwenImageEditPlusPipeline",
-            max_references=3,
-            vae_area=MEGAPIXEL_AREA,
-            vl_area=384 * 384,
-            numbered_pictures=True,
-            zero_cond_t=True,
-        ),
-    )
-}
+_V1 = Flavour(
+    name="edit-v1",
+    repository="Qwen/Qwen-Image-Edit",
+    pipeline="QwenImageEditPipeline",
+    max_references=1,
+    vae_area=MEGAPIXEL_AREA,
+    vl_area=MEGAPIXEL_AREA,
+    numbered_pictures=False,
+    zero_cond_t=False,
+)
+_V2 = Flavour(
+    name="edit-v2",
+    repository="Qwen/Qwen-Image-Edit-2509",
+    pipeline="QwenImageEditPlusPipeline",
+    max_references=3,
+    vae_area=MEGAPIXEL_AREA,
+    vl_area=384 * 384,
+    numbered_pictures=True,
+    zero_cond_t=False,
+)
+_V2_PLUS = replace(_V2, name="edit-v2+", zero_cond_t=True, overrides_zero_cond_t=True)
+_V3 = replace(_V2, name="edit-v3", repository="Qwen/Qwen-Image-Edit-2511", zero_cond_t=True)
+FLAVOURS = {flavour.name: flavour for flavour in (_V1, _V2, _V2_PLUS, _V3)}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ...config.latent_geometry import LATENT_PIXELS
-from ..models.checkpoint.checkpoint import Checkpoint, files_digest, model_digest
-from ..models.checkpoint.json_file import json_object
+from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.digests import files_digest, model_digest
+from ..models.checkpoint.model_files import json_object
 from ..models.templates import CLOSING, DROPPED_TOKENS, prefix_text
 from .row_kinds import RowKind
 

@@ -120,11 +120,14 @@ VALUES: dict[str, dict[str, str]] = {
             "before."
         ),
         "checkpoint / STATE_FILE": "output/edited/checkpoint-1000/state.json",
+        "file": "config.json",
         "folder / AREAS_FILE": "models/tiny/areas.json",
         "missing[0]": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
         "name": "edit-v4",
         "others": " (and 2 more)",
+        "part": "transformer",
         "path": "output/edited/checkpoint-1000/optimizer.safetensors",
+        "repository": "me/my-model",
         "says": "its pipeline is QwenImageEditPipeline",
         "source": "/models/Qwen-Image-Edit",
         "there[-1].name": "checkpoint-1000",
@@ -150,7 +153,7 @@ VALUES: dict[str, dict[str, str]] = {
         "repository": "Qwen/Qwen-Image-Edit-2509",
         "revision": "v2",
     },
-    "json_file.py": {"path": f"{_HF_FOLDER}/vae/config.json"},
+    "model_files.py": {"path": f"{_HF_FOLDER}/vae/config.json"},
     "loading.py": {
         "folder": f"{_HF_FOLDER}/vae",
         "gaps[0]": "encoder.conv_in.weight",
@@ -158,11 +161,6 @@ VALUES: dict[str, dict[str, str]] = {
         "len(gaps)": "12",
         "name": "AutoencoderKLQwenImage",
         "str(error).splitlines()[0]": "no file named diffusion_pytorch_model.safetensors was found",
-    },
-    "part_config.py": {
-        "file": "config.json",
-        "name": "me/my-model",
-        "part": "transformer",
     },
     "streaming.py": {
         "error": "header too large",

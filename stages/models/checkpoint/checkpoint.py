@@ -8,27 +8,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ....cache.errors import NotComplete, WrongUse
 from ..flavours import FLAVOURS, Flavour
-from .digests import files_digest, model_digest
-from .hub import fetched, local_folder
-from .json_file import json_object
-from .weight_files import files_named
-
-__all__ = [
-    "ENCODERS",
-    "Checkpoint",
-    "files_digest",
-    "flavour_of",
-    "model_digest",
-    "open_checkpoint",
-]
+from .hub import fetched, fetched_file, local_folder
+from .model_files import files_named, json_object
 
 # Parts that only make rows: whoever reads the rows does without them.
 ENCODERS = ("vae", "text_encoder")
 AREAS_FILE = "qedit.json"
+CONFIG_FILE = "config.json"
 INDEX_FILE = "model_index.json"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler")
 # What must lie in a part's folder, beside the weights of the three that have some.
@@ -149,6 +139,37 @@ def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) ->
     _refuse_gaps(root, there)
     _refuse_contradiction(flavour, root, transformer=parts["transformer"], source=source)
     return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
+
+
+def part_config(settings: ModelSettings, part: str, file: str = CONFIG_FILE) -> dict[str, Any]:
+    """Return the JSON object in `file` of `part` (transformer, vae, text_encoder, processor).
+
+    Empty for a flavour's own repository that cannot be reached: the defaults of diffusers'
+    and transformers' classes are the sizes of that model.
+
+    Raises:
+        WrongUse: a repository of somebody else's that cannot be reached.
+        NotComplete: a local checkpoint without this file.
+    """
+    flavour = flavour_of(settings)
+    own = getattr(settings, f"pretrained_{part}_model_name_or_path", None)
+    repository = own or settings.pretrained_model_name_or_path or flavour.repository
+    folder = Path(repository).expanduser()
+    if folder.is_dir():
+        path = folder / part / file if (folder / part).is_dir() or own is None else folder / file
+        return json_object(path)
+    revision = settings.revision if own is None else None
+    found = fetched_file(repository, f"{part}/{file}", revision=revision)
+    if found is None and own is not None:
+        found = fetched_file(repository, file, revision=None)
+    if found is not None:
+        return json_object(found)
+    if repository == flavour.repository:
+        return {}
+    raise WrongUse(
+        f"{repository} is not downloaded, and its {part}/{file} cannot be fetched from the hub.",
+        "Check the name and the connection, or name a folder that holds the checkpoint.",
+    )
 
 
 def processor_of(settings: ModelSettings) -> Path:

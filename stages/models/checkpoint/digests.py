@@ -22,7 +22,7 @@ from ....cache.files.atomic import write_json
 from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_file
 from ....cache.files.sealed import sealed, unsealed
 from ....config.settings import Settings
-from .weight_files import weight_files
+from .model_files import weight_files
 
 REMEMBERED_DIGESTS = "model-digests.json"
 

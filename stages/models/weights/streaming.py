@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ....cache.errors import Damaged, WrongUse
-from ..checkpoint.weight_files import weight_files
+from ..checkpoint.model_files import weight_files
 from ..layers import PRESETS, fits
 
 

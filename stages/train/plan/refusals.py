@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....config.settings import Settings
 from ...frozen_base.quantized import wants_quantized
-from ...models.checkpoint.part_config import part_config
+from ...models.checkpoint.checkpoint import part_config
 from ...models.device import best_device
 from ...models.flavours import FLAVOURS
 from ...models.layers import chosen_layers

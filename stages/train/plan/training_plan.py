@@ -13,8 +13,8 @@ from ....cache.store.store import COMPRESSION
 from ....config.loading import Configuration
 from ....config.settings import Settings
 from ...frozen_base.wanted import refuse_incomplete_base
-from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint, model_digest
-from ...models.checkpoint.digests import digests_file
+from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint
+from ...models.checkpoint.digests import digests_file, model_digest
 from ...samples.sample import NULL_CAPTION
 from ...samples.table import captions_beside
 from ...stores.row_kinds import RowKind

@@ -25,8 +25,8 @@ from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.frozen_base.folder import base_folder
 from qedit.stages.frozen_base.modulation_table import modulation_table
 from qedit.stages.frozen_base.quantized import quantized_base
-from qedit.stages.models.checkpoint.checkpoint import model_digest, open_checkpoint
-from qedit.stages.models.checkpoint.digests import digests_file
+from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
+from qedit.stages.models.checkpoint.digests import digests_file, model_digest
 from qedit.stages.stores.run import Run
 
 INT8 = {"mixed_precision": "bf16", "base_model_precision": "int8-quanto"}

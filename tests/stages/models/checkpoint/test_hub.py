@@ -19,8 +19,8 @@ from qedit.cache.errors import WrongUse
 from qedit.stages.models.checkpoint import hub
 from qedit.stages.models.checkpoint.checkpoint import (
     open_checkpoint,
+    part_config,
 )
-from qedit.stages.models.checkpoint.part_config import part_config
 
 
 def test_the_hub_is_asked_for_the_parts_that_are_needed(

@@ -15,7 +15,7 @@ from training import train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import load
-from qedit.stages.models.checkpoint.part_config import part_config
+from qedit.stages.models.checkpoint.checkpoint import part_config
 from qedit.stages.models.lora.lora_file import Lora, LowRank, as_file
 from qedit.stages.models.memory_estimate.dimensions import Dimensions
 from qedit.stages.train.plan import refusals
