@@ -308,7 +308,7 @@ VALUES: dict[str, dict[str, str]] = {
         "kind.name": "AdamW",
         "kind.package": "prodigyopt",
         "name": "prodigy",
-        "said": "AdamW.__init__() got an unexpected keyword argument 'beta'",
+        "reason": "AdamW.__init__() got an unexpected keyword argument 'beta'",
     },
     "phases.py": {
         "'; '.join((source.in_words() for source in sources))": (

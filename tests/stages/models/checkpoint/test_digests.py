@@ -16,10 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from qedit.cache.errors import Damaged, NotComplete
 from qedit.stages.models.checkpoint import digests
-from qedit.stages.models.checkpoint.checkpoint import (
-    files_digest,
-    model_digest,
-)
+from qedit.stages.models.checkpoint.digests import files_digest, model_digest
 from qedit.stages.models.weights.streaming import tensors_in
 
 
