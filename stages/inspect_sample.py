@@ -103,7 +103,7 @@ def inspect_sample(
 
 
 def sample_names(configuration: Configuration) -> list[str]:
-    """What the samples are called, dataset by dataset.
+    """Return the names of the samples, dataset by dataset.
 
     Raises:
         NotComplete: the pairs of a dataset are not there.
@@ -119,7 +119,7 @@ def _note(run: Run, sample: Sample) -> str:
 
 
 def geometry_of(picture: Picture) -> dict[str, object]:
-    """Path, source size, box and sizes of `picture`, for people and programs."""
+    """Return path, source size, box and sizes of `picture`, for people and programs."""
     facts: dict[str, object] = {
         "dataset": picture.dataset,
         "path": picture.path,
@@ -133,7 +133,7 @@ def geometry_of(picture: Picture) -> dict[str, object]:
 
 
 def find_sample(samples: Iterable[Sample], name: str, *, among: str = "") -> Sample:
-    """The sample called `name`: its target's path with or without extension, where two
+    """Return the sample called `name`: its target's path with or without extension, where two
     datasets hold the same path with "<dataset id>:" before it.
 
     Args:

@@ -37,7 +37,7 @@ def write_quantized(
     *,
     device: str,
 ) -> None:
-    """Make `base`: whole and with the run's note in it, or not at all.
+    """Write `base` whole, with the run's note in it, or not at all.
 
     Raises:
         WrongUse: the checkpoint lacks a tensor, or a package is missing.
@@ -81,7 +81,7 @@ def _counted(
 
 
 def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Tensors as they come, as many as fit into a file."""
+    """Yield tensors as they come, as many as fit into a file."""
     held: dict[str, Tensor] = {}
     number = 0
     for name, tensor in tensors:
@@ -101,5 +101,5 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _count_bytes(checkpoint: Checkpoint) -> int:
-    """An upper bound of what is about to be written: every format takes at most half."""
+    """Return an upper bound of the bytes that are written: every format takes at most half."""
     return sum(path.stat().st_size for path in checkpoint.transformer.glob("*.safetensors")) // 2

@@ -25,7 +25,7 @@ PART_BYTES = 1 << 28
 
 @dataclass
 class TableWork:
-    """A table, the timesteps it is to hold, and those of them that it lacks."""
+    """A modulation table, the timesteps that it is to hold, and those that it lacks."""
 
     checkpoint: Checkpoint
     table: Store
@@ -35,7 +35,7 @@ class TableWork:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: Settings, *, drops: bool) -> TableWork:
-        """What there is to do; `drops`: whether parts that have lost a file are given up."""
+        """Return what is missing; with `drops`, parts that have lost a file are given up."""
         table = modulation_table(checkpoint, settings)
         pass_over_torn([table], drops=drops)
         wanted = every_timestep(lowest_sigma=lowest_sigma(settings))

@@ -34,7 +34,7 @@ MOST_PADDING = 1.25
 
 
 class ReferenceEncoding:
-    """What the engine asks about reference sets."""
+    """Reads, compares and names reference sets."""
 
     def __init__(
         self,
@@ -51,20 +51,20 @@ class ReferenceEncoding:
         self._recent = RecentPictures()
 
     def read(self, item: ReferenceSet) -> Prompt:
-        """Decode its references, but for those at hand already, and cut all into tokens."""
+        """Decode the references that are not at hand yet, and cut all into tokens."""
         pictures = [self._picture(reference) for reference in item.sample.references]
         return self._reader.read(pictures, list(item.tails.values()))
 
     def cost(self, item: ReferenceSet) -> int:
-        """In tokens, about."""
+        """Return about how many tokens the set has."""
         return item.picture_tokens + item.tail_tokens + TOKENS_AROUND
 
     def together(self, one: ReferenceSet, other: ReferenceSet) -> bool:
-        """Sets of a part come in the order of their length: padding is what must stay small."""
+        """Return whether padding stays small: sets of a part come in the order of their length."""
         return self.cost(other) <= MOST_PADDING * self.cost(one)
 
     def rejected(self, item: ReferenceSet, unfit: Unfit) -> EncodedItem:
-        """No prefix, and no tail of these captions either."""
+        """Reject the prefix, and the tail of each of these captions."""
         sample = item.sample
         return EncodedItem(
             rejected={
@@ -74,7 +74,7 @@ class ReferenceEncoding:
         )
 
     def name(self, item: ReferenceSet) -> str:
-        """The sample's."""
+        """Return the name of the sample."""
         return f"Sample {item.sample.name}"
 
     def open(self) -> Encoder:
@@ -101,7 +101,7 @@ class ReferenceEncoding:
 
 
 class OnDevice:
-    """The prompt encoder as the engine drives it."""
+    """The prompt encoder on its device."""
 
     def __init__(self, encoder: PromptEncoder) -> None:
         self._encoder = encoder
@@ -111,7 +111,7 @@ class OnDevice:
         return torch.device(self._encoder.model.device)
 
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
-        """The rows of each set; those that are NaN or infinite are rejected, no others."""
+        """Return the rows of each set; those that are NaN or infinite are rejected, no others."""
         encoded = self._encoder.encode_all(read)
         return [_made(one, *rows) for one, rows in zip(items, encoded, strict=True)]
 

@@ -34,7 +34,7 @@ PIXELS_WHERE_NOTHING_IS_KNOWN = 1024 * 1024
 
 @dataclass(frozen=True)
 class Decoded:
-    """A file in every size the VAE is shown it, and what the next stage wants of it.
+    """A file in every size for the VAE, and the pictures of it that the next stage wants.
 
     Attributes:
         values: pixels, for each of the file's pictures.
@@ -46,7 +46,7 @@ class Decoded:
 
 
 class PictureEncoding:
-    """What the engine asks about pictures.
+    """Reads, compares and names pictures.
 
     Args:
         shown: by latent key, the references whose pictures for the vision language encoder
@@ -67,7 +67,7 @@ class PictureEncoding:
         self._device, self._spool, self._shown = device, spool, shown or {}
 
     def read(self, item: OneFile) -> Decoded:
-        """Decode it once, and bring it to every size it is wanted in."""
+        """Decode the file once, and resize it to every size that is wanted."""
         opened = open_to_encode(self._folders[item.first.dataset], item.first)
         values = [
             np.asarray(resized(opened, picture.box, picture.size), np.uint8)
@@ -84,21 +84,21 @@ class PictureEncoding:
         return Decoded(values, shown)
 
     def cost(self, item: OneFile) -> int:
-        """In pixels: its sizes are encoded one after the other."""
+        """Return the pixels of its largest size: sizes are encoded one after the other."""
         return max(width * height for width, height in item.sizes)
 
     def together(self, one: OneFile, other: OneFile) -> bool:
-        """Files that are wanted in the same sizes."""
+        """Return whether both are wanted in the same sizes."""
         return one.sizes == other.sizes
 
     def rejected(self, item: OneFile, unfit: Unfit) -> EncodedItem:
-        """No latents."""
+        """Reject the latents of every size."""
         return EncodedItem(
             rejected={RowKind.LATENTS: [_rejected(picture, unfit) for picture in item.pictures]}
         )
 
     def name(self, item: OneFile) -> str:
-        """The file's."""
+        """Return the path of the file."""
         return str(self._folders[item.first.dataset] / item.first.path)
 
     def open(self) -> Encoder:
@@ -113,7 +113,7 @@ class PictureEncoding:
 
 
 class OnDevice:
-    """The VAE as the engine drives it: pictures travel as bytes, a quarter of their floats."""
+    """The VAE on its device: pictures travel as bytes, a quarter of their floats."""
 
     def __init__(self, encoder: LatentEncoder) -> None:
         self._encoder = encoder
@@ -124,7 +124,7 @@ class OnDevice:
         return torch.device(self._encoder.vae.device)
 
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
-        """The latents of each file; those that are NaN or infinite are rejected, no others."""
+        """Return the latents of each file; those alone that are NaN or infinite are rejected."""
         made = [_nothing_yet(one) for one in read]
         for place in range(len(items[0].pictures)):
             values = torch.from_numpy(np.stack([one.values[place] for one in read]))
@@ -135,7 +135,7 @@ class OnDevice:
 
 
 def signed_values() -> Float[Tensor, " 256"]:
-    """What `images.pixels` makes of each value of a byte: the same bits on every device."""
+    """Return what `images.pixels` makes of each value of a byte: the same bits on every device."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
     return torch.from_numpy(pixels(ramp)[0, 0])
 

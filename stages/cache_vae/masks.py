@@ -31,7 +31,7 @@ STAGE = "cache-vae"
 def weights_of(
     mask: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> np.ndarray:
-    """The weights of a decoded, upright mask: float32 in [0, 1], [1, height / 8, width / 8].
+    """Return the weights of a decoded, upright mask: float32 in [0, 1], [1, height / 8, width / 8].
 
     Args:
         box: what of the mask is used, in (fractional) pixels.
@@ -43,7 +43,7 @@ def weights_of(
 
 
 class MaskReading:
-    """What the engine asks about masks: everything is done where pictures are read."""
+    """Makes rows of masks: everything is done where pictures are read."""
 
     device = torch.device("cpu")
 
@@ -51,7 +51,7 @@ class MaskReading:
         self._folders = picture_folders(configuration)
 
     def read(self, item: Picture) -> np.ndarray:
-        """Its weights; raises Unfit where the file is broken or the mask selects nothing."""
+        """Return the weights; raises Unfit where the file is broken or the mask selects nothing."""
         try:
             mask = open_mask(bytes_as_paired(self._folders[item.dataset], item))
         except Unreadable as error:
@@ -64,30 +64,30 @@ class MaskReading:
         return bits_of(torch.from_numpy(weights))
 
     def cost(self, item: Picture) -> int:
-        """Nothing is encoded."""
+        """Return 1: nothing is encoded."""
         return 1
 
     def together(self, one: Picture, other: Picture) -> bool:
-        """Nothing is encoded."""
+        """Return True: nothing is encoded."""
         return True
 
     def rejected(self, item: Picture, unfit: Unfit) -> EncodedItem:
-        """No weights."""
+        """Reject the weights."""
         row = RejectedRow(
             item.weight_key, STAGE, item.dataset, item.path, unfit.reason, unfit.detail
         )
         return EncodedItem(rejected={RowKind.WEIGHTS: [row]})
 
     def name(self, item: Picture) -> str:
-        """The file's."""
+        """Return the path of the file."""
         return str(self._folders[item.dataset] / item.path)
 
     def open(self) -> Encoder:
-        """There is no model."""
+        """Return this object: there is no model."""
         return self
 
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
-        """What was read is the row."""
+        """Return as rows what was read."""
         return [
             EncodedItem(rows={RowKind.WEIGHTS: {item.weight_key: row}})
             for item, row in zip(items, read, strict=True)

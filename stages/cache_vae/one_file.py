@@ -29,17 +29,17 @@ class OneFile:
 
     @property
     def first(self) -> Picture:
-        """The one whose file is opened."""
+        """The picture whose file is opened."""
         return self.pictures[0]
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """What they are resized to."""
+        """The sizes that the pictures are resized to."""
         return tuple(picture.size for picture in self.pictures)
 
 
 def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
-    """By dataset, keys that are claimed and written together, decided by the keys alone.
+    """Return by dataset the keys that are claimed and written together; the keys alone decide it.
 
     The keys of a file follow each other in the order of their sizes. The files of a part are
     wanted in the same sizes, and there are as many as `cut` takes together.
@@ -63,12 +63,12 @@ def parts_of(pictures: Mapping[str, Picture]) -> dict[str, list[list[str]]]:
 
 
 def files_of(pictures: Mapping[str, Picture], keys: Sequence[str]) -> list[OneFile]:
-    """The files that give the rows of `keys`, which are some of a part's in its order."""
+    """Return the files that give the rows of `keys`, which are some of a part's in its order."""
     wanted = [pictures[key] for key in keys]
     by_content = groupby(wanted, key=lambda picture: picture.digest)
     return [OneFile(tuple(same)) for _, same in by_content]
 
 
 def latent_bytes(size: Size) -> int:
-    """How many bytes the latents of a picture of this size take."""
+    """Return how many bytes the latents of a picture of this size take."""
     return prod(latent_size(size)) * BYTES_A_LATENT

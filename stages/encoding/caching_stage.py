@@ -32,7 +32,7 @@ from .work_split import Shard, shard_named
 
 
 class CachingStage(ABC, Generic[Wanted]):
-    """What one caching stage knows and the other does not.
+    """A caching stage: `cache-vae` or `cache-embeds`. A subclass holds what it alone knows.
 
     Attributes:
         name: the command.

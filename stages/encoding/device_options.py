@@ -14,7 +14,7 @@ SHARE_OF_MEMORY = 0.7  # of what is free: what an allocator loses between its bl
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """What a user may say about speed.
+    """The options that decide speed alone.
 
     Attributes:
         device: "auto" or a device's name.
@@ -33,26 +33,26 @@ class DeviceOptions:
 
     @property
     def where(self) -> str:
-        """The devices' names, as rates are remembered by."""
+        """The devices' names, by which speeds are remembered."""
         return ",".join(self.devices) or self.device
 
     @property
     def readers(self) -> int:
-        """How many threads read: one core is left to the thread that drives the encoder."""
+        """The number of reading threads: one core is left to the thread that drives the encoder."""
         if self.workers is not None:
             return self.workers
         return max(1, min(MOST_WORKERS, available_cores() - 1) // max(1, len(self.devices)))
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class BatchSize:
-    """How many items go through an encoder together: as asked, or as many as fit.
+    """Decides how many items go through an encoder together: as asked, or as many as fit.
 
     What fits is a budget in an encoder's own measure of size (pixels, tokens), so that it holds
     for items of every size. Running out of memory halves it and never ends a run.
@@ -85,7 +85,7 @@ class BatchSize:
             self._budget = int(cost * SHARE_OF_MEMORY * taken.free_bytes / max(1, taken.used_bytes))
 
     def of(self, cost: int) -> int:
-        """How many items of this size go together; at least one.
+        """Return how many items of this size go together; at least one.
 
         Where free memory decides it is a power of two: a little more or less of it, as a rerun
         may find, makes the same batches.
@@ -96,5 +96,5 @@ class BatchSize:
         return fitting if self._asked else 1 << (fitting.bit_length() - 1)
 
     def was_too_much(self, count: int, *, cost: int) -> None:
-        """`count` items of this size did not fit: take half as much from now on."""
+        """Take half as much from now on: `count` items of this size did not fit."""
         self._budget = min(self._budget or count * cost, count * cost // 2)

@@ -54,7 +54,7 @@ class _Worker:
     messages: Connection
 
     def interrupt(self) -> None:
-        """As Ctrl-C does."""
+        """Interrupt the worker as Ctrl-C does."""
         if self.process.pid and self.process.is_alive():
             os.kill(self.process.pid, signal.SIGINT)
 
@@ -84,7 +84,7 @@ def _start(
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Until the block ends; in a process that is started in it, until it has begun."""
+    """Hold back Ctrl-C until the block ends; a process started in it, until that has begun."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -135,7 +135,7 @@ def _error(worker: _Worker, kind: type[QeditError], what: str, do: str) -> Qedit
 
 
 class _Bars:
-    """The bars of several workers as one; each counts the same work as a whole."""
+    """Shows the bars of several workers as one: each counts the same work as a whole."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -172,7 +172,7 @@ class _Bars:
 
 
 class _SentProgress:
-    """The Progress of a worker, sent to the process that started it."""
+    """The Progress of a worker, which sends everything to the process that started it."""
 
     def __init__(self, messages: Connection) -> None:
         self._messages = messages

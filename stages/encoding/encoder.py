@@ -49,7 +49,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Encoding(Protocol):
-    """What a stage knows of its items and the pipeline does not."""
+    """Reads, compares and names the items of a stage, for the pipeline."""
 
     def read(self, item: Any) -> Any:
         """Do what needs no model, in some thread; raises Unfit for an item without rows."""

@@ -63,7 +63,7 @@ def open_to_encode(folder: Path, picture: Picture) -> Image.Image:
 
 
 class RecentPictures:
-    """The last pictures by name, as many as `most_bytes` hold. Threads may share one."""
+    """Keeps the last pictures by name, as many as `most_bytes` hold. Threads may share one."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes, self._held_bytes = most_bytes, 0
@@ -71,7 +71,7 @@ class RecentPictures:
         self._turn = threading.Lock()
 
     def get(self, name: str, make: Callable[[], Image.Image]) -> Image.Image:
-        """The picture called `name`; made unless it is here, or another thread is making it.
+        """Return the picture called `name`; `make` it unless it is here or in another thread's work.
 
         Raises what `make` raises; the picture is then made anew the next time.
         """
@@ -98,7 +98,7 @@ class RecentPictures:
         return picture
 
     def _let_go(self) -> None:
-        """Of the oldest ones, until the rest is few enough; those in the making stay."""
+        """Drop the oldest pictures until the rest is small enough; unfinished ones stay."""
         for name in [name for name, one in self._pictures.items() if one.done()]:
             if self._held_bytes <= self._most_bytes:
                 return

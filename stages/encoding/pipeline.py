@@ -1,4 +1,4 @@
-"""One story for both encoders: read ahead, encode in batches, write behind.
+"""Read ahead, encode in batches, write behind: the pipeline of every encoder.
 
 One thread drives the encoder. Others read the items of the batch after the one it is at, and
 one writes what was encoded. What is in memory is bounded by the batch size, the number of readers
@@ -111,7 +111,7 @@ class EncodingPipeline:
         self.added.update(self._write_rows(job.dataset, encoded))
 
     def _encoded_batch(self, batch: Sequence[QueuedItem]) -> list[EncodedItem]:
-        """What comes of a batch, the items that could not be read included, in its order."""
+        """Return the rows of a batch in its order; items that could not be read are rejected."""
         results: dict[int, EncodedItem] = {}
         fit: list[tuple[int, Any, Any]] = []
         for place, queued in enumerate(batch):
@@ -151,7 +151,7 @@ class EncodingPipeline:
         return encoded
 
     def _encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem] | None:
-        """None where it does not fit. Nothing may refer to the error while memory is released."""
+        """Return None where memory does not suffice: nothing may refer to the error afterwards."""
         encoder = self._opened()
         try:
             return encoder.encode(items, read)
@@ -185,7 +185,7 @@ class EncodingPipeline:
 
 
 def _fitting(load: Callable[[], Encoder]) -> Encoder:
-    """What `load` gives, or in words that there is no room for it."""
+    """Return what `load` returns; raises QeditError where memory does not hold the encoder."""
     try:
         return load()
     except Exception as error:

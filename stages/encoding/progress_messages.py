@@ -16,7 +16,7 @@ SHOWN_EVERY_SECONDS = 1.0
 
 
 class WaitingNotice:
-    """Tells for whom a stage waits that has nothing left to do itself, again every minute.
+    """Says, again every minute, whom a stage waits for that has nothing left to do itself.
 
     Whether somebody on another host still runs cannot be known from here, and no clock of two
     hosts is compared: a claim that is released in time for another one is a sign of life.
@@ -28,7 +28,7 @@ class WaitingNotice:
         self._say_at: float | None = None
 
     def __call__(self, holder: Holder) -> None:
-        """All that is left is what `holder` has claimed; asked again and again."""
+        """Note that all that is left is claimed by `holder`; called again and again."""
         now, owner = time.monotonic(), holder.owner
         self._progress.note(waiting_for=f"process {owner.pid} on {owner.host}")
         first = self._first_seen.setdefault(holder, now)
@@ -51,7 +51,7 @@ def _in_words(holder: Holder, *, waited_seconds: float) -> str:
 
 @contextlib.contextmanager
 def saying_what_is_kept(progress: Progress, made: Callable[[], int], rows: str) -> Iterator[None]:
-    """On Ctrl-C, say how many `rows` were finished before; the part in work is given up."""
+    """Say on Ctrl-C how many `rows` were finished before; the part in work is given up."""
     try:
         yield
     except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def saying_what_is_kept(progress: Progress, made: Callable[[], int], rows: str) 
 
 
 class SpeedLog:
-    """Seconds that the one thread which drives an encoder spent in each of three ways.
+    """Counts the seconds of the thread that drives an encoder, in three parts.
 
     `decode`: it waited for pictures to be read. `encode`: the encoder was at work. `write`: it
     waited for rows to be written. Reading and writing go on beside it all the time, so the
@@ -88,17 +88,17 @@ class SpeedLog:
                 self._progress.note(bottleneck=self.bottleneck())
 
     def bottleneck(self) -> str:
-        """`decode`, `encode` or `write`: where most of the time went."""
+        """Return `decode`, `encode` or `write`: the part that took longest."""
         return bottleneck_of(self.seconds)
 
 
 def bottleneck_of(seconds: Mapping[str, float]) -> str:
-    """The largest of the three."""
+    """Return the part that took longest."""
     return max(PARTS, key=lambda part: seconds.get(part, 0.0))
 
 
 def facts_of(seconds: Mapping[str, float]) -> dict[str, object]:
-    """What `--json` says of where the time went; nothing where none did."""
+    """Return the facts for `--json` of where the time went; none if no time was spent."""
     if not any(seconds.values()):
         return {}
     times = {part: round(seconds.get(part, 0.0), 3) for part in PARTS}

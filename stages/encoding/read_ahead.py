@@ -18,7 +18,7 @@ from .progress_messages import WaitingNotice
 
 @dataclass
 class Job:
-    """Items of one dataset that this process has claimed, in the order they are encoded in."""
+    """Items of one dataset that this process has claimed, in the order of encoding."""
 
     task: Task
     dataset: str
@@ -36,7 +36,7 @@ class QueuedItem:
 
 
 class ReadAhead:
-    """The items of all jobs, in order; as many of them are read as are asked for.
+    """Reads the items of all jobs in order, as many as are asked for.
 
     Attributes:
         waiting: being read or read, and not taken yet.
@@ -69,7 +69,7 @@ class ReadAhead:
             job.task.release()
 
     def top_up(self, count: int) -> None:
-        """Have `count` items waiting, if there are so many that are free to be claimed."""
+        """Start reading until `count` items wait, or none is left that is free to be claimed."""
         while len(self.waiting) < count and not (self.ended or self.paused):
             try:
                 found = next(self._items)
@@ -84,7 +84,7 @@ class ReadAhead:
                 self.waiting.append(QueuedItem(job, item, last, future))
 
     def take(self, most: int) -> list[QueuedItem]:
-        """The next items that may be encoded together: of one job, at most so many."""
+        """Return the next items that may be encoded together: of one job, at most `most`."""
         batch = [self.waiting.popleft()]
         while self.waiting and len(batch) < most:
             following = self.waiting[0]
@@ -96,7 +96,7 @@ class ReadAhead:
         return batch
 
     def release(self, job: Job) -> None:
-        """What is still missing of `job` may be claimed by others."""
+        """Release the claim of `job`: others may take what is still missing of it."""
         job.task.release()
         self.open.remove(job)
 
@@ -121,7 +121,7 @@ def claimed_jobs(
     stage: str,
     progress: Progress,
 ) -> Iterator[Job | None]:
-    """The items of part after part, claimed in `store_set`, none of them another process's.
+    """Yield the items of part after part, claimed in `store_set`; None while others have all.
 
     For the arguments see `Work`.
     """

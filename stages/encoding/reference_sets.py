@@ -1,4 +1,4 @@
-"""Which image prefixes and text tails are wanted, and what of them is missing.
+"""Reference sets, and the image prefixes and text tails of them that are missing.
 
 The null prompt is one more tail of every reference set. Tails are run on the key-value cache
 of their prefix, so a new caption costs its own few tokens on disk and no second prefix row.
@@ -37,18 +37,18 @@ class ReferenceSet:
 
     @property
     def picture_tokens(self) -> int:
-        """About how many tokens its pictures are."""
+        """The tokens of its pictures, about."""
         return sum(_tokens(picture) for picture in self.sample.references)
 
     @property
     def tail_tokens(self) -> int:
-        """About how many tokens its tails have together."""
+        """The tokens of its tails together, about."""
         letters = sum(map(len, self.tails.values()))
         return letters // LETTERS_A_TOKEN + TOKENS_A_TAIL * len(self.tails)
 
     @property
     def tokens(self) -> int:
-        """About how many there are in all."""
+        """The tokens of pictures and tails, about."""
         return self.picture_tokens + self.tail_tokens
 
 
@@ -122,7 +122,7 @@ def find_sets(run: Run) -> WantedSets:
 
 
 def reference_sets(samples: Iterable[Sample], beside: Iterable[str]) -> dict[str, ReferenceSet]:
-    """Every distinct reference set by prefix key, with the tails wanted after it."""
+    """Return every distinct reference set by prefix key, with the tails wanted after it."""
     also = tuple(beside)
     sets: dict[str, ReferenceSet] = {}
     for sample in samples:
@@ -133,9 +133,9 @@ def reference_sets(samples: Iterable[Sample], beside: Iterable[str]) -> dict[str
 
 
 def missing_of(sets: Mapping[str, ReferenceSet], stores: RunStores) -> dict[str, ReferenceSet]:
-    """The sets that need the encoder, each with its missing tails only.
+    """Return the sets that need the encoder, each with its missing tails only.
 
-    What was rejected before is not tried again.
+    What was rejected before is not encoded again.
     """
     no_prefix, no_tail = stores.prefixes.rejected(), stores.tails.rejected()
     work = {}
@@ -151,7 +151,7 @@ def missing_of(sets: Mapping[str, ReferenceSet], stores: RunStores) -> dict[str,
 
 
 def parts_of(sets: Mapping[str, ReferenceSet]) -> dict[str, list[list[str]]]:
-    """By dataset, keys of the sets that are claimed together, decided by the keys alone.
+    """Return by dataset the keys of the sets that are claimed together; the keys alone decide it.
 
     In a part those of like length follow each other, so that a batch has little padding.
     """

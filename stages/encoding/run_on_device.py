@@ -19,7 +19,7 @@ from .write_rows import RowWriter
 
 @dataclass(frozen=True)
 class Work:
-    """What one encoder is to do.
+    """The work of one encoder.
 
     Attributes:
         stage, unit, rows: the command, what it encodes, and what becomes of that, for people.

@@ -35,7 +35,7 @@ PAIRS_OF_BYTES = 32 * 32 * 3 // 2
 
 @contextmanager
 def spool_in(cache_dir: Path) -> Iterator[Path]:
-    """A folder for a spool of this process, gone with all it holds when the block ends."""
+    """Make a folder for a spool of this process, and remove it when the block ends."""
     place = cache_dir / FOLDER
     sweep(place)
     folder = place / f"{unique_name()}{LEFTOVER}"
@@ -46,7 +46,7 @@ def spool_in(cache_dir: Path) -> Iterator[Path]:
 
 
 class Spool:
-    """Resized pictures by what they are. Threads may share one.
+    """Holds resized pictures by content and size. Threads may share one.
 
     Args:
         datasets: ids whose pictures come here.
@@ -73,7 +73,7 @@ class Spool:
         self._counting = threading.Lock()
 
     def row_of(self, shown: Image.Image) -> np.ndarray | None:
-        """A picture as a row, if the spool may still grow by it."""
+        """Return a picture as a row; None if the spool may not grow by it."""
         pixels = np.array(shown, dtype=np.uint8)
         tokens, rest = divmod(pixels.nbytes, 2 * PAIRS_OF_BYTES)
         if rest or tokens > SHARD_LENGTH:
@@ -85,7 +85,7 @@ class Spool:
         return pixels.reshape(-1).view(np.uint16).reshape(-1, PAIRS_OF_BYTES)
 
     def take(self, picture: Picture) -> Image.Image | None:
-        """The picture as the vision language encoder wants it, if it is here and whole."""
+        """Return the picture at the vision language encoder's size; None if it is not here whole."""
         key = spool_key(picture)
         if key not in self.store_set:
             return None
@@ -99,5 +99,5 @@ class Spool:
 
 
 def spool_key(picture: Picture) -> str:
-    """Names a picture as the vision language encoder sees it."""
+    """Return the name of a picture as the vision language encoder sees it."""
     return key_of({"shown": picture.vl_part})

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def cut(items: Iterable[Item], bytes_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Runs of `items`: each ends with the item that makes it large, or many, enough.
+    """Yield runs of `items`: each ends with the item that makes it large, or many, enough.
 
     What follows a run does not decide where it ends: if some of them are done, those that are
     left are cut from the items that are left as they were before. So a rerun makes the same

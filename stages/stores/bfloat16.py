@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def bits_of(tensor: Tensor) -> np.ndarray:
-    """Round `tensor` to bfloat16 and give its bits as uint16 of the same shape."""
+    """Round `tensor` to bfloat16 and return its bits as uint16 of the same shape."""
     return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
 
 
 def tensor_of(bits: np.ndarray) -> Tensor:
-    """The bfloat16 tensor whose bits these are; shares memory with `bits`."""
+    """Return the bfloat16 tensor whose bits these are; it shares memory with `bits`."""
     return torch.from_numpy(bits).view(torch.bfloat16)
 
 
 def bits_in(tensor: Tensor) -> np.ndarray:
-    """The bits of a bfloat16 tensor on the CPU; shares memory with `tensor`."""
+    """Return the bits of a bfloat16 tensor on the CPU; they share memory with `tensor`."""
     return tensor.view(torch.uint16).numpy()

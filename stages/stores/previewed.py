@@ -57,7 +57,7 @@ class Shown:
 
 
 def preview_samples(run: Run) -> tuple[list[Sample], bool]:
-    """The first `num_eval_images` samples of the held-out datasets, and whether those exist.
+    """Return the first `num_eval_images` samples of held-out datasets, and whether those exist.
 
     Without held-out datasets they are the first of those that are trained on. Datasets take
     turns. Of rows that share a target (`Sample.group`) the first is taken. Their references
@@ -70,7 +70,7 @@ def preview_samples(run: Run) -> tuple[list[Sample], bool]:
 
 
 def only_previewed(run: Run) -> list[Shown]:
-    """The samples of which previews want rows that training does not: none without a crop.
+    """Return the samples of which previews want rows that training does not: none without a crop.
 
     Raises:
         NotComplete: the pairs of a dataset are not there.
@@ -90,7 +90,7 @@ def _may_show_more(configuration: Configuration) -> bool:
 def foreseen_previews(
     configuration: Configuration, samples: Mapping[str, Sequence[Sample]], flavour: Flavour
 ) -> list[Sample]:
-    """What `only_previewed` will find, of the `samples` of each main dataset; reads nothing."""
+    """Return what `only_previewed` will find in the `samples` of main datasets; reads nothing."""
     if not _may_show_more(configuration):
         return []
     mains, count = configuration.main_datasets(), configuration.settings.num_eval_images
@@ -104,7 +104,7 @@ def foreseen_previews(
 
 
 def keys_only_previewed(run: Run) -> tuple[str, ...]:
-    """The keys of every row of whole references, of all kinds."""
+    """Return the keys of every row of whole references, of all kinds."""
     found = {
         key
         for one in only_previewed(run)
@@ -115,7 +115,7 @@ def keys_only_previewed(run: Run) -> tuple[str, ...]:
 
 
 def shown_samples(run: Run) -> list[Shown]:
-    """What `preview_samples` chooses; only the beginning of each table is read.
+    """Return what `preview_samples` chooses; only the beginning of each table is read.
 
     A sample is passed over if a row of it was rejected and the user went on without it.
     """
@@ -140,7 +140,7 @@ def shown_samples(run: Run) -> list[Shown]:
 def as_at_inference(
     sample: Sample, configuration: Configuration, main: Dataset, *, flavour: Flavour
 ) -> Sample:
-    """`sample` with whole references and its first caption; itself if nothing of it is cropped.
+    """Return `sample` with whole references and its first caption; itself if nothing is cropped.
 
     Sizes are those that `pair` gives the sample when `main` is not cropped.
     """
@@ -158,7 +158,7 @@ def as_at_inference(
 
 
 def preview_size(sample: Sample, wanted: PreviewSize) -> tuple[int, int]:
-    """The (width, height) in pixels of the sample's previews.
+    """Return the (width, height) in pixels of the sample's previews.
 
     An exact size is taken as it is; of any other the area counts, at the ratio of the whole
     target, by the rule of size of the pipelines.
@@ -176,7 +176,7 @@ def _shown_of(run: Run, main: Dataset) -> Iterator[Shown]:
 
 
 def in_turns(tables: Sequence[Iterable[T]], group: Callable[[T], str]) -> Iterator[T]:
-    """One of each table, then the next of each; of those of one `group` the first alone."""
+    """Yield one of each table, then the next of each; of those of one `group` the first alone."""
     seen: set[str] = set()
     for one in chain.from_iterable(zip_longest(*tables)):
         if one is None or (group(one) and group(one) in seen):
@@ -186,7 +186,7 @@ def in_turns(tables: Sequence[Iterable[T]], group: Callable[[T], str]) -> Iterat
 
 
 def _area_of_whole(target: Picture, main: Dataset) -> float:
-    """The area that `match_target_res` gives to references when nothing is cropped."""
+    """Return the area that `match_target_res` gives to references when nothing is cropped."""
     if main.resolution_type != "pixel":
         return area_of(main.resolution, main.resolution_type)
     width, height = size_of_edge(main.resolution, target.width / target.height)
@@ -204,7 +204,7 @@ def _whole(picture: Picture, *, vae_area: Amount, vl_area: Amount) -> Picture:
 
 
 def _accepted(stores: RunStores) -> set[str]:
-    """The keys of rows that were rejected and that the user goes on without."""
+    """Return the keys of rejected rows that the user goes on without."""
     return {
         key
         for store_set in stores.store_sets()

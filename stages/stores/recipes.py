@@ -69,7 +69,7 @@ class EncoderSettings(Protocol):
 def latent_recipe(
     checkpoint: Checkpoint, settings: EncoderSettings, *, remember: Path
 ) -> dict[str, Any]:
-    """What decides a latent row besides its key; `remember` as in `model_digest`."""
+    """Return what decides a latent row besides its key; `remember` as in `model_digest`."""
     return {
         "rows": RowKind.LATENTS.value,
         "version": LATENTS_VERSION,
@@ -84,7 +84,7 @@ def latent_recipe(
 def prompt_recipe(
     checkpoint: Checkpoint, settings: EncoderSettings, *, remember: Path
 ) -> dict[str, Any]:
-    """What decides an image prefix or a text tail besides its key."""
+    """Return what decides an image prefix or a text tail besides its key."""
     quantised = settings.text_encoder_precision != "no_change"
     return {
         "rows": "embeds",
@@ -104,7 +104,7 @@ def prompt_recipe(
 
 
 def mask_recipe() -> dict[str, Any]:
-    """What decides a row of loss weights besides its key: no model does."""
+    """Return what decides a row of loss weights besides its key: no model does."""
     return {
         "rows": RowKind.WEIGHTS.value,
         "version": WEIGHTS_VERSION,
@@ -118,7 +118,7 @@ def mask_recipe() -> dict[str, Any]:
 
 
 def _picture_settings(processor: Path) -> dict[str, Any]:
-    """How the processor cuts a picture into patches; names of classes do not count.
+    """Return how the processor cuts a picture into patches; names of classes do not count.
 
     transformers 5 writes it into a file for the whole processor, which it then prefers.
     """

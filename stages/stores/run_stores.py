@@ -33,7 +33,7 @@ from .row_kinds import SAMPLE_ROWS, RowKind, row_keys
 
 @dataclass(frozen=True)
 class RunStores:
-    """Every row a run reads: latents of pictures, weights of masks, image prefixes, text tails."""
+    """The stores of every row that a run reads, by kind."""
 
     latents: StoreSet
     prefixes: StoreSet
@@ -56,7 +56,7 @@ class RunStores:
     def without_rejected(
         self, samples: Sequence[Sample], captions_too: Iterable[str]
     ) -> Sequence[Sample]:
-        """Those of `samples` of which no row was rejected.
+        """Return those of `samples` of which no row was rejected.
 
         Raises:
             NotComplete: rows were rejected and nobody has accepted that.
@@ -79,7 +79,7 @@ class RunStores:
         return kept
 
     def missing(self, samples: Iterable[Sample], captions_too: Iterable[str]) -> Missing:
-        """Which of `samples` cannot be trained on yet; `captions_too` are wanted of each."""
+        """Return which of `samples` cannot be trained on yet; `captions_too` are wanted of each."""
         extra = tuple(captions_too)
         no_latents: list[str] = []
         no_embeds: list[str] = []
@@ -170,7 +170,7 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
 
 
 def how_stored(settings: Settings) -> dict[str, str]:
-    """What a recipe says of `cache_compression`: nothing of none, so that old stores stay found."""
+    """Return what recipes say of `cache_compression`: nothing of none, as in old stores."""
     zipped = settings.cache_compression
     return {} if zipped == "none" else {COMPRESSION: zipped}
 
