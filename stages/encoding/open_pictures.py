@@ -71,7 +71,7 @@ class RecentPictures:
         self._turn = threading.Lock()
 
     def get(self, name: str, make: Callable[[], Image.Image]) -> Image.Image:
-        """Return the picture called `name`; `make` it unless it is here or in another thread's work.
+        """Return the picture called `name`; `make` it unless it is here or being made.
 
         Raises what `make` raises; the picture is then made anew the next time.
         """

@@ -85,7 +85,7 @@ class Spool:
         return pixels.reshape(-1).view(np.uint16).reshape(-1, PAIRS_OF_BYTES)
 
     def take(self, picture: Picture) -> Image.Image | None:
-        """Return the picture at the vision language encoder's size; None if it is not here whole."""
+        """Return the picture at the text encoder's size; None if it is not here whole."""
         key = spool_key(picture)
         if key not in self.store_set:
             return None
