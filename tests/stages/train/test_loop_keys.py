@@ -103,7 +103,7 @@ ELSEWHERE = {
                 *("reflexflow_alpha", "reflexflow_beta1", "reflexflow_beta2"),
             )
         ),
-        ("train/objective/test_rollout.py", "test_every_setting_reaches_the_rollouts"),
+        ("train/data/test_scheduled_sampling.py", "test_every_setting_reaches_the_rollouts"),
     ),
 }
 # What is not of the loop: which model and files, how it fits, what is measured, kept and told.
