@@ -27,13 +27,12 @@ import numpy as np
 from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.tiny.tiny import make_tiny
 from qedit.stages.samples.recipe import pairs_recipe
 from qedit.stages.samples.sample import NULL_CAPTION, Picture, Sample
 from qedit.stages.samples.table import table_folder, write_pairs
-from qedit.stages.stores.pins import note_use
-from qedit.stages.stores.run_stores import open_stores
+from qedit.stages.stores.pins import pin_existing
+from qedit.stages.stores.run import Run
 
 ROWS_IN_PART = 512
 WANTED_SECONDS, WANTED_MB = 10.0, 1500.0
@@ -77,24 +76,24 @@ def configured(folder: Path) -> Configuration:
 
 def fill(configuration: Configuration, count: int) -> None:
     """The pairs table and every row, as the stages would leave them."""
-    checkpoint = open_checkpoint(configuration.settings)
+    run = Run(configuration)
     (main,) = configuration.main_datasets()
     write_pairs(
-        table_folder(configuration, main, checkpoint.flavour),
-        recipe=pairs_recipe(configuration, main, checkpoint.flavour),
+        table_folder(configuration, main, run.flavour),
+        recipe=pairs_recipe(configuration, main, run.flavour),
         rows=((sample, ()) for sample in samples(count)),
         rejections=(),
         inputs="",
         accept=True,
     )
-    stores = open_stores(configuration, checkpoint)
+    stores = run.stores
     latents, prefixes, tails = stores.latents, stores.prefixes.of("edits"), stores.tails.of("edits")
     _add(latents.of("edits"), (one.target.latent_key for one in samples(count)))
     _add(latents.of("before"), (one.references[0].latent_key for one in samples(count)))
     _add(prefixes, (one.prefix_key for one in samples(count)))
     captions = ((one, text) for one in samples(count) for text in (*one.captions, NULL_CAPTION))
     _add(tails, (one.tail_key(text) for one, text in captions))
-    note_use((*latents.stores(), prefixes, tails), configuration)
+    pin_existing(run, (*latents.stores(), prefixes, tails))
 
 
 def _add(store: Store, keys: Iterable[str]) -> None:

@@ -9,14 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..cache.errors import NotComplete, WrongUse
+from ..cache.errors import NotComplete, QeditError, WrongUse
 from ..cache.files.workspace import refuse_source_folder
 from ..config.configuration import Configuration
 from ..stages.frozen_base.wanted import has_work
 from ..stages.stage import Outcome, Progress
 from ..stages.stores.run import Run
 from .terminal.output import summary
-from .upkeep.unused_rows import count_orphans_of_stage
+from .upkeep.caches import Caches
+from .upkeep.removable import removable_rows
 
 SHARING = ("cache-vae", "cache-embeds")
 ORDER = ("pair", "cache-vae", "cache-embeds", "cache-base", "train")
@@ -91,13 +92,24 @@ def run_stages(
             progress.say(f"{name:12}  cannot be counted before the stages above. {missing.what}")
             break
         if dry_run and name in SHARING:
-            orphaned = count_orphans_of_stage(configuration, name)
+            orphaned = _count_unused(run, name)
             outcome = replace(outcome, facts=outcome.facts | {"orphaned": orphaned})
         for line in outcome.lines:
             progress.say(line)
         progress.say(summary(outcome, dry_run=dry_run))
         outcomes.append(outcome)
     return outcomes
+
+
+def _count_unused(run: Run, stage: str) -> int | None:
+    """Count the rows of a caching stage that nothing needs; None where that is not known."""
+    try:
+        latents, prefixes, tails, weights = run.stores.store_sets()
+        sets = (latents, weights) if stage == SHARING[0] else (prefixes, tails)
+        stores = [store for store_set in sets for store in store_set.stores()]
+        return sum(one.rows for one in removable_rows(Caches(run), stores))
+    except QeditError:
+        return None  # what is to be done is known all the same; `gc` says what is wrong
 
 
 class Decodes:

@@ -21,10 +21,11 @@ def status(**shared: Any) -> None:
     references; a row that two of them want is counted for both, and once in all.
     """
     with reporting(**shared) as (progress, finish):
+        from ...stages.stores.run import Run
         from ..upkeep.status import status_of
 
         configuration = configuration_of(progress, **shared)
-        found = status_of(configuration)
+        found = status_of(Run(configuration))
         found.next_command = with_options(found.next_command, **shared)
         for line in found.lines():
             progress.say(line)
@@ -44,10 +45,11 @@ def status(**shared: Any) -> None:
 def verify(sample: float, drop: bool, **shared: Any) -> None:
     """Hold everything that was made against its checksums; name the samples that are hurt."""
     with reporting(**shared) as (progress, finish):
+        from ...stages.stores.run import Run
         from ..upkeep.verify import verify as verify_all
 
         configuration = configuration_of(progress, **shared)
-        found = verify_all(configuration, progress, share=sample / 100, drops=drop)
+        found = verify_all(Run(configuration), progress, share=sample / 100, drops=drop)
         if not found.dropped:
             found.refuse()
         for line in found.dropped_lines():
@@ -63,18 +65,20 @@ def verify(sample: float, drop: bool, **shared: Any) -> None:
 def gc(compact: bool, yes: bool, **shared: Any) -> None:
     """Remove cached rows that no pairs table and no run names any more."""
     with reporting(**shared) as (progress, finish):
+        from ...stages.stores.run import Run
         from ..terminal.output import size
+        from ..upkeep.caches import Caches
         from ..upkeep.collect import alone, clear, collect
 
-        configuration = configuration_of(progress, **shared)
-        with alone(configuration) if yes else nullcontext() as held:
-            found = collect(configuration, compact=compact, held=held)
+        run = Run(configuration_of(progress, **shared))
+        with alone(run) if yes else nullcontext(Caches(run)) as caches:
+            found = collect(caches, compact=compact)
             lines = list(found.lines())
             for line in (*lines, *found.left_lines()):
                 progress.say(line)
             said = found.as_object()
             if yes:
-                clear(configuration, found)
+                clear(found)
         command = "qedit gc --compact --yes" if compact else "qedit gc --yes"
         if not lines:
             progress.say("Nothing to remove.")
@@ -96,9 +100,10 @@ def unlock(yes: bool, **shared: Any) -> None:
     """
     with reporting(**shared) as (progress, finish):
         from ...cache.files.atomic import remove
+        from ...stages.stores.run import Run
         from ..upkeep.unlock import find_locks
 
-        locks = find_locks(configuration_of(progress, **shared))
+        locks = find_locks(Run(configuration_of(progress, **shared)))
         for path, holder in locks.here():
             progress.warn(f"{path} is held by {holder}, which is running: end it first.")
         for path, holder in locks.free():

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
 from ...cache.errors import AnotherRecipe, NotComplete, QeditError, Unreachable, WrongUse
 from ...cache.store.dropping import torn_words
-from ...cache.store.recipe_file import RECIPE_FILE, read_recipe
+from ...cache.store.recipe_file import RECIPE_FILE
 from ...cache.store.store import Store
 from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
-from ...stages.frozen_base.modulation_table import modulation_table, rows_wanted, wants_table
-from ...stages.frozen_base.quantized import quantized_base, wants_quantized
-from ...stages.models.checkpoint.checkpoint import Checkpoint, flavour_of, open_checkpoint
-from ...stages.models.flavours import Flavour
+from ...stages.frozen_base.modulation_table import rows_wanted
 from ...stages.pair.stage import is_current
-from ...stages.samples.store_keys import Keys, PairsKeys, distinct, pairs_keys
-from ...stages.samples.table import captions_beside, manifest_in, used_main_datasets
+from ...stages.samples.store_keys import Keys, PairsKeys, distinct
+from ...stages.samples.table import manifest_in
 from ...stages.stores.previewed import only_previewed
 from ...stages.stores.row_kinds import RowKind
 from ...stages.stores.run import Run
-from ...stages.stores.run_stores import open_stores
 from ..terminal.output import TerminalProgress
 from ..terminal.status_lines import Line, Status
-from .unused_rows import count_orphans
+from .caches import Caches
+from .removable import removable_rows
 
 CACHE_VAE = "Run `qedit cache-vae`."
 CACHE_EMBEDS = "Run `qedit cache-embeds`."
 CACHE_BASE = "Run `qedit cache-base`."
-# What has rows of its own where previews show whole references and training crops them.
 # What the keys of recipes are called where people read them; the others speak for themselves.
 WORDS = {
     "model": "model (its weights or its configuration)",
@@ -43,21 +38,21 @@ WORDS = {
 }
 
 
-def status_of(configuration: Configuration) -> Status:
-    """Look at every result of this configuration; nothing is changed."""
-    status = Status()
-    tables = list(_pairs(configuration, flavour_of(configuration.settings), status))
+def status_of(run: Run) -> Status:
+    """Look at every result of a run; nothing is changed."""
+    status, configuration = Status(), run.configuration
+    tables = list(_pairs(run, status))
     if status.next_command:
         return status
     _add_folders(status, configuration)
     try:
-        checkpoint = open_checkpoint(configuration.settings)
+        caches = Caches(run)
     except Unreachable as unknown:  # which rows its recipes name, nobody can tell
         status.found.append(Line("model", 1, 0, say=unknown.what, countable=False))
         status.next_command = status.next_command or unknown.do
         return status
-    _add_rows(status, configuration, checkpoint, tables)
-    for line in _base(configuration, checkpoint):
+    _add_rows(status, caches, tables)
+    for line in _base(run):
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
             status.next_command = CACHE_BASE
@@ -82,23 +77,17 @@ def _add_folders(status: Status, configuration: Configuration) -> None:
     status.next_command = do
 
 
-def _add_rows(
-    status: Status,
-    configuration: Configuration,
-    checkpoint: Checkpoint,
-    tables: Sequence[PairsKeys],
-) -> None:
+def _add_rows(status: Status, caches: Caches, tables: Sequence[PairsKeys]) -> None:
     """A line for each kind of row that `tables` want, and what makes the first that is missing."""
-    stores = open_stores(configuration, checkpoint)
-    beside = captions_beside(configuration.settings)
-    shown = only_previewed(Run(configuration))
+    run, stores, beside = caches.run, caches.run.stores, caches.run.captions_beside
+    shown = only_previewed(run)
     for kind, command in (
         (RowKind.WEIGHTS, CACHE_VAE),
         (RowKind.LATENTS, CACHE_VAE),
         (RowKind.PREFIXES, CACHE_EMBEDS),
         (RowKind.TAILS, CACHE_EMBEDS),
     ):
-        store_set, wanted = stores.of(kind), [kind.keys_in(one, beside) for one in tables]
+        store_set, wanted = stores.of(kind), [kind.keys_in(table, beside) for table in tables]
         if kind is RowKind.WEIGHTS and not distinct(wanted):
             continue
         torn = torn_words(sum(store.leave_out_torn() for store in store_set.stores()))
@@ -106,18 +95,19 @@ def _add_rows(
         held = [_only_held(store_set, keys) for keys in wanted]
         there = distinct(held)
         lost, unaccepted = _rejected(store_set, wanted)
-        orphaned, unknown = _orphaned(configuration, checkpoint, store_set)
+        beside_it = _beside(caches, store_set)
+        orphaned, unknown = _orphaned(caches, store_set)
         said = [torn, f"{lost} rejected" if lost else ""]
-        said += [reasons(store_set)] if there + lost < distinct(wanted) else []
+        said += [_reasons(caches, beside_it)] if there + lost < distinct(wanted) else []
         line = Line(
             kind.words,
             distinct(wanted) - lost,
             there,
             _bytes_of(store_set.stores()),
-            other_recipes(store_set),
+            len({other.path for _, other in beside_it}),
             orphaned,
             ", ".join(filter(None, [*said, unknown])),
-            datasets=tuple(_by_dataset(configuration, store_set, wanted, held)),
+            datasets=tuple(_by_dataset(run, store_set, wanted, held)),
         )
         status.found.append(line)
         if line.there < line.wanted and not status.next_command:
@@ -127,10 +117,10 @@ def _add_rows(
 
 
 def _by_dataset(
-    configuration: Configuration, store_set: StoreSet, wanted: Sequence[Keys], held: Sequence[Keys]
+    run: Run, store_set: StoreSet, wanted: Sequence[Keys], held: Sequence[Keys]
 ) -> Iterator[Line]:
     """What each of several main datasets wants; rows that they share are counted for each."""
-    mains = used_main_datasets(configuration)
+    mains = run.main_datasets
     if len(mains) < 2:
         return
     rejected = store_set.rejected()
@@ -138,7 +128,7 @@ def _by_dataset(
     for main, all_keys, there in zip(mains, wanted, held, strict=False):
         keys = all_keys.keys.unique()
         lost = sum(key in rejected for key in keys.to_pylist()) if rejected else 0
-        count_bytes = _bytes_of(_stores_of(configuration, store_set, main))
+        count_bytes = _bytes_of(_stores_of(run.configuration, store_set, main))
         yield Line(main.id, len(keys) - lost, distinct([there]), count_bytes)
 
 
@@ -148,13 +138,12 @@ def _stores_of(configuration: Configuration, store_set: StoreSet, main: Dataset)
     return store_set.stores_of(one.id for one in datasets if one)
 
 
-def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line]:
+def _base(run: Run) -> Iterator[Line]:
     """What is kept ready of the frozen base, where these settings use any of it."""
-    settings = configuration.settings
-    if wants_table(settings):
-        table = modulation_table(checkpoint, settings)
+    table, base = run.modulation_table, run.quantized_base
+    if table is not None:
         torn = torn_words(table.leave_out_torn())
-        wanted, there = rows_wanted(settings), table.keys()
+        wanted, there = rows_wanted(run.settings), table.keys()
         yield Line(
             "modulation",
             len(wanted),
@@ -162,16 +151,15 @@ def _base(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[Line
             table.nbytes() if there else 0,
             say=", ".join(filter(None, ["timesteps", torn])),
         )
-    if wants_quantized(settings):
-        base = quantized_base(checkpoint, settings)
+    if base is not None:
         there_bytes = base.count_bytes() if base.is_there() else 0
         yield Line("quantised base", 1, int(base.is_there()), there_bytes)
 
 
-def _pairs(configuration: Configuration, flavour: Flavour, status: Status) -> Iterator[PairsKeys]:
-    for main in used_main_datasets(configuration):
+def _pairs(run: Run, status: Status) -> Iterator[PairsKeys]:
+    for main in run.main_datasets:
         try:
-            table = pairs_keys(configuration, main, flavour)
+            table = run.pairs(main)
         except NotComplete as missing:
             say = f"{main.id}: {missing.what}"
             status.found.append(Line("pairs", 1, 0, say=say, countable=False))
@@ -200,53 +188,45 @@ def _rejected(store_set: StoreSet, wanted: Sequence[Keys]) -> tuple[int, bool]:
     return len(keys), any(row is not None and not row.accepted for row in rows)
 
 
-def _orphaned(
-    configuration: Configuration, checkpoint: Checkpoint, store_set: StoreSet
-) -> tuple[int, str]:
-    """How many rows of a set of stores no table names any more, or why that is not known."""
+def _orphaned(caches: Caches, store_set: StoreSet) -> tuple[int, str]:
+    """Return how many rows of a set of stores may go, or why that is not known."""
     try:
-        return count_orphans(configuration, checkpoint, store_set.stores()), ""
+        return sum(one.rows for one in removable_rows(caches, store_set.stores())), ""
     except QeditError as error:
         return 0, f"what no table names is not known: {error.what}"
 
 
-def reasons(store_set: StoreSet) -> str:
-    """Why rows that lie beside those of the run do not count: what differs in their recipes."""
-    said = []
-    for store in store_set.stores():
-        for path in sorted(store.path.parent.glob(f"*/{RECIPE_FILE}")):
-            if path.parent.name == store.path.name:
-                continue
-            there = read_recipe(path.parent)
-            if there is None:
-                said.append(f"{path} cannot be read (`qedit gc`)")
-                continue
-            differing = [
-                WORDS.get(key, key)
-                for key in sorted({*there, *store.recipe})
-                if there.get(key) != store.recipe.get(key)
-            ]
-            if "rows" not in differing:  # else it holds another kind of row
-                said.append(f"{path.parent.name} was made with another {', '.join(differing)}")
-    return "; ".join(dict.fromkeys(said))
+def _beside(caches: Caches, store_set: StoreSet) -> list[tuple[Store, Store]]:
+    """Return every store of another recipe, with that of the run which it lies beside."""
+    return [
+        (store, other)
+        for store in store_set.stores()
+        for other in caches.stores
+        if other.path.parent.resolve() == store.path.parent.resolve()
+        and other.path.name != store.path.name
+    ]
+
+
+def _reasons(caches: Caches, beside: Sequence[tuple[Store, Store]]) -> str:
+    """Return why rows that lie beside those of the run do not count: how their recipes differ."""
+    reasons = []
+    for store, other in beside:
+        differing = [
+            WORDS.get(key, key)
+            for key in sorted({*other.recipe, *store.recipe})
+            if other.recipe.get(key) != store.recipe.get(key)
+        ]
+        if "rows" not in differing:  # else it holds another kind of row
+            reasons.append(f"{other.path.name} was made with another {', '.join(differing)}")
+    folders = {store.path.parent for store, _ in beside}
+    unnamed = [path for path in caches.unnamed if path.parent in folders]
+    reasons += [f"{path / RECIPE_FILE} cannot be read (`qedit gc`)" for path in unnamed]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _bytes_of(stores: Iterable[Store]) -> int:
     """Bytes on disk of some stores."""
     return sum(store.nbytes() for store in stores)
-
-
-def other_recipes(store_set: StoreSet) -> int:
-    """How many stores of other recipes lie beside those of the run."""
-    beside: set[Path] = set()
-    for store in store_set.stores():
-        if store.path.parent.is_dir():
-            beside.update(
-                path.resolve()
-                for path in store.path.parent.iterdir()
-                if (path / "recipe.json").is_file()
-            )
-    return len(beside - {store.path.resolve() for store in store_set.stores()})
 
 
 def _training(configuration: Configuration, *, countable: bool) -> tuple[Line, str]:

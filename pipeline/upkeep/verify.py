@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,13 @@ from ...cache.format.part import read_part
 from ...cache.store.dropping import drop
 from ...cache.store.store import Store
 from ...cache.store.verifying import Damage
-from ...config.configuration import Configuration
-from ...stages.frozen_base.folder import base_folder
 from ...stages.frozen_base.quantized import QuantizedBase
-from ...stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from ...stages.samples.store_keys import pairs_keys
-from ...stages.samples.table import used_main_datasets
 from ...stages.stage import Progress
-from ...stages.stores.pins import Kept, pairs_places, use_of
+from ...stages.stores.pins import pairs_pin
 from ...stages.stores.previewed import only_previewed
 from ...stages.stores.row_kinds import RowKind
 from ...stages.stores.run import Run
-from ...stages.stores.run_stores import RunStores, open_stores
-from .other_runs import uses_of
-from .unused_bases import base_in_use
-from .unused_rows import stores_beside, wanted_keys
+from .caches import Caches
 
 MOST_NAMES = 20
 DROPPING = "qedit verify --drop"
@@ -87,13 +80,11 @@ class Verified:
         raise Damaged(
             "\n".join([*self.lines, self.needed_by()]),
             "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
-            "anew. A damaged pairs table, note or checkpoint is to be deleted by hand.",
+            "anew. A damaged pairs table, record or checkpoint is to be deleted by hand.",
         )
 
 
-def verify(
-    configuration: Configuration, progress: Progress, *, share: float = 1.0, drops: bool = False
-) -> Verified:
+def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = False) -> Verified:
     """Read again what this configuration made: stores, frozen base, pairs tables, checkpoints.
 
     Stores of other recipes beside are read as well: who asks for their rows wants whole ones.
@@ -105,16 +96,21 @@ def verify(
     Raises:
         Locked: rows are to be dropped while somebody writes.
     """
-    checkpoint = open_checkpoint(configuration.settings)
-    verified = Verified()
-    verified.lines += _pairs_tables(configuration, checkpoint)
-    verified.lines += _checkpoints(Path(configuration.settings.output_dir))
-    own, beside = _stores(open_stores(configuration, checkpoint))
-    tables, bases = base_in_use(checkpoint, configuration.settings)
-    verified.lines += _notes([*own, *beside, *tables, *bases, *pairs_places(configuration)])
+    verified, caches = Verified(), Caches(run)
+    verified.lines += _pairs_tables(run)
+    verified.lines += _checkpoints(Path(run.settings.output_dir))
+    own, base = run.stores.all_stores(), run.quantized_base
+    every = [*own, *([run.modulation_table] if run.modulation_table else [])]
+    known = {store.path.resolve() for store in every}
+    every += [
+        store
+        for store in caches.stores
+        if store.path.resolve() not in known and store.layout is not RowKind.MODULATION.layout
+    ]
+    bases = [base] if base is not None and base.is_there() else []
+    verified.lines += _records(caches)
     if verified.lines:
         drops = False  # which samples are hurt is known from whole tables alone
-    every = [*own, *beside, *tables]
     verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
     hurt: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
@@ -126,26 +122,19 @@ def verify(
     for store, damages in hurt:
         verified.lines += _in_words(damages)
         if store in own:  # the rows of another recipe are no sample's of this run
-            verified.samples += _samples(configuration, checkpoint, store, damages)
+            verified.samples += _samples(caches, store, damages)
     if drops and hurt:
         with alone_in((one.path for one in every if one.path.is_dir()), doing=DROPPING):
             for store, damages in hurt:
                 drop(store, damages)
     for base in spoilt if drops else ():
-        with writer_lock(base_folder(configuration.settings), doing=DROPPING):
+        with writer_lock(base.path.parent, doing=DROPPING):
             remove(base.path)
     for store in every if drops else ():
         store.sweep()  # a `--drop` that was killed may have left what it was removing
     verified.samples = list(dict.fromkeys(verified.samples))
     verified.dropped = drops and bool(hurt or spoilt)
     return verified
-
-
-def _stores(stores: RunStores) -> tuple[list[Store], list[Store]]:
-    """Those of these settings, and those of other recipes that lie beside them."""
-    own = stores.all_stores()
-    here = {store.path.resolve() for store in own}
-    return own, [one for one in stores_beside(stores) if one.path.resolve() not in here]
 
 
 def _in_words(damages: Iterable[Damage]) -> Iterator[str]:
@@ -181,25 +170,24 @@ def _indices(store: Store) -> list[Damage]:
     ]
 
 
-def _samples(
-    configuration: Configuration, checkpoint: Checkpoint, store: Store, damages: list[Damage]
-) -> list[str]:
-    """The samples of which a row is damaged; of a part without a table, those that lack one."""
+def _samples(caches: Caches, store: Store, damages: list[Damage]) -> list[str]:
+    """Return the names of the samples of which a row is damaged.
+
+    Of a part whose table cannot be read, they are those that lack a row.
+    """
     bad = {damage.key for damage in damages if damage.key}
-    kind, use = RowKind.of(store.recipe), use_of(configuration)
-    stores = open_stores(configuration, checkpoint)
+    kind, run = RowKind.of(store.recipe), caches.run
     previewed = {
-        one.sample.name: one.keys(kind, use.captions_beside).keys.to_pylist()
-        for one in only_previewed(Run(configuration))
+        one.sample.name: one.keys(kind, run.captions_beside).keys.to_pylist()
+        for one in only_previewed(run)
     }
     if any(damage.key is None and damage.part != store.path for damage in damages):
-        wanted = set(wanted_keys(store, [use]).to_pylist())
-        same = (each for each in stores.all_stores() if each.fingerprint == store.fingerprint)
+        wanted = set(caches.wanted_keys(store, [pairs_pin(run)]).to_pylist())
+        same = (each for each in run.stores.all_stores() if each.fingerprint == store.fingerprint)
         bad |= wanted.union(*previewed.values()).difference(*map(_listed, same))
     names = [name for name, keys in previewed.items() if not bad.isdisjoint(keys)]
-    for main in used_main_datasets(configuration):
-        table = pairs_keys(configuration, main, checkpoint.flavour)
-        keys = kind.keys_in(table, use.captions_beside)
+    for table in run.every_pairs():
+        keys = kind.keys_in(table, run.captions_beside)
         hit = pc.is_in(keys.keys, value_set=pa.array(sorted(bad), pa.string()))
         rows = keys.rows[hit.to_numpy(zero_copy_only=False).astype(bool)]
         names += [sample.name for sample in table.samples(rows)]
@@ -219,21 +207,19 @@ def _listed(store: Store) -> set[str]:
     return keys
 
 
-def _pairs_tables(configuration: Configuration, checkpoint: Checkpoint) -> Iterator[str]:
-    for main in used_main_datasets(configuration):
+def _pairs_tables(run: Run) -> Iterator[str]:
+    for main in run.main_datasets:
         try:
-            pairs_keys(configuration, main, checkpoint.flavour).latents()
+            run.pairs(main).latents()
         except Damaged as error:
             yield error.what
 
 
-def _notes(stores: Sequence[Kept]) -> Iterator[str]:
-    """Notes that do not say which run uses a store, or what else lies in the caches."""
-    for store in stores:
-        try:
-            uses_of(store)
-        except Damaged as error:
-            yield error.what
+def _records(caches: Caches) -> Iterator[str]:
+    """Yield what is wrong with records of what runs need."""
+    for found in chain.from_iterable(caches.found_records.values()):
+        if isinstance(found, Damaged):
+            yield found.what
 
 
 def _checkpoints(output_dir: Path) -> Iterator[str]:

@@ -13,7 +13,6 @@ from ...cache.files.atomic import new_folder, write_bytes, write_json
 from ...cache.files.fingerprint import digest_bytes
 from ...cache.files.free_space import refuse_full_disk
 from ...cache.files.lock import writer_lock
-from ...config.configuration import Configuration
 from ..frozen_base.modulation_table import wants_table
 from ..frozen_base.quantized import QUANTIZED_FILE, QuantizedBase
 from ..models.checkpoint.checkpoint import Checkpoint
@@ -23,28 +22,22 @@ from ..models.quantization.quantize import PRECISIONS
 from ..models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from ..models.weights.streaming import empty_transformer, tensors_in
 from ..stage import Progress
-from ..stores.pins import note_in, note_use
+from ..stores.pins import Pin, write_pins
+from ..stores.run import Run
 
 # So much is held in memory at a time beside the tensor in work.
 FILE_BYTES = 1 << 28
 
 
-def write_quantized(
-    base: QuantizedBase,
-    checkpoint: Checkpoint,
-    configuration: Configuration,
-    progress: Progress,
-    *,
-    device: str,
-) -> None:
-    """Write `base` whole, with the run's note in it, or not at all.
+def write_quantized(base: QuantizedBase, run: Run, progress: Progress, *, device: str) -> None:
+    """Write `base` whole or not at all, once it is recorded that the run needs it.
 
     Raises:
         WrongUse: the checkpoint lacks a tensor, or a package is missing.
         QeditError: there is no room.
         Locked: another process is making it.
     """
-    settings = configuration.settings
+    settings, checkpoint = run.settings, run.checkpoint
     transformer = empty_transformer(checkpoint.transformer, zero_cond_t=checkpoint.zero_cond_t)
     precision = PRECISIONS[settings.base_model_precision]
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
@@ -61,15 +54,14 @@ def write_quantized(
         writer_lock(base.folder.parent, doing="quantising the base"),
         progress.bar(len(wanted), "cache-base", unit="tensor") as advance,
     ):
+        write_pins(run, base.folder.parent, [base.folder.name], Pin())
         if base.is_there():  # another process has made it, just before the lock was free
-            note_use([base], configuration)
             return
         read = _counted(tensors_in(checkpoint.transformer, wanted=wanted.__contains__), advance)
         with new_folder(base.folder) as folder:
             tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
             files = {name: _write(folder / name, held) for name, held in _files(tensors)}
             write_json(folder / QUANTIZED_FILE, {**base.recipe, "files": files})
-            note_in(folder, base, configuration)
 
 
 def _counted(

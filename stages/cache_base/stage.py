@@ -9,14 +9,11 @@ import time
 from typing import Any
 
 from ...cache.files.claims import LOCK_PATIENCE_SECONDS
-from ...config.configuration import Configuration
 from ...config.settings import Settings
 from ..frozen_base.folder import base_folder
-from ..frozen_base.modulation_table import modulation_table, wants_table
-from ..frozen_base.quantized import QuantizedBase, quantized_base, wants_quantized
-from ..models.checkpoint.checkpoint import Checkpoint
+from ..frozen_base.quantized import QuantizedBase
 from ..stage import Outcome, Progress
-from ..stores.pins import begin_use, keep_places
+from ..stores.pins import Pin, pin_before_writing, pin_places
 from ..stores.run import Run
 from .table import TableWork
 
@@ -37,24 +34,22 @@ def run(
         Locked: another process is making it.
     """
     started = time.monotonic()
-    configuration, settings, checkpoint = run.configuration, run.settings, run.checkpoint
-    base = quantized_base(checkpoint, settings) if wants_quantized(settings) else None
+    settings, base = run.settings, run.quantized_base
     if base is not None:
         _refuse_device(settings, device=device)
     if not dry_run:
-        _keep(checkpoint, base, configuration)
-    drops, wants = not dry_run, wants_table(settings)
-    table = TableWork.of(checkpoint, settings, drops=drops) if wants else None
+        _pin(run)
+    table = TableWork.of(run, drops=not dry_run)
     wanted = (len(table.wanted) if table else 0) + (1 if base else 0)
     quantizes = base is not None and not base.is_there()
     missing = (len(table.missing) if table else 0) + quantizes
     if not dry_run:
         if table and table.missing:
-            table.make(configuration, progress, device=device)
+            table.make(run, progress, device=device)
         if base is not None and quantizes:
             from .quantizing import write_quantized
 
-            write_quantized(base, checkpoint, configuration, progress, device=device)
+            write_quantized(base, run, progress, device=device)
     return Outcome(
         stage=STAGE,
         wanted=wanted,
@@ -69,25 +64,19 @@ def run(
     )
 
 
-def _keep(checkpoint: Checkpoint, base: QuantizedBase | None, configuration: Configuration) -> None:
-    """Have the run's note in what is there, before it is seen what is missing.
+def _pin(run: Run) -> None:
+    """Record that the run needs what is there, before it is seen what is missing.
 
     `gc` of another run has removed it by then, or keeps it.
 
     Raises:
         Locked: somebody is at work there.
     """
-    settings = configuration.settings
-    if wants_table(settings):
-        table = modulation_table(checkpoint, settings)
-        begin_use([table] if table.path.is_dir() else [], configuration)
+    table, base = run.modulation_table, run.quantized_base
+    if table is not None and table.path.is_dir():
+        pin_before_writing(run, [table], Pin())
     if base is not None:
-        keep_places(
-            [base],
-            configuration,
-            lock=base_folder(settings),
-            patience_seconds=LOCK_PATIENCE_SECONDS,
-        )
+        pin_places(run, [base.path], Pin(), patience_seconds=LOCK_PATIENCE_SECONDS)
 
 
 def _refuse_device(settings: Settings, *, device: str) -> None:

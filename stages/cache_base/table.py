@@ -9,13 +9,12 @@ from typing import Any
 from ...cache.files.free_space import refuse_full_disk
 from ...cache.store.dropping import pass_over_torn
 from ...cache.store.store import Store
-from ...config.configuration import Configuration
-from ...config.settings import Settings
-from ..frozen_base.modulation_table import lowest_sigma, modulation_table, sizes_of
+from ..frozen_base.modulation_table import lowest_sigma, sizes_of
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.timesteps import every_timestep, row_key, row_shape
 from ..stage import Progress
-from ..stores.pins import begin_use
+from ..stores.pins import Pin, pin_before_writing
+from ..stores.run import Run
 
 # Of these many bytes a pass over the weights computes rows; fewer, larger passes read the
 # weights less often.
@@ -34,11 +33,17 @@ class TableWork:
     row_bytes: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, settings: Settings, *, drops: bool) -> TableWork:
-        """Return what is missing; with `drops`, parts that have lost a file are given up."""
-        table = modulation_table(checkpoint, settings)
+    def of(cls, run: Run, *, drops: bool) -> TableWork | None:
+        """Return what is missing; None where the settings use no table.
+
+        Args:
+            drops: whether parts that have lost a file are given up.
+        """
+        checkpoint, table = run.checkpoint, run.modulation_table
+        if table is None:
+            return None
         pass_over_torn([table], drops=drops)
-        wanted = every_timestep(lowest_sigma=lowest_sigma(settings))
+        wanted = every_timestep(lowest_sigma=lowest_sigma(run.settings))
         there = table.keys()
         layers, channels = row_shape(**sizes_of(checkpoint))
         return cls(
@@ -53,8 +58,8 @@ class TableWork:
     def missing_bytes(self) -> int:
         return len(self.missing) * self.row_bytes
 
-    def make(self, configuration: Configuration, progress: Progress, *, device: str) -> None:
-        """Compute and store what is missing, after the run's note.
+    def make(self, run: Run, progress: Progress, *, device: str) -> None:
+        """Compute and store what is missing, once it is recorded that the run needs it.
 
         Raises:
             QeditError: there is no room.
@@ -64,7 +69,7 @@ class TableWork:
         from ..models.transformer.modulation import ModulationWeights
 
         refuse_full_disk({self.table.path: self.missing_bytes}, what="the modulation table")
-        begin_use([self.table], configuration)
+        pin_before_writing(run, [self.table], Pin())
         weights = ModulationWeights(self.checkpoint.transformer, device=best_device(device))
         passes = list(_cut(self.missing, PASS_BYTES // self.row_bytes))
         layers = len(passes) * len(weights.layers)

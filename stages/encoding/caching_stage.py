@@ -18,8 +18,7 @@ from ...cache.store.dropping import pass_over_torn
 from ...config.configuration import Configuration
 from ..estimates.speed import Rate
 from ..stage import Outcome, Progress
-from ..stores.pins import begin_use, keep_use
-from ..stores.previewed import keys_only_previewed
+from ..stores.pins import pin_before_writing, pin_existing
 from ..stores.row_kinds import RowKind
 from ..stores.run import Run
 from .acceptance import OnReject
@@ -90,7 +89,7 @@ class CachingStage(ABC, Generic[Wanted]):
         options, this_shard = options or DeviceOptions(), shard_named(shard) if shard else None
         stores = [store for kind in self.kinds for store in run.stores.of(kind).stores()]
         if not dry_run:
-            keep_use(stores, run.configuration, also=keys_only_previewed(run))
+            pin_existing(run, stores)
         torn = pass_over_torn(stores, drops=not dry_run)
         # of this shard: another machine may be retrying those of its own
         retried = this_shard if retry_rejected else None
@@ -100,7 +99,7 @@ class CachingStage(ABC, Generic[Wanted]):
         missing, sizes, totals = work.missing(), self.count_bytes(run, work), Totals()
         if not dry_run and (missing.total() or unreadable.total()):
             refuse_full_disk(sizes, what=f"{missing.total()} {self.unit}")
-            begin_use(stores, run.configuration, also=keys_only_previewed(run))
+            pin_before_writing(run, stores)
             wanted.pass_on_rejections(retried)
             if missing.total():
                 totals = self._encode(run, work, progress, options, shard=this_shard)

@@ -54,6 +54,18 @@ def quantized_recipe(model: str, settings: Settings) -> dict[str, Any]:
     }
 
 
+def bases_in(folder: Path) -> Iterator[QuantizedBase]:
+    """Yield every quantised base in `folder` whose recipe is the one that it is named after."""
+    for path in sorted(folder.glob(f"*/{QUANTIZED_FILE}")):
+        try:
+            recipe = json.loads(path.read_bytes())
+            recipe.pop("files")
+        except (ValueError, KeyError, AttributeError):
+            continue
+        if fingerprint(recipe) == path.parent.name:
+            yield QuantizedBase(path.parent, recipe)
+
+
 @dataclass(frozen=True)
 class QuantizedBase:
     """A folder of safetensors files with every tensor that training loads.

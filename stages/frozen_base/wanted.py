@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from ...cache.errors import NotComplete
+from ...cache.files.fingerprint import fingerprint
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
-from .modulation_table import has_table, wants_table
-from .quantized import wants_quantized
+from .modulation_table import has_table, table_recipe, wants_table
+from .quantized import quantized_recipe, wants_quantized
 
 
 def has_work(settings: Settings) -> bool:
     """Whether training with these settings uses anything that `cache-base` makes."""
     return wants_table(settings) or wants_quantized(settings)
+
+
+def base_names(settings: Settings, model: str) -> set[str]:
+    """Return the names of the table and the base that `settings` use of the model's transformer.
+
+    Args:
+        model: the transformer's digest.
+    """
+    recipes = [table_recipe(model)] if wants_table(settings) else []
+    recipes += [quantized_recipe(model, settings)] if wants_quantized(settings) else []
+    return {fingerprint(recipe) for recipe in recipes}
 
 
 def refuse_incomplete_base(checkpoint: Checkpoint, settings: Settings) -> None:

@@ -27,7 +27,8 @@ from ..samples.table import (
     write_pairs,
 )
 from ..stage import Outcome, Progress
-from ..stores.pins import keep_pairs, note_use, pairs_places
+from ..stores.pins import pairs_pin, pin_places, write_pins
+from ..stores.run import Run
 from .acceptance import Judged, judge, unknown_places
 from .folders import Scans, digest_of, scan_all
 from .page import PAGE_FILE, bring_up_to_date
@@ -126,8 +127,10 @@ def _bring_tables_up_to_date(
 
     What is held in memory of every file and sample is freed on the way out.
     """
+    opened = Run(configuration)
+    places = [configuration.pairs_folder(main) for main in opened.main_datasets]
     if not options.dry_run:
-        keep_pairs(configuration, lock=_root(configuration))
+        pin_places(opened, places, pairs_pin(opened))
     scans = scan_all(configuration)
     for found in scans.values():
         for link in map(printable, found.skipped_links):
@@ -150,7 +153,8 @@ def _bring_tables_up_to_date(
         _look_at_all(unknown, memories, scans, progress=progress)
         judged = [judge(plan, memories) for plan in plans]
         written = _write(configuration, judged, memories, inputs=inputs, options=options)
-        note_use(pairs_places(configuration), configuration)
+        names = [place.name for place in places]
+        write_pins(opened, opened.pairs_root, names, pairs_pin(opened))
         return written
 
 

@@ -1,21 +1,27 @@
-"""Who uses a store: notes in it that name the pairs tables whose rows it holds.
+"""Records of what each run needs: one sealed file for each run in every folder that holds stores.
 
-Several runs may share a cache folder. Each leaves a note, so that what one of them no longer
-wants is kept as long as another one's tables name it. A note says which store it was left in: in
-a copy of that store it says nothing.
+    <folder>/runs/<id>.json   names the stores in <folder> that the run needs, and its pairs tables
+
+Several runs may share a folder. What a run no longer wants is kept there as long as the record of
+another one names it: records are the roots from which `gc` finds what is live. A record is written
+under the folder's lock, before a stage fills a store there. It says in which folder it was
+written: in a copy of that folder it counts for nothing; in a moved one its paths moved as well.
+
+Fields that a reader does not know are left alone. Earlier versions left a note in every store
+instead (`<store>/uses/<id>.json`); those are read, and go when their run writes its record.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ...cache.errors import Broken, Damaged
-from ...cache.files.atomic import sweep, write_json
+from ...cache.files.atomic import remove, sweep, write_json
 from ...cache.files.claims import LOCK_PATIENCE_SECONDS
 from ...cache.files.failing_disk import bytes_of
 from ...cache.files.fingerprint import key_of
@@ -23,251 +29,275 @@ from ...cache.files.lock import writer_lock
 from ...cache.files.sealed import sealed, unsealed
 from ...cache.store.recipe_file import keep_recipe
 from ...cache.store.store import Store
-from ...config.configuration import Configuration
-from ..models.checkpoint.checkpoint import flavour_of
-from ..samples.table import MANIFEST, captions_beside, table_folder, used_main_datasets
+from ..samples.table import MANIFEST, table_folder
+from .previewed import keys_only_previewed
+from .run import Run
 
-USES = "uses"
-NOTING = "noting who uses it"
-LISTS = ("pairs", "captions_beside", "tables", "also")
-
-
-@runtime_checkable
-class Kept(Protocol):
-    """A store, or anything else that a folder in the caches holds."""
-
-    @property
-    def path(self) -> Path: ...
+RUNS, OLD_NOTES = "runs", "uses"
+FORMAT = 1
+PINNING = "recording what a run needs"
 
 
 @dataclass(frozen=True)
-class PairsPlace:
-    """A folder of pairs tables, in which `pair` leaves a note."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class Use:
-    """A run's claim to rows: pairs tables, and captions that go with every pair.
+class Pin:
+    """What a run needs of one store; of a frozen base it needs all, and names no tables.
 
     Attributes:
         pairs: folders of pairs tables.
-        tables: the names of its tables in them; none: of a note that tells of no names, so that
-            every table there counts.
-        also: keys that are in no table: of whole references, where training crops them and
-            previews do not.
+        tables: the names of its tables in them. None: every table there counts.
+        captions_beside: captions that every sample gets besides its own.
+        extra_keys: keys that are in no table: whole references that previews show.
     """
 
-    pairs: tuple[str, ...]
-    output_dir: str
-    captions_beside: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
+    captions_beside: tuple[str, ...] = ()
+    extra_keys: tuple[str, ...] = ()
 
-    @property
-    def name(self) -> str:
-        """One note for each run, which is its output_dir; the rest is what it used last."""
-        return key_of([self.output_dir])[:16]
+    def tables_gone(self) -> list[str]:
+        """Return the tables, and the folders of tables, that are not there."""
+        folders = [folder for folder in self.pairs if not Path(folder).is_dir()]
+        return folders + [
+            name
+            for name in self.tables
+            if not any(Path(folder, name, MANIFEST).is_file() for folder in self.pairs)
+        ]
 
 
-def use_of(configuration: Configuration, *, also: tuple[str, ...] = ()) -> Use:
-    """What a run with this configuration says of itself."""
-    mains = used_main_datasets(configuration)
-    folders = sorted({str(configuration.pairs_folder(main).resolve()) for main in mains})
-    flavour = flavour_of(configuration.settings)
-    return Use(
-        pairs=tuple(folders),
-        output_dir=str(Path(configuration.settings.output_dir).resolve()),
-        captions_beside=captions_beside(configuration.settings),
-        tables=tuple(sorted({table_folder(configuration, main, flavour).name for main in mains})),
-        also=also,
+@dataclass(frozen=True)
+class Record:
+    """The file at `path`: what the run in `output_dir` needs in one folder, by name."""
+
+    path: Path
+    output_dir: str
+    pins: Mapping[str, Pin]
+
+
+def pin_of(run: Run) -> Pin:
+    """Return what the run needs of every store of rows with its present settings.
+
+    Raises:
+        NotComplete: it previews whole references, and there are no pairs yet.
+    """
+    return replace(pairs_pin(run), extra_keys=keys_only_previewed(run))
+
+
+def pairs_pin(run: Run) -> Pin:
+    """Return what the run needs of its folders of pairs tables; no table need be there."""
+    folders = {str(run.configuration.pairs_folder(main).resolve()) for main in run.main_datasets}
+    tables = {table_folder(run.configuration, main, run.flavour) for main in run.main_datasets}
+    return Pin(
+        pairs=tuple(sorted(folders)),
+        tables=tuple(sorted(table.name for table in tables)),
+        captions_beside=run.captions_beside,
     )
 
 
-def begin_use(
-    stores: Iterable[Store], configuration: Configuration, *, also: tuple[str, ...] = ()
-) -> None:
-    """Begin these stores with the run's note in each, before rows are made.
+def pin_before_writing(run: Run, stores: Iterable[Store], pin: Pin | None = None) -> bool:
+    """Record that the run needs these stores, and begin those that are not there.
 
-    It is written under the lock: `gc` of another run has read all notes and has removed what it
-    may, or finds this one.
-
-    Raises:
-        Locked: somebody removes rows there.
-        AnotherRecipe: the folder of a store was made by another recipe.
-    """
-    use = use_of(configuration, also=also)
-    for store in stores:
-        if _is_noted(store, use):
-            continue
-        with writer_lock(store.path, doing=NOTING, patience_seconds=LOCK_PATIENCE_SECONDS):
-            keep_recipe(store.path, store.recipe)
-            _note(store, use)
-        store.refresh()  # of what was seen before, `gc` may have removed something
-
-
-def keep_use(
-    stores: Iterable[Store], configuration: Configuration, *, also: tuple[str, ...] = ()
-) -> None:
-    """Have the run's note in those stores that are there, before it is seen what they lack.
-
-    A run that finds all its rows made by others keeps them, too. Raises as `begin_use` does.
-    Before `pair` has run there is nothing to keep, and a note would be in others' way.
-    """
-    if tables_gone(use_of(configuration)):
-        return
-    there = (store for store in stores if store.path.is_dir())
-    begin_use(there, configuration, also=also)
-
-
-def keep_pairs(configuration: Configuration, *, lock: Path) -> None:
-    """The same beside its pairs tables, which nothing else names before rows are made.
-
-    Raises:
-        Locked: somebody is at work there.
-    """
-    keep_places(pairs_places(configuration), configuration, lock=lock)
-
-
-def keep_places(
-    places: Sequence[Kept],
-    configuration: Configuration,
-    *,
-    lock: Path,
-    patience_seconds: float = 0.0,
-) -> None:
-    """Have the run's note in those of these folders that are there.
+    `gc` of another run holds the folder's lock: it has removed what it may, or finds the record.
+    Return whether all of it was recorded before, so that `gc` can have removed nothing.
 
     Args:
-        lock: the folder that who removes one of them has locked.
+        pin: what the run needs of them; None: what it needs of every store of rows.
 
     Raises:
-        Locked: somebody is at work there.
+        Locked: `gc` is at work there.
+        AnotherRecipe: the folder of a store was made by another recipe.
     """
-    use = use_of(configuration)
-    if all(_is_noted(place, use) for place in places if place.path.is_dir()):
-        return
-    with writer_lock(lock, doing=NOTING, patience_seconds=patience_seconds):
-        note_use(places, configuration)
+    begun = {store.path: store for store in stores}
+    pin, patience = pin or pin_of(run), LOCK_PATIENCE_SECONDS
+    recorded = pin_places(run, begun, pin, begins=begun, patience_seconds=patience)
+    for store in begun.values() if not recorded else ():
+        store.refresh()  # `gc` may have removed rows that were seen before
+    return recorded
 
 
-def pairs_places(configuration: Configuration) -> list[PairsPlace]:
-    """Where the pairs tables of the run lie."""
-    mains = used_main_datasets(configuration)
-    return [PairsPlace(configuration.pairs_folder(main)) for main in mains]
+def pin_existing(run: Run, stores: Iterable[Store]) -> bool:
+    """Do the same with those of these stores that are there; return and raise the same.
 
-
-def note_use(
-    stores: Sequence[Kept], configuration: Configuration, *, also: tuple[str, ...] = ()
-) -> None:
-    """Leave the run's note in each of these stores, if it is not there already."""
-    use = use_of(configuration, also=also)
-    for store in stores:
-        if store.path.is_dir():
-            _note(store, use)
-
-
-def note_in(folder: Path, store: Kept, configuration: Configuration) -> None:
-    """Leave the run's note in a folder that is about to take the place of `store`.
-
-    So it is there with the note or not at all.
+    This comes before the stage looks what they lack: a run that finds all rows made by others
+    keeps them, too. Before `pair` has run, a record would name tables that are not there.
     """
-    use = use_of(configuration)
-    path = folder / note_file(store, use).relative_to(store.path)
-    _write(path, use, place=_place(store, folder=folder))
+    there, pin = [store for store in stores if store.path.is_dir()], pin_of(run)
+    return not pin.tables_gone() and pin_before_writing(run, there, pin)
 
 
-def note_file(store: Kept, use: Use) -> Path:
-    """Where the note of a run lies in a store."""
-    return store.path / USES / f"{use.name}.json"
+def pin_places(
+    run: Run,
+    places: Iterable[Path],
+    pin: Pin,
+    *,
+    begins: Mapping[Path, Store] | None = None,
+    patience_seconds: float = 0.0,
+) -> bool:
+    """Record that the run needs those of these places that are there, or that it begins.
+
+    Args:
+        places: stores, bases or folders of pairs tables.
+
+    Raises:
+        Locked: somebody is at work in their folder.
+    """
+    begins, recorded = begins or {}, True
+    by_folder: dict[Path, list[str]] = defaultdict(list)
+    for place in places:
+        if place in begins or place.is_dir():
+            by_folder[place.parent].append(place.name)
+    for folder, names in by_folder.items():
+        if _is_recorded(run, folder, names, pin):
+            continue
+        recorded = False
+        with writer_lock(folder, doing=PINNING, patience_seconds=patience_seconds):
+            for path in begins.keys() & {folder / name for name in names}:
+                keep_recipe(path, begins[path].recipe)
+            write_pins(run, folder, names, pin)
+    return recorded
 
 
-def notes_in(store: Kept) -> list[Path]:
-    """The files of all notes in a store."""
-    folder = store.path / USES
-    return sorted(folder.glob("*.json")) if folder.is_dir() else []
+def write_pins(run: Run, folder: Path, names: Sequence[str], pin: Pin) -> None:
+    """Record that the run needs what is called so in `folder`, whose lock the caller holds.
+
+    What else it needs there stays recorded. Its old notes in these go.
+    """
+    before = _own_pins(run, folder)
+    kept = {name: one for name, one in before.items() if (folder / name).is_dir()}
+    if (pins := kept | dict.fromkeys(names, pin)) != before:
+        write_record(run, folder, pins)
+    for found in read_records(folder, [folder / name / OLD_NOTES for name in names]):
+        if isinstance(found, Record) and found.output_dir == str(run.output_dir):
+            remove(found.path)
 
 
-def _note(store: Kept, use: Use) -> None:
-    if not _is_noted(store, use):
-        _write(note_file(store, use), use, place=_place(store))
-
-
-def _write(path: Path, use: Use, *, place: Mapping[str, str | int]) -> None:
-    said = {**asdict(use), **place}
+def write_record(run: Run, folder: Path, pins: Mapping[str, Pin]) -> None:
+    """Write what the run needs in `folder`, whose lock the caller holds, and nothing else."""
+    path, place = record_file(run, folder), folder.resolve()
     sweep(path.parent)
-    write_json(path, sealed(said))
+    record = {
+        "format": FORMAT,
+        "output_dir": str(run.output_dir),
+        "folder": str(place),
+        "inode": place.stat().st_ino,
+        "pins": {name: asdict(pin) for name, pin in sorted(pins.items())},
+    }
+    write_json(path, sealed(record))
 
 
-def _is_noted(store: Kept, use: Use) -> bool:
+def record_file(run: Run, folder: Path) -> Path:
+    """Return where the record of the run in `folder` lies: one for each output_dir."""
+    return folder / RUNS / f"{key_of([str(run.output_dir)])[:16]}.json"
+
+
+def read_records(folder: Path, places: Iterable[Path] | None = None) -> Iterator[Record | Damaged]:
+    """Yield every record of `folder`, old notes in its stores included; copies are left out.
+
+    One that cannot be read is yielded as the error that says so.
+
+    Args:
+        places: the folders of files to read; None: all.
+    """
+    for place in places or (folder / RUNS, *sorted(folder.glob(f"*/{OLD_NOTES}"))):
+        for path in sorted(place.glob("*.json")):
+            try:
+                record = _read(path, folder)
+            except Damaged as error:
+                yield error
+                continue
+            if record is not None:
+                yield record
+
+
+def _own_pins(run: Run, folder: Path) -> Mapping[str, Pin]:
     try:
-        return read_note(note_file(store, use), store) == use
+        record = _read(record_file(run, folder), folder)
     except Damaged:
-        return False
+        return {}
+    return record.pins if record else {}
 
 
-def read_note(path: Path, store: Kept) -> Use | None:
-    """What a note says; None if there is none, or if it was left in another store.
+def _is_recorded(run: Run, folder: Path, names: Sequence[str], pin: Pin) -> bool:
+    pins, file = _own_pins(run, folder), record_file(run, folder).name
+    return all(
+        pins.get(name) == pin
+        and (folder / name).is_dir()
+        and not (folder / name / OLD_NOTES / file).exists()
+        for name in names
+    )
+
+
+def _read(path: Path, folder: Path) -> Record | None:
+    """Read a record in `folder`, or an old note in a store there; None: none, or a copy.
 
     Raises:
-        Damaged: nobody knows what it keeps.
+        Damaged: what the run needs is unknown.
     """
-    place = _place(store)
     try:
-        said = unsealed(json.loads(bytes_of(path)))
-        use = _use_in(said)
-        # a moved store keeps its inode, another mount of it its path; a copy has neither, and nor
-        # has what was moved to another disk: then nothing is left where it lay
-        is_of_this_store = any(
-            said.get(name, value) == value for name, value in place.items()
-        ) or not _is_there(said)
+        found = unsealed(json.loads(bytes_of(path)))
+        place = folder
+        if path.parent.name == OLD_NOTES:
+            place = path.parent.parent
+            found = _of_old_note(found, place)
+        move = _move(found.get("folder"), found.get("inode"), place)
+        if move is None:
+            return None
+        (output_dir,) = _texts([found["output_dir"]])
+        if not Path(output_dir).parent.is_dir():
+            output_dir = move(output_dir)
+        pins = {name: _pin(pin, move) for name, pin in found["pins"].items()}
+        return Record(path, output_dir, pins)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, Broken) as error:
         raise Damaged(
-            f"{path} names what another run uses of these caches, and it cannot be read: {error}.",
-            "Run the caching stages of that run once more: they write it anew. If there is no such "
+            f"{path} records what a run needs of these caches, and it cannot be read: {error}.",
+            "Run the caching stages of that run again: they write it anew. If there is no such "
             "run any more, delete that file.",
         ) from error
-    return use if is_of_this_store else None
 
 
-def _use_in(said: Mapping[str, Any]) -> Use:
-    """What the fields of a note say."""
-    # notes of earlier versions lack these
-    lists = {"tables": [], "also": []} | {name: said[name] for name in said if name in LISTS}
-    texts = [said["output_dir"], *chain.from_iterable(lists.values())]
-    if not all(isinstance(one, list) for one in lists.values()) or not all(
-        isinstance(one, str) for one in texts
-    ):
-        raise TypeError("its fields are not those of a note")
-    return Use(output_dir=said["output_dir"], **{name: tuple(one) for name, one in lists.items()})
+def _of_old_note(note: Mapping[str, Any], store: Path) -> dict[str, Any]:
+    """Return a note of an earlier version in the form of a record; the oldest lack fields."""
+    pin = {name: note[name] for name in ("pairs", "captions_beside")}
+    pin |= {"tables": note.get("tables", []), "extra_keys": note.get("also", [])}
+    place = {"folder": note.get("store"), "inode": note.get("inode")}
+    return {"output_dir": note["output_dir"], **place, "pins": {store.name: pin}}
 
 
-def tables_gone(use: Use) -> list[str]:
-    """What of its pairs tables, and of their folders, is not there."""
-    folders = [folder for folder in use.pairs if not Path(folder).is_dir()]
-    return folders + [
-        name
-        for name in use.tables
-        if not any(Path(folder, name, MANIFEST).is_file() for folder in use.pairs)
-    ]
+def _pin(found: Mapping[str, Any], move: Callable[[str], str]) -> Pin:
+    pin = Pin(**{field.name: _texts(found[field.name]) for field in fields(Pin)})
+    # both may be there: then nothing that either place names goes
+    places = dict.fromkeys(place for path in pin.pairs for place in (path, move(path)))
+    there = tuple(place for place in places if Path(place).is_dir())
+    return replace(pin, pairs=there or pin.pairs)
 
 
-def _is_there(said: Mapping[str, Any]) -> bool:
-    """Whether the store that a note names still lies where it was left."""
-    try:
-        return bool(Path(said["store"]).stat().st_ino == said["inode"])
-    except OSError:
-        return False
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{value!r} is no list of texts")
+    return tuple(value)
 
 
-def _place(store: Kept, *, folder: Path | None = None) -> dict[str, str | int]:
-    """Where a store lies, and what its file system calls it: `folder`, until that takes its place.
+def _move(former: str | None, inode: int | None, place: Path) -> Callable[[str], str] | None:
+    """Return what makes paths of the `former` place paths of today; None: `place` is a copy of it.
 
-    A folder keeps its inode when it gets another name.
+    A moved folder keeps its inode, and another mount of it its path. A copy has neither, and nor
+    has what was moved to another disk: then nothing is left at the former place.
     """
-    where = store.path.resolve()
-    named = folder or where
-    return {"store": str(where), "inode": named.stat().st_ino if named.is_dir() else 0}
+    here = place.resolve()
+    if former is None or former == str(here):
+        return lambda path: path
+    try:
+        is_there = Path(former).stat().st_ino == inode
+    except OSError:
+        is_there = False
+    if is_there:
+        return (lambda path: path) if here.stat().st_ino == inode else None
+    old, new = Path(former), here
+    while old.name == new.name and old != old.parent and new != new.parent:
+        old, new = old.parent, new.parent
+
+    def moved(path: str) -> str:
+        return str(new / Path(path).relative_to(old)) if Path(path).is_relative_to(old) else path
+
+    return moved

@@ -6,9 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ...cache.store.store import Store
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...config.settings import Settings
+from ..frozen_base.modulation_table import modulation_table, wants_table
+from ..frozen_base.quantized import QuantizedBase, quantized_base, wants_quantized
 from ..models.checkpoint.checkpoint import Checkpoint, flavour_of, open_checkpoint
 from ..models.flavours import Flavour
 from ..samples.sample import Sample
@@ -61,6 +64,23 @@ class Run:
     def stores(self) -> RunStores:
         """The stores of these settings; raises as `open_checkpoint` does."""
         return open_stores(self._configuration, self.checkpoint)
+
+    @cached_property
+    def modulation_table(self) -> Store | None:
+        """The modulation table of these settings, there or not; None where they use none."""
+        settings = self.settings
+        return modulation_table(self.checkpoint, settings) if wants_table(settings) else None
+
+    @cached_property
+    def quantized_base(self) -> QuantizedBase | None:
+        """The quantised base of these settings, there or not; None where they use none."""
+        settings = self.settings
+        return quantized_base(self.checkpoint, settings) if wants_quantized(settings) else None
+
+    @property
+    def pairs_root(self) -> Path:
+        """The folder of the datasets' folders of pairs tables, which `pair` locks."""
+        return Path(self.settings.cache_dir) / "pairs"
 
     @cached_property
     def main_datasets(self) -> tuple[Dataset, ...]:

@@ -15,7 +15,7 @@ from crashing import deaths_in
 from small_run import make_run
 
 from qedit.cache.files.atomic import LEFTOVER
-from qedit.pipeline.upkeep.unused_rows import stores_in
+from qedit.pipeline.upkeep.caches import stores_in
 
 
 @pytest.fixture(scope="module")

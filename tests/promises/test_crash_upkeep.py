@@ -17,7 +17,7 @@ from damage import flip
 from small_run import draw, make_run
 
 from qedit.cache.files.atomic import LEFTOVER
-from qedit.pipeline.upkeep.unused_rows import stores_in
+from qedit.pipeline.upkeep.caches import stores_in
 
 STAGES = ("pair", "cache-vae", "cache-embeds")
 DEATHS = pytest.mark.parametrize(

@@ -51,7 +51,6 @@ def test_every_checksum_holds(project: Path, files: tuple[str, ...]) -> None:
     assert said(qedit("verify", *files, "--json"))["damaged"] == []
 
 
-@pytest.mark.xfail(reason="gc refuses a moved cache that two runs share", strict=True)
 def test_gc_takes_the_rows_of_the_deleted_sample_and_nothing_else(project: Path) -> None:
     qedit("pair", *FIRST)
     qedit("pair", *SECOND)

@@ -16,7 +16,7 @@ from cached_rows import KINDS, Rows, rows_in
 from failing_writes import Trouble, full_disk
 from small_run import draw, enter_copy, said, with_files
 
-from qedit.pipeline.upkeep.unused_rows import stores_in
+from qedit.pipeline.upkeep.caches import stores_in
 
 STAGES = pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from small_run import loaded
 
-from qedit.pipeline.upkeep.unused_rows import stores_in
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
-from qedit.stages.stores.run_stores import open_stores
+from qedit.pipeline.upkeep.caches import stores_in
+from qedit.stages.stores.run import Run
 
 # the stores of `make_run` with one reference
 KINDS = {
@@ -34,8 +33,7 @@ def rows_in(folder: Path, *stages: str) -> Rows:
 
 def rows_here() -> dict[str, np.ndarray]:
     """Read every row of the run in the working directory, by its key."""
-    found = loaded()
-    stores = open_stores(found, open_checkpoint(found.settings))
+    stores = Run(loaded()).stores
     return {key: store.read(key) for store in stores.all_stores() for key in sorted(store.keys())}
 
 

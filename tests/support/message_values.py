@@ -31,7 +31,6 @@ VALUES: dict[str, dict[str, str]] = {
         "output_dir": "output/edited",
         "sample.name": "cat-01.png",
         "str(error).splitlines()[0]": "CUDA out of memory. Tried to allocate 594.00 MiB.",
-        "use.output_dir": "output/dogs",
     },
     # cache/
     "atomic.py": {
@@ -82,12 +81,11 @@ VALUES: dict[str, dict[str, str]] = {
     # pipeline/
     "collect.py": {"folder": "output/dogs", "holder": _HOLDER},
     "examples.py": {"assignment": "lora_rank=32"},
-    "other_runs.py": {
-        "', '.join(gone)": "/mnt/dogs/cache/pairs/dogs",
-        "where": f"{_STORE}/uses/5d0c1f7e.json",
-    },
     "run_command.py": {"folder": "my-run", "make_it": "Make it: `mkdir -p my-run`."},
-    "unused_rows.py": {
+    "caches.py": {
+        "', '.join(gone)": "/mnt/dogs/cache/pairs/dogs",
+        "first.output_dir": "output/dogs",
+        "where": "cache/vae/edited/runs/5d0c1f7e.json",
         "manifest_file": "cache/pairs/dogs/11c8f7a2b4e0d395/manifest.json",
         "place": "cache/pairs/dogs/11c8f7a2b4e0d395",
         "place / manifest['pairs']": "cache/pairs/dogs/11c8f7a2b4e0d395/pairs-9be1ac34.parquet",
@@ -245,7 +243,7 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "table.py:verified": {"path": f"{_TABLE}/pairs-9be1ac34.parquet"},
     # stages/stores
-    "pins.py": {"path": f"{_STORE}/uses/5d0c1f7e.json"},
+    "pins.py": {"path": "cache/vae/edited/runs/5d0c1f7e.json"},
     "run_file.py": {"path": "output/edited/run.json"},
     "run_stores.py": {
         "beside": "",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from damage import flip
+from old_notes import OLD_NOTES, as_old_notes
 from small_run import cache_rows, enter_copy, loaded, said, with_files
 
 from qedit.cache.errors import Locked
@@ -21,12 +22,11 @@ from qedit.cache.files.claims import CLAIMS
 from qedit.cache.files.lock import LOCK_FILE, Holder, holder_of, new_holder
 from qedit.cache.files.owner import Owner, this_process
 from qedit.cache.store.store import Store
+from qedit.pipeline.upkeep.caches import stores_in
 from qedit.pipeline.upkeep.collect import alone, clear, collect
-from qedit.pipeline.upkeep.unused_rows import stores_in
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.stores import pins
-from qedit.stages.stores.pins import USES, begin_use
-from qedit.stages.stores.run_stores import open_stores
+from qedit.stages.stores.pins import RUNS, pin_before_writing, record_file
+from qedit.stages.stores.run import Run
 
 BF16 = ("--set", "vae_dtype=bf16", "--set", "text_encoder_dtype=fp32")
 OTHER_RUN = ("--set", "output_dir=out2")
@@ -35,7 +35,7 @@ ELSEWHERE = replace(this_process(), host="elsewhere", pid=12)
 
 @pytest.fixture
 def copy(cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it in which this run has noted what it uses."""
+    """A copy of it in which this run has recorded what it needs."""
     folder = enter_copy(cached_run, tmp_path / "copy", monkeypatch)
     cache_rows()  # the pictures are other files
     return folder
@@ -85,16 +85,16 @@ def test_who_begins_to_fill_waits_for_gc_to_end(
 ) -> None:
     """What gc has found inside its locks holds until it has removed it."""
     monkeypatch.setattr(pins, "LOCK_PATIENCE_SECONDS", 0.0)
-    configuration = loaded()
-    stores = open_stores(configuration, open_checkpoint(configuration.settings)).tails.stores()
-    other = loaded("output_dir=out2")
-    with alone(configuration) as held:
-        found = collect(configuration, held=held)
-        assert all(holder_of(store.path).doing == "qedit gc" for store in stores)
+    run, other = Run(loaded()), Run(loaded("output_dir=out2"))
+    stores = run.stores.tails.stores()
+    with alone(run) as caches:
+        found = collect(caches)
+        for store in stores:
+            assert holder_of(store.path).doing == holder_of(store.path.parent).doing == "qedit gc"
         with pytest.raises(Locked, match="qedit gc"):
-            begin_use(stores, other)
-        clear(configuration, found)
-    begin_use(stores, other)
+            pin_before_writing(other, stores)
+        clear(found)
+    pin_before_writing(other, stores)
 
 
 def _fills_embeds(folder: Path) -> None:
@@ -217,11 +217,11 @@ def test_training_on_missing_rows_says_so_whatever_lies_beside(copy: Path) -> No
 
 
 @pytest.fixture
-def other_note(copy: Path) -> Path:
-    """What another run has noted in the store of tails, of which it wants all."""
+def other_record(copy: Path) -> Path:
+    """What another run has recorded beside the store of tails, of which it wants all."""
     with_files("cache-embeds", *OTHER_RUN)
-    use = pins.use_of(loaded("output_dir=out2"))
-    other = pins.note_file(_store(copy, "text_embeds/edited"), use).relative_to(copy)
+    folder = _store(copy, "text_embeds/edited").path.parent
+    other = record_file(Run(loaded("output_dir=out2")), folder).relative_to(copy)
     (copy / "edited" / "p2.txt").write_text("another caption")
     with_files("pair")
     return other
@@ -236,22 +236,24 @@ def _other_letter(data: bytes) -> bytes:
 
 
 def _no_list(data: bytes) -> bytes:
-    note = json.loads(data)
-    del note["crc32c"]
-    return json.dumps(note | {"pairs": note["pairs"][0]}).encode()
+    record = json.loads(data)
+    del record["crc32c"]
+    for pin in record["pins"].values():
+        pin["pairs"] = pin["pairs"][0]
+    return json.dumps(record).encode()
 
 
 @pytest.mark.parametrize("spoil", [_cut, _other_letter, _no_list])
-def test_gc_is_refused_where_a_note_cannot_be_read(
-    copy: Path, other_note: Path, spoil: Callable[[bytes], bytes]
+def test_gc_is_refused_where_a_record_cannot_be_read(
+    copy: Path, other_record: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
-    assert spoil(other_note.read_bytes()) != other_note.read_bytes()
-    other_note.write_bytes(spoil(other_note.read_bytes()))
+    assert spoil(other_record.read_bytes()) != other_record.read_bytes()
+    other_record.write_bytes(spoil(other_record.read_bytes()))
     for options in ((), ("--yes",)):
         error = with_files("gc", *options, expect=5).stderr
-        assert str(other_note) in error
+        assert str(other_record) in error
         assert "delete that file" in error
-    assert str(other_note) in with_files("verify", expect=5).stderr
+    assert str(other_record) in with_files("verify", expect=5).stderr
     assert "what no table names is not known" in with_files("status").stdout
     assert said(with_files("cache-embeds", "-n", "--json"))["orphaned"] is None
     assert "orphaned rows not known" in with_files("cache-embeds", "-n").stdout
@@ -260,11 +262,13 @@ def test_gc_is_refused_where_a_note_cannot_be_read(
     assert _shown()["rows"] == 1  # the tail of the former caption
 
 
-def test_a_note_of_an_earlier_version_is_read(copy: Path, other_note: Path) -> None:
-    note = json.loads(other_note.read_bytes())
+def test_a_note_of_an_earlier_version_is_read(copy: Path, other_record: Path) -> None:
+    (store,) = as_old_notes(copy / other_record)
+    (note,) = (store / OLD_NOTES).iterdir()
+    fields = json.loads(note.read_bytes())
     for field in ("crc32c", "also"):
-        del note[field]
-    other_note.write_text(json.dumps(note))
+        del fields[field]
+    note.write_text(json.dumps(fields))
     (copy / "edited" / "p3.txt").write_text("another one too")
     with_files("pair")
     assert _shown()["rows"] == 2  # both runs share the table
@@ -294,10 +298,10 @@ def test_gc_is_refused_where_another_runs_tables_are_gone(copy: Path) -> None:
     error = with_files("gc", "--yes", expect=4).stderr
     assert f"The run in {copy / 'out2'} uses these caches" in error
     assert "its pairs tables are gone" in error
-    notes = list(copy.glob(f"caches/vae/*/*/{USES}/*.json"))
-    others = [note for note in notes if f'"{copy / "out2"}"' in note.read_text()]
+    records = list(copy.glob(f"caches/vae/*/{RUNS}/*.json"))
+    others = [path for path in records if f'"{copy / "out2"}"' in path.read_text()]
     assert len(others) == 2  # all of them at once
-    assert all(error.count(str(note.relative_to(copy))) == 2 for note in others)
+    assert all(error.count(str(path.relative_to(copy))) == 2 for path in others)
     with_files("status")
     (copy / "not-mounted").rename(tables)
     assert _shown() == kept
@@ -319,8 +323,8 @@ def test_a_table_without_that_of_what_was_rejected_counts(copy: Path) -> None:
     assert f"{pairs} is gone" in with_files("gc", "--yes", expect=5).stderr
 
 
-def test_gc_of_one_run_leaves_no_note_that_is_in_anothers_way(copy: Path) -> None:
-    """Its former tables may go with it: what it noted of them is said anew."""
+def test_gc_of_one_run_leaves_no_record_that_is_in_anothers_way(copy: Path) -> None:
+    """Its former tables may go with it: what it recorded of them is written anew."""
     for stage in ("cache-vae", "cache-embeds"):
         with_files(stage, *OTHER_RUN)
     larger = ("--set", "data.edited.resolution=96")
@@ -437,20 +441,38 @@ def test_gc_is_refused_before_pair_has_run_for_new_settings(copy: Path) -> None:
     assert len(shown["files"]) == 1  # and the table that names them
 
 
-def test_caches_that_were_moved_to_another_disk_keep_other_runs_notes(
-    copy: Path, other_note: Path
+@pytest.mark.parametrize("old", [False, True], ids=["record", "old notes"])
+def test_caches_that_were_moved_to_another_disk_keep_other_runs_records(
+    copy: Path, other_record: Path, old: bool
 ) -> None:
-    """There they have neither the path nor the inode that the notes name."""
+    """There they have neither the path nor the inode that the records name."""
+    if old:
+        as_old_notes(copy / other_record)
     shutil.copytree("caches", "copied")
     elsewhere = ("--set", "cache_dir=copied")
     shown = said(with_files("gc", "--json", *elsewhere))
     assert shown["rows"] == 1  # the original is still there, and keeps what the other run wants
+    assert shown["kept_for"] == []
     shutil.rmtree("caches")
-    error = with_files("gc", "--yes", *elsewhere, expect=4).stderr
-    assert f"The run in {copy / 'out2'} uses these caches" in error
+    shown = said(with_files("gc", "--json", *elsewhere))
+    assert shown["rows"] == 1  # its tables have moved with them, and name what this run's do
+    assert shown["kept_for"] == [str(copy / "out2")]
     (copy / "copied").rename("caches")
     assert _shown()["rows"] == 1  # the other run uses the table that this one does
-    assert other_note.is_file()
+    assert old or other_record.is_file()
+
+
+def test_moved_caches_are_refused_whose_tables_did_not_move_with_them(copy: Path) -> None:
+    tables = _pairs_elsewhere(copy)
+    shutil.copytree("caches", "copied")
+    shutil.rmtree("caches")
+    names = ("edited", "reference-a")
+    sets = [f"data.{name}.cache_dir_vae=copied/vae/{name}" for name in names]
+    elsewhere = ["--set", "cache_dir=copied", *(word for one in sets for word in ("--set", one))]
+    assert said(with_files("gc", "--json", *elsewhere))["kept_for"] == [str(copy / "out2")]
+    shutil.rmtree(tables)
+    error = with_files("gc", "--yes", *elsewhere, expect=4).stderr
+    assert f"The run in {copy / 'out2'} uses these caches" in error
 
 
 def _add_a_dataset(folder: Path) -> None:
@@ -466,11 +488,13 @@ def _add_a_dataset(folder: Path) -> None:
 
 
 def test_rows_of_former_settings_are_freed_after_a_dataset_was_added(copy: Path) -> None:
-    """A run is its output_dir: what it noted before is not another run's."""
-    store = _store(copy, "vae/edited")
-    note = pins.note_file(store, pins.use_of(loaded()))
-    former = note.with_name("0123456789abcdef.json")  # as earlier versions named it
-    shutil.copy(note, former)
+    """A run is its output_dir: what it recorded before is not another run's."""
+    record = record_file(Run(loaded()), _store(copy, "vae/edited").path.parent)
+    before = record.read_bytes()
+    (store,) = as_old_notes(record)
+    (note,) = (store / OLD_NOTES).iterdir()
+    former = note.rename(note.with_name("0123456789abcdef.json"))  # as the earliest named it
+    record.write_bytes(before)
     _add_a_dataset(copy)
     names = ("edited", "more-edited")
     larger = [word for name in names for word in ("--set", f"data.{name}.resolution=96")]
@@ -478,7 +502,7 @@ def test_rows_of_former_settings_are_freed_after_a_dataset_was_added(copy: Path)
         with_files(stage, *larger)
     shown = said(with_files("gc", "--yes", "--json", *larger))
     assert (shown["rows"], len(shown["files"])) == (4, 1)  # the targets at their former size
-    assert (note.is_file(), former.exists()) == (True, False)
+    assert (record.is_file(), former.exists()) == (True, False)
 
 
 def test_what_a_run_that_has_only_paired_names_is_kept(copy: Path) -> None:
@@ -496,16 +520,15 @@ def test_what_a_run_that_has_only_paired_names_is_kept(copy: Path) -> None:
 def test_a_run_that_finds_all_rows_made_keeps_them_before_it_looks(
     copy: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else `gc` takes them between the look and the note."""
+    """Else `gc` takes them between the look and the record."""
     monkeypatch.setattr(pins, "LOCK_PATIENCE_SECONDS", 0.0)
-    configuration = loaded()
-    with alone(configuration):
+    with alone(Run(loaded())):
         assert "qedit gc" in with_files(stage, *OTHER_RUN, expect=6).stderr
-        with_files(stage)  # it is noted, and needs no lock
+        with_files(stage)  # it is recorded, and needs no lock
     with_files(stage, *OTHER_RUN)
 
 
-def test_a_stage_that_fails_for_want_of_pairs_leaves_no_note(copy: Path) -> None:
+def test_a_stage_that_fails_for_want_of_pairs_leaves_no_record(copy: Path) -> None:
     for stage in ("cache-vae", "cache-embeds"):
         with_files(stage, *OTHER_RUN, "--set", "data.edited.resolution=96", expect=4)
     assert _shown()["rows"] == 0

@@ -15,15 +15,15 @@ from qedit.cache.files.fingerprint import fingerprint
 from qedit.cache.files.owner import this_process
 from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
-from qedit.pipeline.upkeep.collect import Leftovers, alone, clear, collect
+from qedit.pipeline.upkeep.caches import Caches
+from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
 from qedit.stages.frozen_base.folder import base_folder
 from qedit.stages.frozen_base.modulation_table import table_recipe
 from qedit.stages.frozen_base.quantized import QUANTIZED_FILE, quantized_recipe
-from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.samples.table import MANIFEST
-from qedit.stages.stores.pins import note_file, note_use, use_of
+from qedit.stages.stores.pins import pin_existing, pin_of, pin_places
 from qedit.stages.stores.row_kinds import RowKind
-from qedit.stages.stores.run_stores import open_stores
+from qedit.stages.stores.run import Run
 
 ELSEWHERE = replace(this_process(), host="elsewhere", pid=12)
 # It makes something that gc would take: gives that, and what comes into the caches with it.
@@ -38,15 +38,15 @@ def run(filled: Path, tmp_path: Path) -> Configuration:
     return run
 
 
-def _gone(run: Configuration, *, compact: bool = False) -> Leftovers:
-    with alone(run) as held:
-        found = collect(run, compact=compact, held=held)
-        clear(run, found)
+def _gone(run: Configuration, *, compact: bool = False) -> Removables:
+    with alone(Run(run)) as caches:
+        found = collect(caches, compact=compact)
+        clear(found)
     return found
 
 
 def _latents(run: Configuration) -> Store:
-    return open_stores(run, open_checkpoint(run.settings)).latents.of("edits")
+    return Run(run).stores.latents.of("edits")
 
 
 def _of_another_recipe(run: Configuration) -> tuple[Path, Path]:
@@ -54,9 +54,8 @@ def _of_another_recipe(run: Configuration) -> tuple[Path, Path]:
     recipe = {**latents.recipe, "made": "otherwise"}
     path = Path(shutil.copytree(latents.path, latents.path.parent / fingerprint(recipe)))
     write_json(path / "recipe.json", recipe)
-    store = Store(path.parent, recipe, latents.layout)
-    note_use([store], run)
-    return note_file(store, use_of(run)), path
+    pin_places(Run(run), [path], pin_of(Run(run)))
+    return path, path
 
 
 def _without_recipe(run: Configuration) -> tuple[Path, Path]:
@@ -88,8 +87,8 @@ def _table(run: Configuration) -> tuple[Path, Path]:
     )
     with store.adding():
         pass
-    note_use([store], run)
-    return note_file(store, use_of(run)), store.path
+    pin_existing(Run(run), [store])
+    return store.path, store.path
 
 
 def _base(run: Configuration) -> tuple[Path, Path]:
@@ -142,11 +141,11 @@ def test_what_comes_into_being_after_gc_took_its_locks_stays(
     """Who makes it may be about to note so: the next gc can tell."""
     made, comes = make(run)
     comes.rename(tmp_path / "not-yet")
-    with alone(run) as held:
+    with alone(Run(run)) as caches:
         (tmp_path / "not-yet").rename(comes)
-        found = collect(run, held=held)
+        found = collect(caches)
         assert (list(found.lines()), found.count_bytes) == ([], 0)
-        clear(run, found)
+        clear(found)
     assert made.exists()
     _gone(run)
     assert not made.exists()
@@ -163,9 +162,9 @@ def test_a_store_that_comes_into_being_meanwhile_is_not_compacted(
             store.add([key], [row])
     parts = store.part_paths()
     store.path.rename(tmp_path / "not-yet")
-    with alone(run) as held:
+    with alone(Run(run)) as caches:
         (tmp_path / "not-yet").rename(store.path)
-        clear(run, collect(run, compact=True, held=held))
+        clear(collect(caches, compact=True))
     assert store.part_paths() == parts
     _gone(run, compact=True)
     assert len(store.part_paths()) < len(parts)
@@ -173,7 +172,7 @@ def test_a_store_that_comes_into_being_meanwhile_is_not_compacted(
 
 def test_what_was_found_without_locks_is_not_removed(run: Configuration) -> None:
     _of_another_recipe(run)
-    found = collect(run)
+    found = collect(Caches(Run(run)))
     assert list(found.lines())
     with pytest.raises(RuntimeError, match="without the locks"):
-        clear(run, found)
+        clear(found)

@@ -62,8 +62,8 @@ def test_gc_says_for_which_other_runs_it_keeps_rows(recaptioned: Path) -> None:
     other = str(recaptioned / "gone")
     assert found["kept_for"] == [other]
     assert f"Kept: what other runs want, in {other}.\n" in with_files("gc").stdout
-    for note in recaptioned.glob("caches/**/uses/*.json"):
-        if other in note.read_text():
-            note.unlink()
+    for record in recaptioned.glob("caches/**/runs/*.json"):
+        if other in record.read_text():
+            record.unlink()
     after = said(with_files("gc", "--json"))
     assert (after["kept_for"], after["rows"]) == ([], found["rows"] + 4)

@@ -25,10 +25,9 @@ from qedit.cache.files.claims import CLAIMS
 from qedit.cache.files.lock import new_holder
 from qedit.cache.files.owner import this_process
 from qedit.cache.format.index import write_index
-from qedit.pipeline.upkeep.other_runs import uses_of
-from qedit.pipeline.upkeep.unused_rows import stores_in
+from qedit.pipeline.upkeep.caches import stores_in
 from qedit.stages.samples.schema import samples_in
-from qedit.stages.stores.pins import USES
+from qedit.stages.stores.pins import RUNS, read_records
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +108,21 @@ def test_a_lost_shard_is_told_once_however_many_rows_were_in_it(copy: Path) -> N
     with_files("verify")
 
 
-def test_what_was_being_dropped_and_noted_by_a_process_that_died_goes_too(copy: Path) -> None:
+def test_what_was_being_dropped_and_recorded_by_a_process_that_died_goes_too(copy: Path) -> None:
     (store,) = stores_in(copy / "caches" / "text_embeds" / "edited")
     dead = replace(this_process(), started="1")
     gone = store.parts_folder / f".part~{dead}~19{LEFTOVER}"
     gone.mkdir()
-    (note,) = (store.path / USES).glob("*.json")
-    begun = note.with_name(f".{note.name}~{dead}~6{LEFTOVER}")
-    note.rename(begun)
+    (record,) = (store.path.parent / RUNS).glob("*.json")
+    begun = record.with_name(f".{record.name}~{dead}~6{LEFTOVER}")
+    record.rename(begun)
     with_files("verify")
     assert gone.exists()  # it only looks
     with_files("verify", "--drop")
     assert not gone.exists()
     with_files("cache-embeds")
-    (noted,) = note.parent.iterdir()  # by another name, since the copy is another run
-    assert noted.suffix == ".json"
+    (written,) = record.parent.iterdir()  # by another name, since the copy is another run
+    assert written.suffix == ".json"
 
 
 def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
@@ -140,7 +139,7 @@ def test_damaged_tables_and_checkpoints_are_found(copy: Path) -> None:
     [
         ("out/checkpoint-*/state.json", '"step": 3', '"step": 2', "state.json cannot be read"),
         ("caches/pairs/edited/*/manifest.json", '"samples": 4', '"samples": 5', "manifest"),
-        ("caches/pairs/edited/uses/*.json", '"output_dir": "', '"output_dir": "/', "cannot"),
+        ("caches/pairs/runs/*.json", '"output_dir": "', '"output_dir": "/', "cannot"),
     ],
 )
 def test_verify_reads_the_checksums_of_small_files_too(
@@ -208,7 +207,7 @@ def _unreadable(path: Path) -> Iterator[None]:
         ("parts/*/rows.parquet", "the disk cannot read it (Input/output error)"),
         ("parts/*/manifest.json", "the disk cannot read it (Input/output error)"),
         ("recipe.json", "it is not the recipe"),
-        ("uses/*.json", "it cannot be read: the disk cannot read it"),
+        ("../runs/*.json", "it cannot be read: the disk cannot read it"),
         ("../../../../out/checkpoint-*/state.json", "state.json cannot be read"),
         (
             "../../../../out/checkpoint-*/weights.safetensors",
@@ -299,7 +298,7 @@ def test_gc_removes_stores_of_recipes_that_nobody_asks_for(copy: Path) -> None:
 
 
 def test_a_copy_of_the_caches_is_no_other_run_but_a_moved_one_is_the_same(copy: Path) -> None:
-    """The notes of uses were copied as well: they speak of the original."""
+    """The records were copied as well: they speak of the original."""
     (copy / "edited" / "p2.txt").write_text("another caption")
     with_files("run", "--set", "output_dir=out2")
     assert said(with_files("gc", "--json"))["rows"] == 1
@@ -308,7 +307,10 @@ def test_a_copy_of_the_caches_is_no_other_run_but_a_moved_one_is_the_same(copy: 
     with_files("cache-embeds", *other)
     (copy / "caches").rename(copy / "moved")
     (store,) = stores_in(copy / "moved" / "vae" / "edited")
-    assert {Path(use.output_dir).name for use in uses_of(store)} == {"out2", "out3"}
+    assert {Path(found.output_dir).name for found in read_records(store.path.parent)} == {
+        "out2",
+        "out3",
+    }
 
 
 def test_gc_removes_tables_of_former_settings_and_what_only_they_name(copy: Path) -> None:
@@ -324,8 +326,8 @@ def test_gc_removes_tables_of_former_settings_and_what_only_they_name(copy: Path
     with_files("cache-vae", *other)
     kept = said(with_files("gc", "--json", *larger))
     assert (kept["rows"], kept["files"]) == (0, [])
-    for uses in (copy / "caches").glob(f"*/*/*/{USES}"):
-        shutil.rmtree(uses)
+    for records in (copy / "caches").glob(f"*/*/{RUNS}"):
+        shutil.rmtree(records)
     assert said(with_files("gc", "--yes", "--json", *larger))["removed"]
     assert not former.exists()
     assert said(with_files("cache-vae", "--json", *larger))["computed"] == 0
@@ -346,8 +348,8 @@ def test_gc_compact_joins_parts(copy: Path) -> None:
 
 
 def test_unlock_leaves_the_living_alone(copy: Path) -> None:
-    (store,) = (copy / "caches" / "vae" / "edited").iterdir()
-    mine, strange = (store / CLAIMS / name for name in ("mine~0.json", "strange~0.json"))
+    (store,) = stores_in(copy / "caches" / "vae" / "edited")
+    mine, strange = (store.path / CLAIMS / name for name in ("mine~0.json", "strange~0.json"))
     holder = new_holder("testing")
     elsewhere = replace(holder, owner=replace(holder.owner, host="elsewhere"))
     for path, who in ((mine, holder), (strange, elsewhere)):

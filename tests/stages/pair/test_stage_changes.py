@@ -23,14 +23,15 @@ from picture_pairs import (
 
 from qedit.cache.errors import NotComplete
 from qedit.config.configuration import Configuration
-from qedit.pipeline.upkeep.unused_rows import refuse_without_pairs
-from qedit.stages.models.checkpoint.checkpoint import PARTS, Checkpoint, flavour_of
+from qedit.pipeline.upkeep.collect import refuse_without_pairs
+from qedit.stages.models.checkpoint.checkpoint import flavour_of
 from qedit.stages.pair import picture_records, pictures
 from qedit.stages.pair.scan import Files
 from qedit.stages.pair.stage import run
 from qedit.stages.samples.store_keys import PairsKeys, pairs_keys
 from qedit.stages.samples.table import manifest_in
-from qedit.stages.stores.pins import USES
+from qedit.stages.stores.pins import RUNS
+from qedit.stages.stores.run import Run
 
 
 @pytest.fixture
@@ -197,11 +198,7 @@ def test_a_folder_that_was_renamed_or_is_linked_is_no_other() -> None:
 
 def wants_rows_kept(configuration: Configuration) -> None:
     """As `gc` begins."""
-    parts = dict.fromkeys(PARTS, Path("unread"))
-    flavour = flavour_of(configuration.settings)
-    refuse_without_pairs(
-        configuration, Checkpoint(flavour=flavour, zero_cond_t=False, source="", **parts)
-    )
+    refuse_without_pairs(Run(configuration))
 
 
 def keys_of_table(configuration: Configuration) -> PairsKeys:
@@ -299,6 +296,6 @@ def _tables(root: Path) -> dict[str, bytes]:
     """
     files = (path for path in root.rglob("*") if path.is_file() and "writer" not in path.name)
     return {
-        str(path.relative_to(root)): b"" if path.parent.name == USES else path.read_bytes()
+        str(path.relative_to(root)): b"" if path.parent.name == RUNS else path.read_bytes()
         for path in files
     }

@@ -15,6 +15,7 @@ from stock_pipelines import StockPipeline
 
 from qedit.cache.store.verifying import Damage
 from qedit.pipeline.upkeep import verify
+from qedit.pipeline.upkeep.caches import Caches
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.samples.sample import Picture, Sample
 from qedit.stages.samples.sizes import size_of_area
@@ -94,7 +95,7 @@ def test_gc_keeps_them_and_verify_names_their_sample(
     shelf = run.stores.latents
     (picture,) = one.sample.references
     damage = Damage(shelf.of(picture.dataset).path, picture.latent_key, "spoilt")
-    named = verify._samples(found, run.checkpoint, shelf.of(picture.dataset), [damage])
+    named = verify._samples(Caches(run), shelf.of(picture.dataset), [damage])
     assert named == ["p1.png"]
     # who no longer previews wants them no longer
     with_files("gc", *CROP, "--set", "validation_disable=true", "--yes")

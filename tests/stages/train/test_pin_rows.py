@@ -29,14 +29,14 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same where it was made, as far as the notes can tell."""
+    """The same where it was made, as far as the records can tell."""
     folder = enter_copy(cached, tmp_path / "here", monkeypatch)
     cache_rows()
     return folder
 
 
-def _notes() -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path("caches").glob("*/*/*/uses/*.json")}
+def _records() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path("caches").glob("*/*/runs/*.json")}
 
 
 def test_rows_that_a_run_trained_on_are_kept_for_its_next_step(here: Path) -> None:
@@ -48,31 +48,31 @@ def test_rows_that_a_run_trained_on_are_kept_for_its_next_step(here: Path) -> No
     assert said(with_files("train", *TWO, "--json"))["computed"] == 1
 
 
-def test_a_dry_run_and_a_refused_one_leave_no_note(here: Path) -> None:
-    before = _notes()
+def test_a_dry_run_and_a_refused_one_leave_no_record(here: Path) -> None:
+    before = _records()
     with_files("train", *ONE, "--dry-run")
     with_files("train", *ONE, "--set", "train_batch_size=0", expect=2)
-    assert _notes() == before
+    assert _records() == before
     with_files("train", *ONE)
-    noted = _notes()
-    assert len(noted) == len(before) + 4  # latents of targets and of references, prefixes, tails
-    # the folder is a run's whose rows stay noted: this one may not have it
+    recorded = _records()
+    assert len(recorded) == len(before) + 4  # latents of targets and of references, prefixes, tails
+    # the folder is a run's whose rows stay recorded: this one may not have it
     with_files("train", "--set", "output_dir=out2", "--set", "max_train_steps=1", expect=3)
-    assert _notes() == noted
+    assert _records() == recorded
 
 
-def test_what_gc_takes_right_before_the_note_is_missed_before_the_first_step(
+def test_what_gc_takes_right_before_the_record_is_missed_before_the_first_step(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = pin_rows.keep_use
+    keep = pin_rows.pin_existing
 
-    def too_late(*args: object, **kwargs: object) -> None:
+    def too_late(*args: object, **kwargs: object) -> bool:
         with monkeypatch.context() as patch:
-            patch.setattr(pin_rows, "keep_use", keep)
+            patch.setattr(pin_rows, "pin_existing", keep)
             assert said(with_files("gc", "--yes", "--json"))["rows"] == 4
-        keep(*args, **kwargs)  # type: ignore[arg-type]
+        return keep(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pin_rows, "keep_use", too_late)
+    monkeypatch.setattr(pin_rows, "pin_existing", too_late)
     error = with_files("train", *ONE, expect=4).stderr
     assert "There is no pairs table of dataset edited" in error
     assert not list(Path("out2").glob("*"))
@@ -88,7 +88,7 @@ def test_caches_that_may_not_be_written_are_trained_on_and_it_is_said(
         patch.setattr(pins, "writer_lock", refused)
         said_of_it = with_files("train", *ONE)
     assert "may not be written" in said_of_it.stderr
-    assert "nothing there says that this run trains on these caches" in said_of_it.stderr
+    assert "nothing there records that this run trains on these caches" in said_of_it.stderr
 
 
 def test_training_does_not_begin_while_somebody_removes_rows(
@@ -102,9 +102,7 @@ def test_training_does_not_begin_while_somebody_removes_rows(
     assert not Path("out/metrics.jsonl").exists()
 
 
-def test_a_run_that_has_noted_itself_takes_no_lock(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_recorded_takes_no_lock(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_files("train", *ONE)
     monkeypatch.setattr(pins, "writer_lock", pytest.fail)
     assert said(with_files("train", *TWO, "--json"))["computed"] == 1

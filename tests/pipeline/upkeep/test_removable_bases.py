@@ -18,7 +18,8 @@ from training import SAMPLES, made_runs
 
 from qedit.cache.files.lock import LOCK_FILE, new_holder
 from qedit.config.configuration import Configuration
-from qedit.pipeline.upkeep.collect import Leftovers, alone, clear, collect
+from qedit.pipeline.upkeep.caches import Caches
+from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
 from qedit.pipeline.upkeep.unlock import find_locks
 from qedit.pipeline.upkeep.verify import Verified, verify
 from qedit.stages.cache_base import stage as cache_base
@@ -27,6 +28,7 @@ from qedit.stages.frozen_base.modulation_table import modulation_table
 from qedit.stages.frozen_base.quantized import quantized_base
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.checkpoint.digests import digests_file, model_digest
+from qedit.stages.stores.pins import RUNS, record_file
 from qedit.stages.stores.run import Run
 
 INT8 = {"mixed_precision": "bf16", "base_model_precision": "int8-quanto"}
@@ -53,13 +55,17 @@ def made(cached: Path, tmp_path: Path) -> Callable[..., Configuration]:
 
 
 def _verified(configuration: Configuration, **options: Any) -> Verified:
-    return verify(configuration, Quiet(), **options)
+    return verify(Run(configuration), Quiet(), **options)
 
 
-def _gone(configuration: Configuration) -> Leftovers:
-    with alone(configuration) as held:
-        found = collect(configuration, held=held)
-        clear(configuration, found)
+def _collected(configuration: Configuration) -> Removables:
+    return collect(Caches(Run(configuration)))
+
+
+def _gone(configuration: Configuration) -> Removables:
+    with alone(Run(configuration)) as caches:
+        found = collect(caches)
+        clear(found)
     return found
 
 
@@ -140,11 +146,11 @@ def test_a_damaged_row_of_the_table_is_named_given_up_and_made_anew(
 def test_gc_keeps_what_these_settings_use_and_removes_what_nobody_does(
     made: Callable[..., Configuration],
 ) -> None:
-    assert _gone(made()).bases == []
+    assert _gone(made()).of_kind("base") == []
     other = made(base_model_precision="int4-quanto")
     _made_anew(other)
-    found = collect(other)
-    assert [base.path for base in found.bases] == [_base_file(made()).parent]
+    found = _collected(other)
+    assert [base.path for base in found.of_kind("base")] == [_base_file(made()).parent]
     assert "int8-quanto" in "\n".join(found.lines())
     assert found.count_bytes >= _base_file(made()).stat().st_size
     assert _base_file(made()).exists()  # shown, not removed
@@ -154,7 +160,8 @@ def test_gc_keeps_what_these_settings_use_and_removes_what_nobody_does(
     assert _made_anew(other) == 0  # and the table is shared
     plain = made(mixed_precision="no", base_model_precision="no_change")
     _gone(plain)
-    assert [path for path in base_folder(plain.settings).iterdir() if path.is_dir()] == []
+    assert [path.name for path in base_folder(plain.settings).iterdir() if path.is_dir()] == [RUNS]
+    assert not record_file(Run(plain), base_folder(plain.settings)).exists()
 
 
 def test_gc_keeps_what_another_run_uses(made: Callable[..., Configuration]) -> None:
@@ -162,7 +169,7 @@ def test_gc_keeps_what_another_run_uses(made: Callable[..., Configuration]) -> N
     assert _made_anew(made(output="elsewhere")) == 0
     plain = made(mixed_precision="no", base_model_precision="no_change")
     found = _gone(plain)
-    assert (found.bases, [one.store.layout.array for one in found.orphans]) == ([], [])
+    assert found.of_kind("base", "rows", "store", "part") == []
     assert _made_anew(made()) == 0
 
 
@@ -171,11 +178,11 @@ def test_gc_keeps_what_the_run_in_output_dir_was_trained_with(
 ) -> None:
     plain = made(mixed_precision="no", base_model_precision="no_change")
     _trained(made())
-    assert (collect(plain).bases, collect(plain).orphans) == ([], [])
+    assert _collected(plain).of_kind("base", "rows", "store", "part") == []
     _trained(made(base_model_precision="int4-quanto"))
-    (base,) = collect(plain).bases
+    (base,) = _collected(plain).of_kind("base")
     assert base.path == _base_file(made()).parent
-    assert collect(plain).orphans == []  # the table is that of both
+    assert _collected(plain).of_kind("rows", "store", "part") == []  # the table is that of both
 
 
 def _trained(run: Configuration) -> None:
@@ -193,4 +200,4 @@ def test_unlock_knows_the_lock_of_the_base(made: Callable[..., Configuration]) -
     holder = new_holder("quantising the base")
     lock = base_folder(run.settings) / LOCK_FILE
     lock.write_text(json.dumps(asdict(holder)))
-    assert lock in [path for path, _ in find_locks(run).held]
+    assert lock in [path for path, _ in find_locks(Run(run)).held]

@@ -1,4 +1,4 @@
-"""cache-base notes what it uses before it makes it, and gc says the notes of its own run anew."""
+"""cache-base records what it needs before it makes it, and gc renews the record of its run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from qedit.cache.files.atomic import new_folder
 from qedit.cache.files.lock import writer_lock
 from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
-from qedit.pipeline.upkeep.collect import Leftovers, alone, clear, collect
-from qedit.pipeline.upkeep.other_runs import uses_of
+from qedit.pipeline.upkeep.caches import Caches
+from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
 from qedit.stages.cache_base import quantizing
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.frozen_base.folder import base_folder
@@ -27,7 +27,7 @@ from qedit.stages.frozen_base.modulation_table import modulation_table
 from qedit.stages.frozen_base.quantized import QuantizedBase, quantized_base
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.stores import pins
-from qedit.stages.stores.pins import USES, Kept, note_file, use_of
+from qedit.stages.stores.pins import RUNS, Record, read_records, record_file
 from qedit.stages.stores.run import Run
 
 TABLE = {"mixed_precision": "bf16", "base_model_precision": "no_change"}
@@ -49,10 +49,10 @@ def made(filled: Path, tmp_path: Path) -> Make:
     return make
 
 
-def _gone(run: Configuration) -> Leftovers:
-    with alone(run) as held:
-        found = collect(run, held=held)
-        clear(run, found)
+def _gone(run: Configuration) -> Removables:
+    with alone(Run(run)) as caches:
+        found = collect(caches)
+        clear(found)
     return found
 
 
@@ -68,10 +68,21 @@ def _table_of(run: Configuration) -> Store:
     return modulation_table(open_checkpoint(run.settings), run.settings)
 
 
-def _place(run: Configuration) -> Kept:
+def _place(run: Configuration) -> Path:
     """What these settings have made."""
     quantizes = run.settings.base_model_precision != "no_change"
-    return _base_of(run) if quantizes else _table_of(run)
+    return (_base_of(run) if quantizes else _table_of(run)).path
+
+
+def _pinned_by(place: Path) -> list[str]:
+    """The output_dirs of the runs that have recorded that they need it."""
+    records = list(read_records(place.parent))
+    assert all(isinstance(record, Record) for record in records)
+    return [one.output_dir for one in records if isinstance(one, Record) and place.name in one.pins]
+
+
+def _named(*runs: Configuration) -> list[str]:
+    return sorted(str(run.settings.output_dir) for run in runs)
 
 
 def _stop_after_the_first_part(patch: pytest.MonkeyPatch) -> None:
@@ -110,53 +121,54 @@ def test_gc_keeps_what_cache_base_made_before_it_was_stopped(
         stop(patch)
         with pytest.raises(KeyboardInterrupt):
             _made(other)
-    files = sorted(_place(other).path.rglob("*"))
+    files = sorted(_place(other).rglob("*"))
     assert any(path.suffix in (".safetensors", ".parquet") for path in files)
     assert list(_gone(made(**PLAIN)).lines()) == []
-    assert set(files) <= {*_place(other).path.rglob("*")}
-    note_file(_place(other), use_of(other)).unlink()  # what else kept it? nothing
+    assert set(files) <= {*_place(other).rglob("*")}
+    record_file(Run(other), base_folder(other.settings)).unlink()  # what else kept it? nothing
     _gone(made(**PLAIN))
-    assert not _place(other).path.exists()
+    assert not _place(other).exists()
 
 
 @EACH
 def test_who_finds_all_of_it_made_keeps_it_before_it_looks(
     made: Make, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else `gc` takes it between the look and the note."""
+    """Else `gc` takes it between the look and the record."""
     for place in (pins, cache_base):
         monkeypatch.setattr(place, "LOCK_PATIENCE_SECONDS", 0.0)
     run, other = made(**settings), made(output="elsewhere", **settings)
     assert _made(run) > 0
-    with alone(run):
+    with alone(Run(run)):
         with pytest.raises(Locked, match="qedit gc"):
             _made(other)
-        assert _made(run) == 0  # it is noted, and needs no lock
+        assert _made(run) == 0  # it is recorded, and needs no lock
     assert _made(other) == 0
-    assert len(uses_of(_place(run))) == 2
+    assert sorted(_pinned_by(_place(run))) == _named(run, other)
 
 
 @EACH
 def test_what_gc_has_removed_meanwhile_is_made_anew(
     made: Make, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for gc before the note sees what is left after it."""
+    """Who waits for gc before the record sees what is left after it."""
     run, other = made(**settings), made(output="elsewhere", **settings)
     count = _made(run)
 
     @contextmanager
     def after_gc(folder: Path, **options: Any) -> Iterator[None]:
-        shutil.rmtree(_place(run).path, ignore_errors=True)
+        shutil.rmtree(_place(run), ignore_errors=True)
+        record_file(Run(run), base_folder(run.settings)).unlink(missing_ok=True)
         with writer_lock(folder, **options):
             yield
 
     with monkeypatch.context() as patch:
         patch.setattr(pins, "writer_lock", after_gc)
         assert _made(other) == count
-    assert uses_of(_place(other)) == [use_of(other)]
+    assert _pinned_by(_place(other)) == _named(other)
 
 
-def test_a_base_that_another_process_made_meanwhile_is_noted(
+def test_a_base_that_another_process_made_meanwhile_is_recorded(
     made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other = made(**BASE), made(output="elsewhere", **BASE)
@@ -172,51 +184,49 @@ def test_a_base_that_another_process_made_meanwhile_is_noted(
 
     monkeypatch.setattr(quantizing, "writer_lock", free_again)
     _made(other)
-    assert len(uses_of(_base_of(other))) == 2
+    assert sorted(_pinned_by(_place(other))) == _named(run, other)
 
 
 @EACH
-def test_a_dry_run_leaves_no_note(made: Make, settings: dict[str, str]) -> None:
+def test_a_dry_run_leaves_no_record(made: Make, settings: dict[str, str]) -> None:
     run = made(**settings)
     _made(run, dry_run=True)
     assert not base_folder(run.settings).exists()
     _made(run)
     _made(made(output="elsewhere", **settings), dry_run=True)
-    assert len(list(base_folder(run.settings).glob(f"*/{USES}/*.json"))) == 1
+    assert len(list(base_folder(run.settings).glob(f"{RUNS}/*.json"))) == 1
 
 
 @EACH
-def test_a_copy_of_a_base_has_no_notes(
+def test_a_copy_of_the_bases_has_no_records(
     made: Make, settings: dict[str, str], tmp_path: Path
 ) -> None:
     run = made(**settings)
     _made(run)
-    place = _place(run).path
-    shutil.copytree(place, tmp_path / "elsewhere" / place.name)
-    assert uses_of(_place(run)) == [use_of(run)]
-    assert uses_of(pins.PairsPlace(tmp_path / "elsewhere" / place.name)) == []
+    place = _place(run)
+    shutil.copytree(place.parent, tmp_path / "elsewhere")
+    assert _pinned_by(_place(run)) == _named(run)
+    assert _pinned_by(tmp_path / "elsewhere" / place.name) == []
 
 
 @EACH
-def test_gc_says_the_notes_of_the_base_anew(made: Make, settings: dict[str, str]) -> None:
+def test_gc_renews_the_record_of_the_base(made: Make, settings: dict[str, str]) -> None:
     """The run's former tables go with it, and other runs must not be refused for them."""
     former = made(output="elsewhere", **settings)
     _made(former)
     larger = {"data": {"resolution": 96}}
     run, other = made(output="elsewhere", **settings, **larger), made(**PLAIN, **larger)
     write_table(run, SAMPLES)
-    assert _gone(run).files  # the former table
-    assert uses_of(_place(run)) == [use_of(run)]
-    assert list(collect(other).lines()) == []
+    assert _gone(run).of_kind("pairs")  # the former table
+    assert _pinned_by(_place(run)) == _named(run)
+    assert list(collect(Caches(Run(other))).lines()) == []
 
 
 @EACH
-def test_gc_forgets_the_notes_of_what_its_run_uses_no_more(
-    made: Make, settings: dict[str, str]
-) -> None:
+def test_gc_forgets_what_its_run_uses_no_more(made: Make, settings: dict[str, str]) -> None:
     """Another run keeps it, and this one is in nobody's way."""
     run, other = made(output="elsewhere", **settings), made(**settings)
     for one in (run, other):
         _made(one)
     _gone(made(output="elsewhere", **PLAIN))
-    assert uses_of(_place(other)) == [use_of(other)]
+    assert _pinned_by(_place(other)) == _named(other)
