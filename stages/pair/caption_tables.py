@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from ...cache.errors import WrongUse
 from ...config.datasets import CaptionTable, Dataset
 from .match import stem_of
 
-STRATEGIES = ("parquet", "csv", "jsonl")
-_LAYOUTS = {
-    "parquet": "a Parquet table, whole",
-    "csv": "UTF-8, a first line of column names, captions with commas in double quotes",
-    "jsonl": "UTF-8, one JSON object a line, captions in all of them a text or in all a list",
-}
+_TEXT_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_integer,
+    pa.types.is_null,
+)
 
 
 class TableCaptions:
@@ -33,12 +34,12 @@ class TableCaptions:
 
     @classmethod
     def of(cls, main: Dataset) -> TableCaptions | None:
-        """Read the table that `main` names; None if its captions do not come from a table.
+        """Read the table that `main` names; return None if its captions come from elsewhere.
 
         Raises:
             WrongUse: there is no such file, it cannot be read, or it lacks a column.
         """
-        if main.caption_strategy not in STRATEGIES:
+        if main.caption_strategy not in _FORMATS:
             return None
         layout: CaptionTable | None = getattr(main, main.caption_strategy)
         if layout is None:
@@ -47,8 +48,7 @@ class TableCaptions:
                 "say from which file.",
                 f'Add `"{main.caption_strategy}": {{"path": ...}}` to it.',
             )
-        table = _read(main, layout, _READERS[main.caption_strategy])
-        return cls(layout.path, _by_path(table, layout))
+        return cls(layout.path, _by_path(_read(main, layout), layout))
 
     def of_path(self, path: str) -> list[str] | None:
         """Return every caption of the target at `path`, empty ones too; None if no row names it."""
@@ -60,13 +60,14 @@ class TableCaptions:
         return [path for path in self._rows if path not in stems and stem_of(path) not in stems]
 
 
-def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table]) -> pa.Table:
+def _read(main: Dataset, layout: CaptionTable) -> pa.Table:
+    read, shape = _FORMATS[str(main.caption_strategy)]
     try:
-        table = reader(layout.path)
+        table = read(layout.path)
     except (OSError, pa.ArrowException) as error:
         raise WrongUse(
             f"Dataset {main.id}: the caption table {layout.path} cannot be read: {error}.",
-            f"Fix the file: {_LAYOUTS[str(main.caption_strategy)]}."
+            f"Fix the file: {shape}."
             if layout.path.is_file()
             else f"Fix `{main.caption_strategy}.path`: relative to the working directory.",
         ) from error
@@ -89,21 +90,11 @@ def _read(main: Dataset, layout: CaptionTable, reader: Callable[[Path], pa.Table
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Return whether a column holds texts, numbers (read as texts), or lists of them."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    """Return whether a column holds texts, numbers, which are texts as well, or lists of them."""
+    nested = (pa.types.is_list, pa.types.is_large_list, pa.types.is_dictionary)
+    if any(fits(kind) for fits in nested):
         return _is_text(kind.value_type)
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(
-        fits(kind)
-        for fits in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_integer,
-            pa.types.is_null,
-        )
-    )
+    return any(fits(kind) for fits in _TEXT_TYPES)
 
 
 def _columns(layout: CaptionTable) -> list[str]:
@@ -126,10 +117,8 @@ def _by_path(table: pa.Table, layout: CaptionTable) -> dict[str, list[str]]:
 
 
 def _texts(cell: Any) -> list[str]:
-    if cell is None:
-        return []
-    cells: Sequence[Any] = cell if isinstance(cell, list) else [cell]
-    return [str(one) for one in cells if one is not None]
+    cells = cell if isinstance(cell, list) else [cell]
+    return [str(text) for text in cells if text is not None]
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -162,8 +151,14 @@ def _with_texts(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_with_texts(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-_READERS: dict[str, Callable[[Path], pa.Table]] = {
-    "parquet": _read_parquet,
-    "csv": _read_csv,
-    "jsonl": _read_json_lines,
+_FORMATS: dict[str, tuple[Callable[[Path], pa.Table], str]] = {
+    "parquet": (_read_parquet, "a Parquet table, whole"),
+    "csv": (
+        _read_csv,
+        "UTF-8, a first line of column names, captions with commas in double quotes",
+    ),
+    "jsonl": (
+        _read_json_lines,
+        "UTF-8, one JSON object a line, captions in all of them a text or in all a list",
+    ),
 }

@@ -1,4 +1,4 @@
-"""Captions: from wherever a dataset keeps them to clean text, once; nothing later strips again."""
+"""Captions become clean text here, from wherever a dataset keeps them; nothing later strips."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 
 from ...cache.errors import WrongUse
 from ...config.datasets import CaptionShuffle, Dataset
 from ..models.templates import CAPTION_LIMIT_TOKENS, PICTURE_TOKENS
 from ..models.text.caption_length import CaptionLength
+from ..pictures.images import os_reason
 from ..samples.recipe import filter_entries
 from .caption_tables import TableCaptions
 from .match import stem_of
@@ -28,7 +30,7 @@ Edit = Callable[[str], str]
 
 
 class NoCaption(Exception):
-    """A target without a usable caption; `reason` is `missing_caption`, `empty_caption` ..."""
+    """Raised for a target without a usable caption; `reason` is one of the codes of `checks`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -39,6 +41,7 @@ class Captions:
     """The captions of the targets of one main dataset.
 
     Args:
+        targets: the folder of the targets.
         length: tells which captions are too long for the encoder.
 
     Raises:
@@ -98,13 +101,11 @@ class Captions:
             captions = self._pieces(self._raw(path))
             captions = _clean(self._edited(caption) for caption in captions)
             if main.caption_shuffle.enable:
-                captions = _clean(
-                    each for one in captions for each in shuffled(one, main.caption_shuffle)
-                )
+                orders = (shuffled(caption, main.caption_shuffle) for caption in captions)
+                captions = _clean(chain.from_iterable(orders))
             if main.prepend_instance_prompt:
-                captions = _clean(
-                    f"{prompt.strip()} {one}" for one in captions for prompt in main.instance_prompt
-                )
+                prompts = [prompt.strip() for prompt in main.instance_prompt]
+                captions = _clean(f"{prompt} {text}" for text in captions for prompt in prompts)
         if not captions:
             raise NoCaption("empty_caption", "nothing but blanks")
         for caption in captions:
@@ -144,16 +145,12 @@ class Captions:
             raise NoCaption("missing_caption", f"no {text_path} beside it")
         try:
             data = (self._targets.folder / text_path).read_bytes()
-            text = data.decode("utf-8-sig")
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             why = "UTF-16" if data.startswith(_UTF16_MARKS) else error.reason
             raise NoCaption("caption_not_utf8", f"{text_path}: {why}") from None
         except OSError as error:
-            reason = (
-                "permission_denied" if isinstance(error, PermissionError) else "not_readable_now"
-            )
-            raise NoCaption(reason, f"{text_path}: {error.strerror}") from error
-        return text
+            raise NoCaption(os_reason(error), f"{text_path}: {error.strerror}") from error
 
     def _pieces(self, texts: Iterable[str]) -> tuple[str, ...]:
         lines = [[line.strip() for line in _LINE_END.split(text)] for text in texts]
@@ -162,17 +159,15 @@ class Captions:
         return _clean(line for text in lines for line in text)
 
     def _edited(self, caption: str) -> str:
-        if not self._edits:
-            return caption
         for edit in self._edits:
             caption = edit(caption)
-        return re.sub(r" {2,}", " ", caption)
+        return re.sub(r" {2,}", " ", caption) if self._edits else caption
 
 
 def shuffled(caption: str, options: CaptionShuffle) -> list[str]:
     """Return the caption and `count` more, with pieces after `position_start` in other orders.
 
-    The order belongs to the seed, the caption and the number of the variant alone.
+    The order depends on the seed, the caption and the number of the variant alone.
     """
     separator = _SEPARATORS.get(options.split_on, options.split_on)
     pieces = [piece.strip() for piece in caption.split(separator) if piece.strip()]
@@ -180,16 +175,15 @@ def shuffled(caption: str, options: CaptionShuffle) -> list[str]:
     glue = separator if separator == " " else f"{separator} "
     variants = [caption] if options.include_original else []
     for number in range(options.count):
-        order = sorted(
-            range(len(loose)),
-            key=lambda place: _lot(f"{options.seed} {number} {place} {caption}"),
-        )
+        lots = [
+            hashlib.blake2b(
+                f"{options.seed} {number} {place} {caption}".encode(), digest_size=8
+            ).digest()
+            for place in range(len(loose))
+        ]
+        order = sorted(range(len(loose)), key=lots.__getitem__)
         variants.append(glue.join([*fixed, *(loose[place] for place in order)]))
     return variants
-
-
-def _lot(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _start(caption: str) -> str:
@@ -203,11 +197,13 @@ def _clean(captions: Iterable[str]) -> tuple[str, ...]:
 
 def _says_something(caption: str) -> bool:
     """Return whether the caption has a visible character."""
-    return bool(caption) and (caption.isascii() or any(map(_is_seen, caption)))
-
-
-def _is_seen(one: str) -> bool:
-    return not one.isspace() and unicodedata.category(one) not in ("Cc", "Cf")
+    return bool(caption) and (
+        caption.isascii()
+        or any(
+            not char.isspace() and unicodedata.category(char) not in ("Cc", "Cf")
+            for char in caption
+        )
+    )
 
 
 def _edit(entry: str, dataset: str) -> Edit:

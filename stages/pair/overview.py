@@ -75,9 +75,12 @@ def overview_of(table: Path, memories: Mapping[str, Path], main: str) -> Overvie
     columns = table_in(verified(table).read_bytes(), _COLUMNS)
     targets = flat(columns["target"])
     looks = _looks_of(targets.field("path"), memories[main] / MEMORY_FILE)
-    hardly = _alike(looks, _looks_of_references(flat(columns["references"]), memories))
-    names, places = _files(targets.field("path"))
-    groups = alike_groups(looks[_firsts(places, len(names))])
+    before = _looks_of_references(flat(columns["references"]), memories)
+    hardly = (looks != 0) & (before != 0) & (np.bitwise_count(looks ^ before) <= HARDLY_BITS)
+    # each file once: several samples may have the same target
+    files = targets.field("path").dictionary_encode()
+    names, places = files.dictionary, files.indices.to_numpy(zero_copy_only=False)
+    groups = alike_groups(looks[np.unique(places, return_index=True)[1]])
     doubles = np.isin(places, [place for group in groups for place in group])
     in_groups = sum(map(len, groups))
     words = _words_in(flat(columns["captions"]).flatten())
@@ -130,25 +133,6 @@ def _looks_of_references(lists: pa.Array, memories: Mapping[str, Path]) -> Looks
             paths, memories[dataset] / MEMORY_FILE
         )
     return looks
-
-
-def _alike(targets: Looks, references: Looks) -> Flags:
-    both = (targets != 0) & (references != 0)
-    found: Flags = both & (np.bitwise_count(targets ^ references) <= HARDLY_BITS)
-    return found
-
-
-def _files(paths: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """Return each file once, and its place for every row: several samples may have one target."""
-    coded = paths.dictionary_encode()
-    return coded.dictionary, coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _firsts(places: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return the first row of each place."""
-    firsts = np.zeros(count, np.int64)
-    firsts[places[::-1]] = np.arange(len(places))[::-1]
-    return firsts
 
 
 def _shown(group: Sequence[int], names: pa.Array) -> list[str]:

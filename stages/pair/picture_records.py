@@ -134,7 +134,7 @@ class Memory:
             return
         self._faulty.pop(place, None)
         digest = bytes.fromhex(facts.digest)
-        bits = sum(1 << FLAGS.index(flag) for flag in facts.flags)
+        bits = _BITS_OF[" ".join(facts.flags)]
         self._held[place] = (True, bits, facts.width, facts.height, facts.look, digest)
 
     def contents_of_size(self, size_bytes: int) -> dict[str, Facts]:
@@ -209,12 +209,9 @@ class Memory:
     def _hold(self, places: PlacesArray, rows: pa.Table) -> None:
         """Store the facts of sound pictures."""
         digests = bytes.fromhex("".join(rows["digest"].to_pylist()))
-        bits = {"": 0}
-        for flags in pc.unique(rows["flags"]).to_pylist():
-            bits[flags] = sum(1 << FLAGS.index(flag) for flag in flags.split())
         held = np.zeros(len(places), _HELD)
         held["known"] = True
-        held["flags"] = [bits[flags] for flags in rows["flags"].to_pylist()]
+        held["flags"] = [_BITS_OF[flags] for flags in rows["flags"].to_pylist()]
         for name in ("width", "height", "look"):
             held[name] = rows[name].to_numpy()
         held["digest"] = np.frombuffer(digests, _HELD["digest"])
@@ -248,6 +245,7 @@ _FLAGS_IN = tuple(
     tuple(flag for place, flag in enumerate(FLAGS) if bits >> place & 1)
     for bits in range(1 << len(FLAGS))
 )
+_BITS_OF = {" ".join(flags): bits for bits, flags in enumerate(_FLAGS_IN)}
 
 
 def _cells(facts: Facts) -> tuple[object, ...]:

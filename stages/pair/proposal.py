@@ -1,4 +1,4 @@
-"""Proposal: a first pair of configuration files for given folders, after looking at them."""
+"""A proposal of both configuration files for given folders, after looking at them."""
 
 from __future__ import annotations
 
@@ -125,25 +125,31 @@ def _spread(stems: Sequence[str]) -> list[str]:
 def _sizes(
     scans: Mapping[str, Scan], stems: Mapping[str, Candidates], looked_at: Sequence[str]
 ) -> dict[str, list[Size | None]]:
-    """Return upright sizes by dataset, in the order of `looked_at`; None for broken headers."""
+    """Read the upright sizes of the pictures, by dataset, in the order of `looked_at`.
+
+    A size is None where a header is broken: `qedit pair` names the file with its reason.
+    """
     with quiet_decoding():
         return {
-            name: [_size_of(found.folder / stems[name].paths(stem)[0]) for stem in looked_at]
+            name: [_size_in(found.folder / stems[name].paths(stem)[0]) for stem in looked_at]
             for name, found in scans.items()
         }
 
 
-def _size_of(path: Path) -> Size | None:
+def _size_in(path: Path) -> Size | None:
     try:
         return size_in_header(path)
     except Unreadable:
-        return None  # `qedit pair` names it with its reason
+        return None
 
 
 def _kind(
     looked_at: Sequence[str], targets: Sequence[Size | None], references: Sequence[Size | None]
 ) -> tuple[str, str]:
-    """Choose strict even where a few pairs differ: those are likely mistakes, named by `pair`."""
+    """Choose the kind of references, and say why.
+
+    They are strict even where a few pairs differ: those are likely mistakes, which `pair` names.
+    """
     both = [
         (stem, one, two)
         for stem, one, two in zip(looked_at, targets, references, strict=True)

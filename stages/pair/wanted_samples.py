@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,55 @@ class Plan:
     """The plan for the table of one main dataset.
 
     Attributes:
-        rejections: those for which no picture has to be examined.
+        ambiguous: paths that need the dataset's id before them to name a sample.
         strange_captions: a sentence on captions that belong to no target; "" without them.
+        rejections: those for which no picture has to be examined.
     """
 
     main: Dataset
     folder: Path
     recipe: dict[str, Any]
-    wanted: list[Wanted]
-    rejections: list[Rejection]
     scans: Scans
-    strange_captions: str = ""
+    ambiguous: Collection[str]
+    strange_captions: str
+    wanted: list[Wanted] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
 
     def paths(self, wanted: Wanted) -> list[str]:
         """Return the paths of the target, of each reference, of the mask."""
         return [self.scans[name].pictures.paths[place] for name, place in wanted.pictures()]
+
+    def fill(self, variants: Sequence[tuple[Terms, Matched]], captions: Captions) -> None:
+        """Want every match that has captions, or those of a subset of the targets.
+
+        Args:
+            variants: the terms on which a target becomes a sample, and the matches of each.
+        """
+        targets, most = self.scans[self.main.id].pictures.paths, self.main.max_num_samples
+        matches = [(terms, places) for terms, found in variants for places in found.matches]
+        if most is not None:
+            drawn = subset({targets[places[0]] for _, places in matches}, most)
+            matches = [match for match in matches if targets[match[1][0]] in drawn]
+        rejections = dict.fromkeys(  # each once, though several variants may have it
+            replace(row, sample=self._name(row.sample))
+            for _, found in variants
+            for row in found.rejections
+        )
+        for terms, places in matches:
+            target = targets[places[0]]
+            name = self._name(target)
+            try:
+                texts = captions.of(target)
+            except NoCaption as none:
+                rejections[Rejection(name, self.main.id, target, none.reason, none.detail)] = None
+                continue
+            group = name if len(variants) > 1 else ""
+            variant = f"{name}#{terms.references[0].id}" if group else name
+            self.wanted.append(Wanted(variant, places, terms, texts, group))
+        self.rejections += rejections
+
+    def _name(self, path: str) -> str:
+        return f"{self.main.id}:{path}" if path in self.ambiguous else path
 
 
 def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> list[Plan]:
@@ -74,42 +108,42 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
     """
     stems = {name: Candidates(found.pictures) for name, found in scans.items()}
     ambiguous = _ambiguous_paths(configuration, scans)
-    plans, told = [], set[str]()
+    plans, checked = [], set[str]()
     for main in used_main_datasets(configuration):
         _, *partners = picture_datasets(configuration, main)
         pools = {partner.id: stems[partner.id] for partner in partners}
         refuse_strangers(main.id, stems[main.id], pools)
         captions = Captions(main, scans[main.id], length=CaptionLength(configuration.settings))
-        wanted, rejections = _wanted(
-            configuration,
-            flavour,
-            main,
-            captions=captions,
-            scans=scans,
-            stems=stems,
-            ambiguous=ambiguous[main.id],
-        )
-        for partner in partners:
-            if partner.id not in told:
-                told.add(partner.id)
-                asked = _asked_for(configuration, partner, stems)
-                rejections += extras(partner.id, stems[partner.id], asked, is_mask=partner.is_mask)
-                rejections += _problems(partner, scans)
-        rejections += _problems(main, scans)
         recipe = pairs_recipe(configuration, main, flavour)
-        folder = configuration.pairs_folder(main) / fingerprint(recipe)
-        strange = captions.strange(stems[main.id].stems)
-        plans.append(Plan(main, folder, recipe, wanted, rejections, scans, strange))
+        plan = Plan(
+            main,
+            configuration.pairs_folder(main) / fingerprint(recipe),
+            recipe,
+            scans,
+            ambiguous[main.id],
+            strange_captions=captions.strange(stems[main.id].stems),
+        )
+        terms = _variants(configuration, terms_of(configuration, flavour, main))
+        plan.fill([(one, _matched(one, stems)) for one in terms], captions)
+        for partner in partners:
+            if partner.id not in checked:
+                checked.add(partner.id)
+                asked = _asked_for(configuration, partner, stems)
+                plan.rejections += extras(
+                    partner.id, stems[partner.id], asked, is_mask=partner.is_mask
+                )
+                plan.rejections += _problems(partner, scans)
+        plan.rejections += _problems(main, scans)
+        plans.append(plan)
     return plans
 
 
 def terms_of(configuration: Configuration, flavour: Flavour, main: Dataset) -> Terms:
     """Return what `main` asks of its samples; as in inference, held-out ones are not cropped."""
-    held_out = main.id in {dataset.id for dataset in configuration.eval_datasets()}
     framing = Framing(
         resolution=main.resolution,
         resolution_type=main.resolution_type,
-        crop=main.crop and not held_out,
+        crop=main.crop and main not in configuration.eval_datasets(),
         crop_aspect=main.crop_aspect,
         crop_style=main.crop_style,
         crop_ratios=main.crop_aspect_buckets,
@@ -127,47 +161,10 @@ def terms_of(configuration: Configuration, flavour: Flavour, main: Dataset) -> T
     )
 
 
-def _wanted(
-    configuration: Configuration,
-    flavour: Flavour,
-    main: Dataset,
-    *,
-    captions: Captions,
-    scans: Scans,
-    stems: Mapping[str, Candidates],
-    ambiguous: Collection[str],
-) -> tuple[list[Wanted], list[Rejection]]:
-    wanted: list[Wanted] = []
-    rejections: dict[Rejection, None] = {}
-    every: list[tuple[Terms, Matched]] = []
-    for terms in _variants(configuration, terms_of(configuration, flavour, main)):
-        pools = {reference.id: stems[reference.id] for reference in terms.references}
-        masks = (terms.mask.id, stems[terms.mask.id]) if terms.mask else None
-        matched = match(main.id, stems[main.id], pools, masks)
-        every.append((terms, matched))
-        rejections |= dict.fromkeys(
-            replace(row, sample=_name(row.sample, main, ambiguous)) for row in matched.rejections
-        )
-    targets = scans[main.id].pictures.paths
-    drawn = None
-    if main.max_num_samples is not None:
-        fit = {targets[places[0]] for _, matched in every for places in matched.matches}
-        drawn = subset(fit, main.max_num_samples)
-    several = len(every) > 1
-    for terms, matched in every:
-        for places in matched.matches:
-            target = targets[places[0]]
-            if drawn is not None and target not in drawn:
-                continue
-            name = _name(target, main, ambiguous)
-            try:
-                texts = captions.of(target)
-            except NoCaption as none:
-                rejections[Rejection(name, main.id, target, none.reason, none.detail)] = None
-                continue
-            variant = f"{name}#{terms.references[0].id}" if several else name
-            wanted.append(Wanted(variant, places, terms, texts, group=name if several else ""))
-    return wanted, list(rejections)
+def _matched(terms: Terms, stems: Mapping[str, Candidates]) -> Matched:
+    pools = {reference.id: stems[reference.id] for reference in terms.references}
+    masks = (terms.mask.id, stems[terms.mask.id]) if terms.mask else None
+    return match(terms.main.id, stems[terms.main.id], pools, masks)
 
 
 def _variants(configuration: Configuration, terms: Terms) -> Iterator[Terms]:
@@ -182,10 +179,6 @@ def _variants(configuration: Configuration, terms: Terms) -> Iterator[Terms]:
         return
     for reference in terms.references:
         yield replace(terms, references=(reference,))
-
-
-def _name(path: str, main: Dataset, ambiguous: Collection[str]) -> str:
-    return f"{main.id}:{path}" if path in ambiguous else path
 
 
 def _ambiguous_paths(configuration: Configuration, scans: Scans) -> dict[str, set[str]]:

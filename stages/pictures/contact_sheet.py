@@ -1,8 +1,9 @@
-"""Sheets: pictures side by side, labelled, so that a person can compare them."""
+"""A contact sheet: labelled pictures side by side, so that a person can compare them."""
 
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,9 +31,10 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Row:
-    """One sample on a sheet: its pictures by column, its caption.
+    """A sample on a sheet.
 
-    A column may hold several pictures, none (it is left blank), or words.
+    Attributes:
+        columns: each holds pictures, or none (it is left blank), or words.
     """
 
     columns: tuple[tuple[Image.Image, ...] | str, ...]
@@ -92,7 +94,11 @@ def _left(column: int, cell: int) -> int:
 def _paste(
     page: Image.Image, pictures: Sequence[Image.Image], *, box: tuple[int, int, int, int]
 ) -> None:
-    """Fit one or more pictures into a box, in a grid, each at its own ratio."""
+    """Fit one or more pictures into a box, in a grid, each at its own ratio.
+
+    Args:
+        box: left, top, width and height in pixels.
+    """
     left, top, width, height = box
     across = 1 if len(pictures) < 2 else 2
     down = max(1, -(-len(pictures) // across))
@@ -134,19 +140,14 @@ def _lines(text: str, width: int) -> Iterator[str]:
 
 
 def _fitting(text: str, font: Font, width: int) -> int:
-    """Return how many characters of `text` fit, at least one."""
-    low, high = 1, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if font.getlength(text[:middle]) <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    """Return how many characters of `text` fit into `width` pixels, at least one."""
+    counts = range(1, len(text) + 1)
+    fits = bisect_right(counts, float(width), key=lambda end: float(font.getlength(text[:end])))
+    return max(1, fits)
 
 
 def _font(text: str, size: int) -> Font:
-    """Return Pillow's own font, or a system font for letters that it lacks."""
+    """Return Pillow's own font, or for letters that it does not have one of the system's."""
     if all(ord(letter) < 0x250 or unicodedata.category(letter)[0] == "P" for letter in text):
         return ImageFont.load_default(size)
     for name in WIDE_FONTS:

@@ -1,4 +1,4 @@
-"""Drift: how far an edit has moved or zoomed away from its reference, and what else it touched.
+"""How far an edit has moved or zoomed away from its reference (drift), and what else it changed.
 
 Shifts come from phase correlation (Kuglin and Hines, 1975) of tiles, to a fraction of a pixel
 by an upsampled transform around the peak (Guizar-Sicairos et al., 2008). A zoom moves tiles
@@ -51,7 +51,7 @@ def drift_of(
     """Measure `output` against `reference`, both in [0, 1] and of one size.
 
     Args:
-        edited: what the edit is to change; None: nothing.
+        edited: the pixels that the edit is to change; None means none.
 
     Returns:
         None where less than a quarter of the picture is to stay the same.
@@ -82,7 +82,11 @@ def _grey(picture: Rgb) -> Grey:
 
 
 def _fit(one: Grey, two: Grey, kept: Grey) -> tuple[float, Float[ndarray, " 2"]]:
-    """Return the scale about the centre and the shift that fit the tiles' shifts best."""
+    """Fit the scale about the centre, and the shift, to the shifts of tiles.
+
+    Args:
+        kept: the weight of each pixel, 0 where the edit is to change something.
+    """
     height, width = one.shape
     size = (max(height // TILES * 2, 16), max(width // TILES * 2, 16))
     places, shifts, weights = [], [], []
@@ -107,7 +111,11 @@ def _line_through(
     shifts: Float[ndarray, "tile 2"],
     weights: Float[ndarray, " tile"],
 ) -> tuple[float, Float[ndarray, " 2"]]:
-    """Fit shift = t + (scale - 1) * place by least squares, reweighted against outliers."""
+    """Fit shift = t + (scale - 1) * place by least squares, reweighted against outliers.
+
+    Args:
+        places, shifts: of each tile, (x, y) in pixels, places from the centre.
+    """
     slope, base = 0.0, np.zeros(2)
     trust = weights / weights.sum()
     for _ in range(8):
@@ -131,8 +139,8 @@ def _shift(one: Grey, two: Grey) -> tuple[float, float]:
         for picture in (one, two)
     )
     cross = second * np.conj(first)
-    # phase in part: plain phase would hear the noise of empty frequencies as loud as the picture;
-    # the highest ones (noise, resampling) are left out softly
+    # only partly whitened: phase alone would weigh the noise of empty frequencies as much as the
+    # picture; the highest frequencies (noise, resampling) fade out
     rows, columns = (np.fft.fftfreq(edge) for edge in one.shape)
     soft = np.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / (2 * 0.15**2))
     loudness = np.abs(cross)

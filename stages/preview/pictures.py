@@ -72,7 +72,7 @@ class Sources:
         self, output_dir: Path, folders: Mapping[str, Path], warn: Callable[[str], None]
     ) -> None:
         self._output_dir, self._folders, self._warn = output_dir, folders, warn
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def small(self, facts: Mapping[str, Any]) -> Path | None:
         """Return the small version of a picture, made if need be; None where it cannot be made."""
@@ -109,9 +109,9 @@ class Sources:
             why = error.what
         except OSError as error:
             why = str(error.strerror)
-        if facts["digest"] not in self._told:
+        if facts["digest"] not in self._warned:
             self._warn(f"{facts['path']} cannot be shown: {why}.")
-        self._told.add(facts["digest"])
+        self._warned.add(facts["digest"])
         return None
 
 

@@ -1,4 +1,4 @@
-"""preview: pictures of stored latents, sheets and strips of them, and the run's page."""
+"""preview: makes pictures of stored latents, sheets and strips of them, and the run's page."""
 
 from __future__ import annotations
 
@@ -71,7 +71,11 @@ def run(
 
 
 def _say_what_there_is(output_dir: Path, progress: Progress, *, step: int | None) -> None:
-    """Say, where no preview is there, which steps have some or how to make them."""
+    """Name the steps that have previews; if none has, say which command makes them.
+
+    Raises:
+        WrongUse: there are previews, and none of `step`.
+    """
     steps = sorted({stored.step for stored in stored_previews(output_dir)})
     if not steps:
         progress.say(f"{output_dir} holds no previews yet. `qedit train` makes them.")

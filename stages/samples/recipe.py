@@ -43,28 +43,13 @@ def pairs_recipe(configuration: Configuration, main: Dataset, flavour: Flavour) 
             **_bounds_recipe(main),
         },
         "references": [
-            {
-                "dataset": reference.id,
-                "type": reference.conditioning_type,
-                "tolerance": reference.strict_ratio_tolerance
-                if reference.conditioning_type == "reference_strict"
-                else None,
-                **_bounds_recipe(reference),
-            }
+            {**_picture_recipe(reference), "type": reference.conditioning_type}
             for reference in references
         ],
         "captions": _captions_recipe(main),
         # keys that came later stand in the recipes of those alone who use them
         **({"groups": True} if sampling == "random" and len(references) > 1 else {}),
-        **({"mask": _mask_recipe(mask)} if mask else {}),
-    }
-
-
-def _mask_recipe(mask: Dataset) -> dict[str, Any]:
-    return {
-        "dataset": mask.id,
-        "tolerance": mask.strict_ratio_tolerance,
-        **_bounds_recipe(mask),
+        **({"mask": _picture_recipe(mask)} if mask else {}),
     }
 
 
@@ -72,6 +57,15 @@ def match_target_res(configuration: Configuration, flavour: Flavour) -> bool:
     """Return whether references get the target's area, which edit-v1 cannot do."""
     wanted = configuration.settings.model_kwargs.match_target_res
     return wanted and flavour.max_references > 1
+
+
+def _picture_recipe(dataset: Dataset) -> dict[str, Any]:
+    is_loose = dataset.conditioning_type == "reference_loose"
+    return {
+        "dataset": dataset.id,
+        "tolerance": None if is_loose else dataset.strict_ratio_tolerance,
+        **_bounds_recipe(dataset),
+    }
 
 
 def _bounds_recipe(dataset: Dataset) -> dict[str, Any]:
