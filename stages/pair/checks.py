@@ -107,13 +107,13 @@ def faults(
     datasets = terms.datasets
     found = [
         Rejection(name, dataset.id, path, *fault)
-        for dataset, path, one in zip(datasets, paths, facts, strict=True)
-        if (fault := _fault_alone(one, dataset)) is not None
+        for dataset, path, known in zip(datasets, paths, facts, strict=True)
+        if (fault := _fault_alone(known, dataset)) is not None
     ]
     if facts[0].reason:
         return found
-    for dataset, path, one in zip(datasets[1:], paths[1:], facts[1:], strict=True):
-        if not one.reason and (fault := _fault_beside(facts[0], one, dataset)) is not None:
+    for dataset, path, known in zip(datasets[1:], paths[1:], facts[1:], strict=True):
+        if not known.reason and (fault := _fault_beside(facts[0], known, dataset)) is not None:
             found.append(Rejection(name, dataset.id, path, *fault))
     return found
 
@@ -139,13 +139,13 @@ def sample_of(
     used = target_box(seen.size, terms.framing, digest=seen.digest)
     area = terms.vae_area or target_area(used, terms.framing)
     pictures = []
-    for dataset, path, one in zip(terms.datasets, paths, facts, strict=True):
-        box = whole(one.size) if _is_loose(dataset) else same_part(used, seen.size, one.size)
+    for dataset, path, known in zip(terms.datasets, paths, facts, strict=True):
+        box = whole(known.size) if _is_loose(dataset) else same_part(used, seen.size, known.size)
         size, vl_size = target_size(used, terms.framing), None
         if dataset.is_reference:
             ratio = ratio_of(box)
             size, vl_size = size_of_area(area, ratio), size_of_area(terms.vl_area, ratio)
-        pictures.append(Picture(dataset.id, path, one.digest, *one.size, box, size, vl_size))
+        pictures.append(Picture(dataset.id, path, known.digest, *known.size, box, size, vl_size))
     target, *references = pictures
     mask = references.pop() if terms.mask else None
     return Sample(name, terms.main.id, target, tuple(references), captions, group, mask)
@@ -158,7 +158,7 @@ def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str])
         facts: of its pictures, as in `faults`.
         copies: the digests that several targets have.
     """
-    codes = {flag for one in facts for flag in one.flags}
+    codes = {flag for known in facts for flag in known.flags}
     pictures = (sample.target, *sample.references)
     digest, *references = (picture.digest for picture in pictures)
     if any(_is_upscaled(picture) for picture in pictures):

@@ -64,11 +64,13 @@ def bring_up_to_date(page: Path, configuration: Configuration, main: Dataset, fo
 def _data(
     configuration: Configuration, main: Dataset, folder: Path, manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
-    memories = {one.id: configuration.pairs_folder(one) for one in configuration.datasets}
+    memories = {
+        dataset.id: configuration.pairs_folder(dataset) for dataset in configuration.datasets
+    }
     overview = overview_of(folder / manifest["pairs"], memories, main.id)
     rejections, folders = read_rejections(folder), picture_folders(configuration)
     with ThreadPoolExecutor(available_cores()) as pool:
-        samples = list(pool.map(lambda one: _shown(one, folders, overview), overview.chosen))
+        samples = list(pool.map(lambda sample: _shown(sample, folders, overview), overview.chosen))
         rejected = [
             {
                 "reason": reason,
@@ -90,7 +92,7 @@ def _data(
             {"code": code, "meaning": _meaning(code), "count": count}
             for code, count in _most_first({**manifest["warnings"], **overview.looks})
         ],
-        "meanings": {code: _meaning(code) for one in samples for code in one["flags"]},
+        "meanings": {code: _meaning(code) for sample in samples for code in sample["flags"]},
         "samples": samples,
         **overview.parts,
     }

@@ -224,7 +224,9 @@ class Memory:
             self._gone.setdefault(size_bytes, {})[facts.digest] = facts
 
     def _blocks(self) -> Iterator[pa.RecordBatch]:
-        passing = [place for place, one in self._faulty.items() if one.reason in PASSING_REASONS]
+        passing = [
+            place for place, facts in self._faulty.items() if facts.reason in PASSING_REASONS
+        ]
         kept = self._held["known"].copy()
         kept[passing] = False
         places = np.flatnonzero(kept)

@@ -232,18 +232,18 @@ def _write(
     inputs: str,
     options: _Options,
 ) -> Written:
-    accept = sum(one.rejected for one in judged) <= options.most_rejected
+    accept = sum(checked.rejected for checked in judged) <= options.most_rejected
     manifests, changes = [], Counter[str]()
-    for one in judged:
-        main, folder = one.plan.main, one.plan.folder
+    for checked in judged:
+        main, folder = checked.plan.main, checked.plan.folder
         tally = Tally(samples_before(folder))
-        copies = memories[main.id].copies_among(one.target_places())
+        copies = memories[main.id].copies_among(checked.target_places())
         manifests.append(
             write_pairs(
                 folder,
-                recipe=one.plan.recipe,
-                rows=tally.passing(one.rows(copies)),
-                rejections=one.rejections,
+                recipe=checked.plan.recipe,
+                rows=tally.passing(checked.rows(copies)),
+                rejections=checked.rejections,
                 inputs=inputs,
                 accept=accept,
                 folders=folders_of(configuration, main),

@@ -123,8 +123,8 @@ def make_plans(configuration: Configuration, flavour: Flavour, scans: Scans) -> 
             ambiguous[main.id],
             strange_captions=captions.strange(stems[main.id].stems),
         )
-        terms = _variants(configuration, terms_of(configuration, flavour, main))
-        plan.fill([(one, _matched(one, stems)) for one in terms], captions)
+        variants = _variants(configuration, terms_of(configuration, flavour, main))
+        plan.fill([(terms, _matched(terms, stems)) for terms in variants], captions)
         for partner in partners:
             if partner.id not in checked:
                 checked.add(partner.id)

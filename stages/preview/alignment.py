@@ -1,4 +1,4 @@
-"""How far an edit has moved or zoomed away from its reference (drift), and what else it changed.
+"""Drift: an edit that has moved or zoomed away from its reference, and what else it changed.
 
 Shifts come from phase correlation (Kuglin and Hines, 1975) of tiles, to a fraction of a pixel
 by an upsampled transform around the peak (Guizar-Sicairos et al., 2008). A zoom moves tiles

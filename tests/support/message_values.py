@@ -195,9 +195,7 @@ VALUES: dict[str, dict[str, str]] = {
     "caption_tables.py": {
         "', '.join(missing)": "caption",
         "', '.join(table.column_names)": "filename, text",
-        "_LAYOUTS[str(main.caption_strategy)]": (
-            "UTF-8, a first line of column names, captions with commas in double quotes"
-        ),
+        "shape": ("UTF-8, a first line of column names, captions with commas in double quotes"),
         "error": "CSV parse error: Expected 2 columns, got 3",
         "field.name": "caption",
         "field.type": "int64",

@@ -223,7 +223,7 @@ def test_tables_without_the_row_the_column_or_the_file(folder):
     spoiled = folder / "captions.csv"
     for data in (b"", b"filename,caption\na.jpg,red, blue\n", b"filename,caption\na,caf\xe9\n"):
         spoiled.write_bytes(data)
-        with pytest.raises(WrongUse, match=r"cannot be read(.|\n)*Mend the file: UTF-8"):
+        with pytest.raises(WrongUse, match=r"cannot be read(.|\n)*Fix the file: UTF-8"):
             captions(folder, **fields)
     spoiled.unlink()
     with pytest.raises(WrongUse, match=r"captions\.csv cannot be read"):
