@@ -133,8 +133,8 @@ def look_ahead(
         headers = {name: _Headers(scan, name) for name, scan in scans.items()}
         plans = make_plans(configuration, flavour, scans)
         judged = {plan.main.id: judge(plan, headers) for plan in plans}
-    samples = {name: [sample for sample, _ in main.rows()] for name, main in judged.items()}
-    return samples, sum(main.rejected for main in judged.values())
+    samples = {name: [sample for sample, _ in checked.rows()] for name, checked in judged.items()}
+    return samples, sum(checked.rejected for checked in judged.values())
 
 
 def _facts_of(wanted: Wanted, known: Mapping[str, KnownPictures]) -> list[Facts]:
