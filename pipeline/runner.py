@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,10 @@ ORDER = ("pair", "cache-vae", "cache-embeds", "cache-base", "train")
 
 
 def stage_named(name: str) -> Callable[..., Outcome]:
-    """The function of stage `name`; imported only now, because some import torch."""
-    if name == "pair":
-        from ..stages.pair.stage import run as pair
-
-        return pair
-    if name == "cache-vae":
-        from ..stages.cache_vae.stage import run as cache_vae
-
-        return cache_vae
-    if name == "cache-embeds":
-        from ..stages.cache_embeds.stage import run as cache_embeds
-
-        return cache_embeds
-    if name == "cache-base":
-        from ..stages.cache_base.stage import run as cache_base
-
-        return cache_base
-    if name == "preview":
-        from ..stages.preview.stage import run as preview
-
-        return preview
-    from ..stages.train.loop import run as train
-
-    return train
+    """Return the function of stage `name`; imported only now, because some import torch."""
+    module = "train.loop" if name == "train" else f"{name.replace('-', '_')}.stage"
+    stage: Callable[..., Outcome] = import_module(f"..stages.{module}", __package__).run
+    return stage
 
 
 def run_stages(
@@ -125,7 +106,7 @@ class Decodes:
 
     @contextmanager
     def shared(self, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The options of stage `name` with the folder they share; gone after the second stage."""
+        """Give the options of stage `name` with the shared folder; gone after the second stage."""
         if not self._both or name not in SHARING:
             yield options
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...cache.errors import WrongUse
-from ..terminal.options import dry_run_option, workplace_options
+from ..terminal.options import PATH, dry_run_option, workplace_options
 from ..terminal.run_command import reporting
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("lora", type=click.Path(path_type=Path))
+@click.argument("lora", type=PATH)
 @click.option(
     "--format",
     "style",
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 @click.option("--merge", is_flag=True, help="Bake it into a transformer instead.")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="With --merge: the checkpoint it was trained on, or its transformer's folder.",
 )
-@click.option(
-    "--to", type=click.Path(path_type=Path), required=True, help="The file (or folder) to write."
-)
+@click.option("--to", type=PATH, required=True, help="The file (or folder) to write.")
 @workplace_options
 def export(
     lora: Path, style: Style | None, merge: bool, base: Path | None, to: Path, **shared: Any
@@ -67,8 +65,8 @@ def export(
 
 
 @click.command("init")
-@click.argument("targets", type=click.Path(path_type=Path))
-@click.argument("references", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("targets", type=PATH)
+@click.argument("references", type=PATH, nargs=-1, required=True)
 @dry_run_option
 @workplace_options
 def init_files(targets: Path, references: tuple[Path, ...], dry_run: bool, **shared: Any) -> None:
@@ -87,7 +85,7 @@ def init_files(targets: Path, references: tuple[Path, ...], dry_run: bool, **sha
 @click.option(
     "--dir",
     "folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("qedit-demo"),
     show_default=True,
     help="Where to work.",

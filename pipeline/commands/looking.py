@@ -83,10 +83,9 @@ def _sample_among(words: tuple[str | None, ...]) -> tuple[str | None, tuple[str,
 @dry_run_option
 @device_option
 @click.option("--step", type=click.IntRange(min=0), help="The pictures of this step alone.")
-def preview(device: str, step: int | None, **shared: Any) -> None:
+def preview(**given: Any) -> None:
     """Make pictures, sheets and the run's page of the previews that training has stored."""
-    options: dict[str, dict[str, object]] = {"preview": {"device": device, "step": step}}
-    run_named(("preview",), command="preview", options=options, **shared)
+    run_named("preview", **given)
 
 
 @click.command()

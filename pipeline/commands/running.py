@@ -7,31 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import WrongUse
+from ..terminal.options import options_of
 from ..terminal.output import TerminalProgress, as_object, details
 from ..terminal.run_command import reporting
 
 
-def run_named(
-    names: tuple[str, ...],
-    *,
-    command: str,
-    options: dict[str, dict[str, object]],
-    dry_run: bool,
-    **shared: Any,
-) -> None:
-    """Load the configuration, run stages, report; every command that runs stages ends here."""
-    with reporting(**shared) as (progress, finish):
-        from ..runner import run_stages
+def run_named(command: str, *, all_stages: bool = False, **given: Any) -> None:
+    """Load the configuration, run stages, report; every command that runs stages ends here.
 
-        configuration = configuration_of(progress, dry_run=dry_run, **shared)
-        outcomes = run_stages(names, configuration, progress, dry_run=dry_run, options=options)
-        if shared["verbose"]:
+    Args:
+        all_stages: run every stage in order; else the one that `command` names.
+        given: all options of the command.
+    """
+    with reporting(**given) as (progress, finish):
+        from ..runner import ORDER, run_stages
+
+        configuration = configuration_of(progress, **given)
+        names = ORDER if all_stages else (command,)
+        options = {name: options_of(name, given) for name in names}
+        outcomes = run_stages(
+            names, configuration, progress, dry_run=given["dry_run"], options=options
+        )
+        if given["verbose"]:
             for line in chain.from_iterable(map(details, outcomes)):
                 progress.say(line)
-        if len(outcomes) == 1:
-            finish(as_object(outcomes[0]))
-        else:
-            finish({"stage": command, "stages": [as_object(outcome) for outcome in outcomes]})
+        stages = [as_object(outcome) for outcome in outcomes]
+        finish(stages[0] if len(stages) == 1 else {"stage": command, "stages": stages})
 
 
 def configuration_of(
@@ -45,7 +46,7 @@ def configuration_of(
     dry_run: bool = False,
     **_: Any,
 ) -> Any:
-    """The configuration that the shared options name; its notes are said as warnings."""
+    """Return the configuration that the shared options name; its notes are said as warnings."""
     from ...config.loading import load
     from ..demo.examples import example_named, tiny_sets
 

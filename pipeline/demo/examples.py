@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ...cache.errors import WrongUse
-from ...config.datasets import Dataset
 from ...config.loading import load
 from ...stages.stage import Progress
 
@@ -14,12 +12,10 @@ TINY_FOLDER = Path("qedit-tiny")
 TINY_VAE_AREA = 128 * 128
 TINY_VL_AREA = 112 * 112
 TINY_STEPS = 100
-# what the drawn data set calls its parts, by the number of references
-CHAPTERS = {1: "one-reference", 2: "two-references", 3: "three-references"}
 
 
 def example_named(assignments: tuple[str, ...]) -> str | None:
-    """The NAME of `example=NAME` on the command line, if it is there.
+    """Return the NAME of `example=NAME` on the command line, if it is there.
 
     Raises:
         WrongUse: anything else stands there.
@@ -40,10 +36,12 @@ def example_named(assignments: tuple[str, ...]) -> str | None:
 
 
 def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tuple[str, ...]:
-    """Make the tiny checkpoint and the demo's pictures; the settings that make `example` use them.
+    """Make the tiny checkpoint and the demo's pictures; return the settings that use them.
 
     They lie in `qedit-tiny/` in the working directory. A dry run makes nothing.
     """
+    from .pictures import draw_demo_pictures, folders_of
+
     configuration = load(None, None, sets=(), example=example)
     flavour = configuration.settings.model_flavour
     model = TINY_FOLDER / "models" / flavour
@@ -52,16 +50,10 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
     references = configuration.references_of(main)
     if not dry_run:
         from ...stages.models.tiny.tiny import make_tiny
-        from .pictures import draw_demo_pictures
 
         make_tiny(model, flavour, vae_area=TINY_VAE_AREA, vl_area=TINY_VL_AREA, sighted=True)
         draw_demo_pictures(pictures)
         progress.say(f"Using the tiny model {model} and the pictures in {pictures}.")
-    chapter = pictures / CHAPTERS[len(references)]
-    folders = [
-        chapter / "edited",
-        *(chapter / f"reference{name}" for name in _suffixes(references)),
-    ]
     sets = {
         "pretrained_model_name_or_path": str(model),
         "cache_dir": str(TINY_FOLDER / "cache"),
@@ -72,15 +64,11 @@ def tiny_sets(example: str, progress: Progress, *, dry_run: bool = False) -> tup
         "validation_num_inference_steps": "4",
         "num_eval_images": "2",
     }
-    for dataset, folder in zip((main, *references), folders, strict=True):
-        sets[f"data.{dataset.id}.instance_data_dir"] = str(folder)
+    for dataset, folder in zip((main, *references), folders_of(len(references)), strict=True):
+        sets[f"data.{dataset.id}.instance_data_dir"] = str(pictures / folder)
         sets[f"data.{dataset.id}.cache_dir_vae"] = str(TINY_FOLDER / "cache" / "vae" / dataset.id)
         sets[f"data.{dataset.id}.resolution"] = str(round(TINY_VAE_AREA**0.5))
     for dataset in configuration.datasets:
         if dataset.cache_dir:
             sets[f"data.{dataset.id}.cache_dir"] = str(TINY_FOLDER / dataset.cache_dir)
     return tuple(f"{key}={value}" for key, value in sets.items())
-
-
-def _suffixes(references: Sequence[Dataset]) -> list[str]:
-    return [""] if len(references) == 1 else [f"-{letter}" for letter in "abc"[: len(references)]]

@@ -26,7 +26,19 @@ SIZES: tuple[Size, ...] = ((320, 240), (240, 320), (256, 256), (320, 180), (288,
 OBJECT_SIZE: Size = (192, 192)
 EXIF_ORIENTATION = 0x0112
 TURN_RIGHT_TO_SEE = 6
+GROUPS = {1: "one-reference", 2: "two-references", 3: "three-references"}
 LIVING_ON_LAND = ("house", "cat", "tree", "flower", "ball")
+
+
+def folders_of(references: int) -> list[str]:
+    """Return the folders of the pairs with so many references: the edited pictures come first.
+
+    >>> folders_of(2)
+    ['two-references/edited', 'two-references/reference-a', 'two-references/reference-b']
+    """
+    letters = [""] if references == 1 else [f"-{letter}" for letter in "abc"[:references]]
+    names = ["edited", *(f"reference{letter}" for letter in letters)]
+    return [f"{GROUPS[references]}/{name}" for name in names]
 
 
 def draw_demo_pictures(folder: Path) -> Path:
@@ -77,7 +89,6 @@ class Shot:
 class Pair:
     """An edited picture, what it is made from, and what to say."""
 
-    group: str
     name: str
     edited: Shot
     references: tuple[Shot, ...]
@@ -126,7 +137,6 @@ def _one_reference() -> Iterator[Pair]:
             scene = _scene(ground, draw=random.Random(count))
             size = SIZES[count % len(SIZES)]
             yield Pair(
-                "one-reference",
                 f"{edit.name}-{ground}",
                 Shot(edit.change(scene), size, "jpg" if count % 2 else "png"),
                 (Shot(scene, size, "png" if count % 3 else "jpg", lying=count == 3),),
@@ -135,7 +145,6 @@ def _one_reference() -> Iterator[Pair]:
             count += 1
     cut_out = Scene(None, (Thing("cat", "orange", x=0.5, y=0.86, size=0.75),))
     yield Pair(
-        "one-reference",
         "cut-out-cat",
         Shot(replace(cut_out, ground="meadow"), (256, 256), "png"),
         (Shot(cut_out, (256, 256), "png"),),
@@ -171,7 +180,6 @@ def _two_references() -> Iterator[Pair]:
         guest = replace(guest, y=0.55 if kind == "balloon" else 0.9)
         size = SIZES[count % len(SIZES)]
         yield Pair(
-            "two-references",
             f"{kind}-{count + 1}",
             Shot(
                 replace(place, things=(*place.things, guest)), size, "jpg" if count % 2 else "png"
@@ -197,7 +205,6 @@ def _three_references() -> Iterator[Pair]:
         )
         size = SIZES[(count + 2) % len(SIZES)]
         yield Pair(
-            "three-references",
             f"{left}-and-{right}-{count + 1}",
             Shot(replace(place, things=(*place.things, *guests)), size, "png"),
             (Shot(place, size, "jpg"), *(_alone(guest, ending="png") for guest in guests)),
@@ -223,18 +230,12 @@ def _alone(thing: Thing, *, ending: str) -> Shot:
 
 
 def _write_pair(root: Path, pair: Pair) -> None:
-    folder = root / pair.group
-    _save(pair.edited, folder / "edited" / pair.name)
-    (folder / "edited" / f"{pair.name}.txt").write_text(
+    folders = [root / folder for folder in folders_of(len(pair.references))]
+    for folder, shot in zip(folders, (pair.edited, *pair.references), strict=True):
+        _save(shot, folder / pair.name)
+    (folders[0] / f"{pair.name}.txt").write_text(
         "".join(f"{line}\n" for line in pair.captions), encoding="utf-8"
     )
-    names = (
-        ["reference"]
-        if len(pair.references) == 1
-        else ["reference-a", "reference-b", "reference-c"]
-    )
-    for name, shot in zip(names, pair.references, strict=False):
-        _save(shot, folder / name / pair.name)
 
 
 def _save(shot: Shot, stem: Path) -> None:

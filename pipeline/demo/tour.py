@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ...stages.run_output.previews import SHEET_FILE, step_folder
 from ...stages.stage import Outcome, Progress
 from ..runner import ORDER, run_stages
 from ..terminal.output import duration
-from .pictures import draw_demo_pictures
+from .pictures import draw_demo_pictures, folders_of
 
 VAE_AREA = 128 * 128
 VL_AREA = 112 * 112
@@ -29,46 +29,26 @@ VL_AREA = 112 * 112
 
 @dataclass(frozen=True)
 class Chapter:
-    """One of the demo's runs: a flavour and its main datasets with their reference folders."""
+    """One of the demo's runs: a flavour, and the number of references of each main dataset."""
 
     flavour: str
-    datasets: tuple[tuple[str, str, tuple[str, ...]], ...]
-    steps: int
+    datasets: Mapping[str, int]
+    steps: int = 200
 
 
-CHAPTERS = (
-    Chapter("edit-v1", (("one", "one-reference/edited", ("one-reference/reference",)),), 200),
-    Chapter(
-        "edit-v2",
-        (
-            (
-                "two",
-                "two-references/edited",
-                ("two-references/reference-a", "two-references/reference-b"),
-            ),
-            (
-                "three",
-                "three-references/edited",
-                (
-                    "three-references/reference-a",
-                    "three-references/reference-b",
-                    "three-references/reference-c",
-                ),
-            ),
-        ),
-        200,
-    ),
-)
+CHAPTERS = (Chapter("edit-v1", {"one": 1}), Chapter("edit-v2", {"two": 2, "three": 3}))
 
 
 def run_demo(folder: Path, progress: Progress) -> dict[str, Any]:
-    """Run every chapter in `folder`; what was made, for `--json`.
+    """Run every chapter in `folder`; return what was made, for `--json`.
 
     Raises:
         WrongUse: `folder` is a file, or holds something that is not the demo's.
     """
     started = time.monotonic()
-    _work_on_one_core()
+    import torch
+
+    torch.set_num_threads(1)  # on matrices this small, threads wait longer than they work
     _enter(folder)
     progress.say(f"Working in {folder}. The same command again goes on, or finds all done.")
     draw_demo_pictures(Path("pictures"))
@@ -94,13 +74,6 @@ def run_demo(folder: Path, progress: Progress) -> dict[str, Any]:
         "where": str(folder),
         "chapters": chapters,
     }
-
-
-def _work_on_one_core() -> None:
-    """On matrices this small, threads wait for each other longer than they work."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _enter(folder: Path) -> None:
@@ -138,13 +111,13 @@ def _run_chapter(chapter: Chapter, progress: Progress) -> dict[str, Any]:
 
 
 def _write_if_new(path: Path, value: object) -> None:
-    """A configuration that the user has changed in the meantime is theirs."""
+    """Write `value` where there is no file: one that the user has changed is theirs."""
     if not path.exists():
         write_json(path, value)
 
 
 def settings_of(chapter: Chapter) -> dict[str, Any]:
-    """The chapter's config.json."""
+    """Return the chapter's config.json."""
     return {
         "model_type": "lora",
         "model_family": "qwen_image",
@@ -174,33 +147,32 @@ def settings_of(chapter: Chapter) -> dict[str, Any]:
 
 
 def datasets_of(chapter: Chapter) -> list[dict[str, Any]]:
-    """The chapter's multidatabackend.json."""
-    pixels = round(VAE_AREA**0.5)
+    """Return the chapter's multidatabackend.json."""
     entries: list[dict[str, Any]] = []
-    for name, target, references in chapter.datasets:
+    for name, count in chapter.datasets.items():
+        edited, *references = folders_of(count)
         ids = [f"{name}-{Path(folder).name}" for folder in references]
         entries.append(
-            {
-                "id": name,
-                "type": "local",
-                "instance_data_dir": f"pictures/{target}",
-                "caption_strategy": "textfile",
-                "resolution": pixels,
-                "conditioning_data": ids,
-            }
+            {"id": name, **_local(edited), "caption_strategy": "textfile", "conditioning_data": ids}
         )
-        for reference_id, folder in zip(ids, references, strict=True):
-            entries.append(
-                {
-                    "id": reference_id,
-                    "type": "local",
-                    "dataset_type": "conditioning",
-                    "instance_data_dir": f"pictures/{folder}",
-                    "conditioning_type": "reference_loose",
-                    "resolution": pixels,
-                }
-            )
+        entries += [
+            {
+                "id": reference_id,
+                **_local(folder),
+                "dataset_type": "conditioning",
+                "conditioning_type": "reference_loose",
+            }
+            for reference_id, folder in zip(ids, references, strict=True)
+        ]
     return entries
+
+
+def _local(folder: str) -> dict[str, Any]:
+    return {
+        "type": "local",
+        "instance_data_dir": f"pictures/{folder}",
+        "resolution": round(VAE_AREA**0.5),
+    }
 
 
 def _show(configuration: Configuration, home: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:

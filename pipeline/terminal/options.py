@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
 
 
 def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that puts `options` on a command, in this order."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -22,10 +25,7 @@ def stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
 workplace_options = stacked(
     click.option(
-        "-C",
-        "folder",
-        type=click.Path(path_type=Path),
-        help="Work in this folder; relative paths start there.",
+        "-C", "folder", type=PATH, help="Work in this folder; relative paths start there."
     ),
     click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
     click.option("-v", "--verbose", count=True, help="Say more of what stages did."),
@@ -34,10 +34,8 @@ workplace_options = stacked(
 )
 shared_options = stacked(
     click.argument("assignments", nargs=-1, metavar="[example=NAME]"),
-    click.option("--config", type=click.Path(path_type=Path), help="The file config.json."),
-    click.option(
-        "--data", type=click.Path(path_type=Path), help="The data file (multidatabackend.json)."
-    ),
+    click.option("--config", type=PATH, help="The file config.json."),
+    click.option("--data", type=PATH, help="The data file (multidatabackend.json)."),
     click.option(
         "--set",
         "sets",
@@ -121,8 +119,6 @@ pair_options = stacked(
         help="How many rejected samples are fine.",
     ),
 )
-
-
 retry_option = click.option(
     "--retry-rejected", is_flag=True, help="Look again at what was rejected before."
 )
@@ -137,43 +133,29 @@ look_options = stacked(
     ),
     click.option("--no-report", is_flag=True, help="Make no HTML report."),
 )
-PAIR_OPTIONS = (
-    *("on_reject", "max_rejected", "retry_rejected", "quick", "paranoid"),
-    *("report", "no_report"),
-)
+_ACCEPTANCE = ("on_reject", "max_rejected")
+_ENCODING = (*_ACCEPTANCE, "shard", "retry_rejected")
+_DEVICES = ("device", "devices", "workers", "vae_batch_size", "text_batch_size")
+# Which options each stage takes, where its command has them.
+_OF_STAGE = {
+    "pair": (*_ACCEPTANCE, "retry_rejected", "quick", "paranoid", "report", "no_report"),
+    "cache-vae": _ENCODING,
+    "cache-embeds": _ENCODING,
+    "cache-base": ("device",),
+    "train": ("device",),
+    "preview": ("device", "step"),
+}
 
 
-def parted(
-    given: dict[str, Any], names: tuple[str, ...]
-) -> tuple[dict[str, object], dict[str, Any]]:
-    """Return the options called `names`, and the others."""
-    own = {name: given[name] for name in names}
-    return own, {name: value for name, value in given.items() if name not in own}
+def options_of(stage: str, given: Mapping[str, Any]) -> dict[str, object]:
+    """Return those of the `given` options of a command that `stage` takes."""
 
+    def chosen(names: Iterable[str]) -> dict[str, Any]:
+        return {name: given[name] for name in names if name in given}
 
-DEVICE_OPTIONS = ("device", "devices", "workers", "vae_batch_size", "text_batch_size")
-ACCEPTANCE = ("on_reject", "max_rejected")
+    options: dict[str, object] = chosen(_OF_STAGE[stage])
+    if _OF_STAGE[stage] == _ENCODING:
+        from ...stages.encoding.device_options import DeviceOptions
 
-
-def encoding_options(given: dict[str, Any]) -> tuple[dict[str, object], dict[str, Any]]:
-    """Return the options for a caching stage, and the others."""
-    from ...stages.encoding.device_options import DeviceOptions
-
-    device, rest = parted(given, tuple(name for name in DEVICE_OPTIONS if name in given))
-    also = tuple(name for name in (*ACCEPTANCE, "shard", "retry_rejected") if name in given)
-    options, rest = parted(rest, also)
-    return {**options, "options": DeviceOptions(**cast(Any, device))}, rest
-
-
-def options_of_stages(given: dict[str, Any]) -> tuple[dict[str, dict[str, object]], dict[str, Any]]:
-    """Return the options for each stage of a command that runs them all, and the others."""
-    device = {"device": given["device"]}
-    encoding, rest = encoding_options(given)
-    options = {
-        "pair": {name: given[name] for name in ACCEPTANCE},
-        "cache-vae": encoding,
-        "cache-embeds": encoding,
-        "cache-base": device,
-        "train": device,
-    }
-    return options, rest
+        options["options"] = DeviceOptions(**chosen(_DEVICES))
+    return options

@@ -78,31 +78,36 @@ def reporting(
         if folder is not None:
             _go_to(folder)
         yield progress, finish
-    except QeditError as error:
-        _leave(error.exit_code, when=silent and not isinstance(error, OfOneProcess))
+    except BrokenPipeError:
+        raise  # `| head` has seen enough: click ends the command without a word
+    except KeyboardInterrupt:
+        if not silent:
+            finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
+            again = "the same command goes on from there"
+            click.echo(f"Interrupted. What was finished is kept: {again}.", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        what, do, exit_code = _in_words(error, debug=debug)
+        # an error of every process is reported by the first one
+        if silent and isinstance(error, QeditError) and not isinstance(error, OfOneProcess):
+            sys.exit(exit_code)
         if debug:
             traceback.print_exc()
-        do = spelled(error.do)
-        finish({"error": error.what, "do": do, "exit_code": error.exit_code})
-        _fail(f"{error.what}\n{do}" if do else error.what, error.exit_code)
-    except KeyboardInterrupt:
-        _leave(INTERRUPTED, when=silent)
-        finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
-        _fail(
-            "Interrupted. What was finished is kept: the same command goes on from there.",
-            INTERRUPTED,
-            label="",
-        )
-    except OSError as error:
-        _of_the_system(error, debug=debug, finish=finish)
-    except Exception as error:
-        _unexpected(error, debug=debug, finish=finish)
-
-
-def _leave(exit_code: int, *, when: bool) -> None:
-    """End without a message, where another process reports the error."""
-    if when:
+        do = spelled(do)
+        finish({"error": what, "do": do, "exit_code": exit_code})
+        click.echo("Error: " + escaped("\n".join(filter(None, (what, do)))), err=True)
         sys.exit(exit_code)
+
+
+def _in_words(error: Exception, *, debug: bool) -> tuple[str, str, int]:
+    """Return what went wrong, what to do about it, and the exit code."""
+    if isinstance(error, QeditError):
+        return error.what, error.do, error.exit_code
+    if isinstance(error, OSError) and error.errno in USERS_ERRORS and not debug:
+        what = f"{error.strerror}: {error.filename or 'while reading or writing'}."
+        return what, USERS_ERRORS[error.errno], 1
+    what = f"{type(error).__name__}: {error}"
+    return what, "This is a defect in qedit: run again with --debug and report what it prints.", 1
 
 
 def rank_of_this_process() -> int:
@@ -147,33 +152,6 @@ def with_options(
         return found[0] if has_them else f"`qedit {found[1]}{found[2]}{tail}`"
 
     return COMMAND.sub(completed, text)
-
-
-def _of_the_system(
-    error: OSError, *, debug: bool, finish: Callable[[dict[str, Any]], None]
-) -> None:
-    if isinstance(error, BrokenPipeError):
-        raise error  # `| head` has seen enough: click ends the command without a word
-    mend = USERS_ERRORS.get(error.errno or 0)
-    if debug or mend is None:
-        _unexpected(error, debug=debug, finish=finish)
-    what = f"{error.strerror}: {error.filename or 'while reading or writing'}."
-    finish({"error": what, "do": mend, "exit_code": 1})
-    _fail(f"{what}\n{mend}", 1)
-
-
-def _unexpected(error: Exception, *, debug: bool, finish: Callable[[dict[str, Any]], None]) -> None:
-    if debug:
-        traceback.print_exc()
-    what = f"{type(error).__name__}: {error}"
-    do = "This is a defect in qedit: run again with --debug and report what it prints."
-    finish({"error": what, "do": do, "exit_code": 1})
-    _fail(f"{what}\n{do}", 1)
-
-
-def _fail(text: str, exit_code: int, *, label: str = "Error: ") -> None:
-    click.echo(f"{label}{escaped(text)}", err=True)
-    sys.exit(exit_code)
 
 
 def _go_to(folder: Path) -> None:
