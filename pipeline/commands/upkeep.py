@@ -43,7 +43,7 @@ def status(**shared: Any) -> None:
 )
 @click.option("--drop", is_flag=True, help="Give up what is damaged, so that it is made anew.")
 def verify(sample: float, drop: bool, **shared: Any) -> None:
-    """Hold everything that was made against its checksums; name the samples that are hurt."""
+    """Hold everything that was made against its checksums; name the affected samples."""
     with reporting(**shared) as (progress, finish):
         from ...stages.stores.run import Run
         from ..upkeep.verify import verify as verify_all
@@ -63,7 +63,7 @@ def verify(sample: float, drop: bool, **shared: Any) -> None:
 @click.option("--compact", is_flag=True, help="Join small parts into few as well.")
 @click.option("--yes", is_flag=True, help="Do it; without this, what would go is shown.")
 def gc(compact: bool, yes: bool, **shared: Any) -> None:
-    """Remove cached rows that no pairs table and no run names any more."""
+    """Remove cached rows that no pairs table and no run needs."""
     with reporting(**shared) as (progress, finish):
         from ...stages.stores.run import Run
         from ..terminal.output import size

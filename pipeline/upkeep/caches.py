@@ -1,4 +1,4 @@
-"""What lies in the caches of a run, and what the records there keep: both read once."""
+"""The contents of a run's caches, and the records there that keep them: both read once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Caches:
 
     @cached_property
     def _others_pins(self) -> dict[Path, list[Pin]]:
-        """What other runs need of each store, base and folder of pairs tables, by its path.
+        """The needs of other runs: of each store, base and folder of pairs tables, by its path.
 
         Raises:
             Damaged, NotComplete: what one of them needs is unknown.
@@ -120,7 +120,7 @@ class Caches:
 
     @cached_property
     def own_pin(self) -> Pin:
-        """What this run needs of its stores of rows."""
+        """The need of this run of its stores of rows."""
         try:
             return pin_of(self.run)
         except NotComplete:

@@ -29,10 +29,8 @@ from ...stages.stores.run import Run
 from ..terminal.output import duration, size
 from .caches import Caches, folders_of
 from .removable import (
-    Kind,
     Removable,
     bytes_of,
-    removable_bases,
     removable_files,
     removable_rows,
     unfinished,
@@ -58,10 +56,6 @@ class Removables:
     def count_bytes(self) -> int:
         return sum(one.count_bytes for one in self.found)
 
-    def of_kind(self, *kinds: Kind) -> list[Removable]:
-        """Return those of these kinds."""
-        return [one for one in self.found if one.kind in kinds]
-
     def lines(self) -> Iterator[str]:
         """Yield what may go, why, and how many bytes that frees."""
         for one in self.found:
@@ -82,14 +76,14 @@ class Removables:
             yield f"Kept: what other runs want, in {', '.join(self.caches.others)}."
 
     def as_object(self) -> dict[str, Any]:
-        """Return what `--json` says."""
-        stores = [one.path for one in self.found if one.store is not None]
+        """Return what `--json` prints."""
+        paths = {one.path: one.kind in ("rows", "store") for one in self.found}
         return {
             "stage": "gc",
             "rows": sum(one.rows for one in self.found),
             "bytes": self.count_bytes,
-            "files": [str(one.path) for one in self.found if one.store is None],
-            "stores": list(map(str, stores)),
+            "files": [str(path) for path, is_store in paths.items() if not is_store],
+            "stores": [str(path) for path, is_store in paths.items() if is_store],
             "left_alone": [str(one.path) for one in self.left_alone],
             "kept_for": self.caches.others,
         }
@@ -102,8 +96,7 @@ def collect(caches: Caches, *, compact: bool = False) -> Removables:
         Damaged, NotComplete: what this run or another one needs cannot be known.
     """
     refuse_without_pairs(caches.run)
-    found = [*removable_rows(caches, caches.stores, compact=compact), *removable_bases(caches)]
-    found += removable_files(caches)
+    found = [*removable_rows(caches, caches.stores, compact=compact), *removable_files(caches)]
     gone = {one.path for one in found if one.plan is None}
     left = [one for one in unfinished(caches) if gone.isdisjoint((one.path, *one.path.parents))]
     free = _in_no_lock(Path(caches.run.settings.cache_dir))

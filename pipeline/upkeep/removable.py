@@ -1,4 +1,4 @@
-"""What may go: all that lies in the caches, without what a record or the settings keep."""
+"""Everything that may go: what lies in the caches and neither a record nor the settings keep."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ...cache.store.store import Store
 from ...stages.samples.table import MANIFEST, manifest_in
 from ...stages.samples.tail_key_cache import belongs_to
 from ...stages.stores.pins import OLD_NOTES, RUNS
-from ...stages.stores.row_kinds import RowKind
+from ...stages.stores.row_kinds import SAMPLE_ROWS
 from ..terminal.output import counted
 from .caches import PARTS, Caches
 
-Kind = Literal["rows", "store", "part", "pairs", "base", "leftover"]
+Kind = Literal["rows", "store", "part", "unnamed", "pairs", "base", "leftover"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def removable_rows(
         pins = caches.pins_of(store.path)
         if not pins:
             yield _whole(store)
-        if not pins or RowKind.of(store.recipe) is RowKind.MODULATION:
-            continue  # of a table all rows are needed or none
+        if not pins or store.recipe["rows"] not in [kind.value for kind in SAMPLE_ROWS]:
+            continue  # of anything else, as a modulation table, all is needed or nothing
         broken = [] if store.fingerprint in present else broken_parts(store)
         for part in broken:
             why = "a damaged part of another recipe's store"
@@ -72,31 +72,24 @@ def removable_rows(
             yield Removable(store.path, "rows", plan.count_bytes, why, plan.rows, store, plan)
 
 
-def removable_bases(caches: Caches) -> Iterator[Removable]:
-    """Yield quantised bases that no settings and no run use.
-
-    Raises:
-        Damaged, NotComplete: as `removable_rows` does.
-    """
-    for base in caches.bases:
-        if not caches.pins_of(base.path):
-            why = f"the base in {base.recipe.get('precision')}, which no settings and no run use"
-            yield Removable(base.path, "base", bytes_of(base.path), why)
-
-
 def removable_files(caches: Caches) -> Iterator[Removable]:
-    """Yield stores without a readable recipe, and pairs tables, that nobody asks for.
+    """Yield bases, stores without a readable recipe and pairs tables that nobody asks for.
 
     Raises:
         Damaged, NotComplete: as `removable_rows` does.
     """
+    found: list[tuple[Path, Kind, str]] = []
+    for base in caches.bases:
+        why = f"the base in {base.recipe.get('precision')}, which no settings and no run use"
+        found.append((base.path, "base", why))
     for path in caches.unnamed:
-        if not caches.pins_of(path):
-            why = "its recipe.json cannot be read, and no run asks for it"
-            yield Removable(path, "store", bytes_of(path), why)
+        found.append((path, "unnamed", "its recipe.json cannot be read, and no run asks for it"))
+    found = [one for one in found if not caches.pins_of(one[0])]
     for path in _former_tables(caches) if caches.run.pairs_root in caches.folders else ():
         why = "made by former settings" if path.is_dir() else "another has taken its place"
-        yield Removable(path, "pairs", bytes_of(path), why)
+        found.append((path, "pairs", why))
+    for path, kind, why in found:
+        yield Removable(path, kind, bytes_of(path), why)
 
 
 def unfinished(caches: Caches) -> Iterator[Leftover]:

@@ -1,4 +1,4 @@
-"""What is fresh, what is missing, and what lies there from other settings."""
+"""`qedit status`: what is there, what is missing, and what was made by other settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def status_of(run: Run) -> Status:
     _add_folders(status, configuration)
     try:
         caches = Caches(run)
-    except Unreachable as unknown:  # which rows its recipes name, nobody can tell
+    except Unreachable as unknown:  # which rows its recipes name is unknown
         status.found.append(Line("model", 1, 0, say=unknown.what, countable=False))
         status.next_command = status.next_command or unknown.do
         return status
@@ -66,7 +66,7 @@ def status_of(run: Run) -> Status:
 
 
 def _add_folders(status: Status, configuration: Configuration) -> None:
-    """A line where the tables do not stand for the folders as they are now."""
+    """Add a line if the pairs tables do not match the folders as they are now."""
     try:
         if is_current(configuration):
             return
@@ -78,7 +78,7 @@ def _add_folders(status: Status, configuration: Configuration) -> None:
 
 
 def _add_rows(status: Status, caches: Caches, tables: Sequence[PairsKeys]) -> None:
-    """A line for each kind of row that `tables` want, and what makes the first that is missing."""
+    """Add a line for each kind of row that `tables` want, and the command to type next."""
     run, stores, beside = caches.run, caches.run.stores, caches.run.captions_beside
     shown = only_previewed(run)
     for kind, command in (
@@ -119,7 +119,7 @@ def _add_rows(status: Status, caches: Caches, tables: Sequence[PairsKeys]) -> No
 def _by_dataset(
     run: Run, store_set: StoreSet, wanted: Sequence[Keys], held: Sequence[Keys]
 ) -> Iterator[Line]:
-    """What each of several main datasets wants; rows that they share are counted for each."""
+    """Yield a line for each of several main datasets; rows that they share are counted for each."""
     mains = run.main_datasets
     if len(mains) < 2:
         return
@@ -133,13 +133,13 @@ def _by_dataset(
 
 
 def _stores_of(configuration: Configuration, store_set: StoreSet, main: Dataset) -> list[Store]:
-    """The stores of the set for the rows of a main dataset, its references and its masks."""
+    """Return the stores that hold rows of a main dataset, its references and its masks."""
     datasets = [main, *configuration.references_of(main), configuration.mask_of(main)]
     return store_set.stores_of(one.id for one in datasets if one)
 
 
 def _base(run: Run) -> Iterator[Line]:
-    """What is kept ready of the frozen base, where these settings use any of it."""
+    """Yield a line for each part of the frozen base that these settings use."""
     table, base = run.modulation_table, run.quantized_base
     if table is not None:
         torn = torn_words(table.leave_out_torn())
@@ -179,7 +179,7 @@ def _only_held(store_set: StoreSet, keys: Keys) -> Keys:
 
 
 def _rejected(store_set: StoreSet, wanted: Sequence[Keys]) -> tuple[int, bool]:
-    """How many wanted rows could not be made, and whether nobody has accepted that yet."""
+    """Return how many wanted rows were rejected, and whether any of them is not accepted yet."""
     rejected = store_set.rejected()
     if not rejected:
         return 0, False
@@ -225,12 +225,12 @@ def _reasons(caches: Caches, beside: Sequence[tuple[Store, Store]]) -> str:
 
 
 def _bytes_of(stores: Iterable[Store]) -> int:
-    """Bytes on disk of some stores."""
+    """Return the bytes that some stores take on the disk."""
     return sum(store.nbytes() for store in stores)
 
 
 def _training(configuration: Configuration, *, countable: bool) -> tuple[Line, str]:
-    """The steps made, and what to type to have the rest.
+    """Return a line on the steps trained, and what to type to train the rest.
 
     How many there are to be is known once every row is there.
     """

@@ -16,12 +16,12 @@ from .caches import Caches
 
 @dataclass(frozen=True)
 class Locks:
-    """Who holds what: a file and the process that it names."""
+    """Every lock: a file and the process that it names."""
 
     held: list[tuple[Path, Holder]]
 
     def here(self) -> list[tuple[Path, Holder]]:
-        """Those of processes that are known to be alive, which are never touched."""
+        """Return those of processes that are known to run, which are never removed."""
         return [
             (path, holder)
             for path, holder in self.held
@@ -29,7 +29,7 @@ class Locks:
         ]
 
     def free(self) -> list[tuple[Path, Holder]]:
-        """The others: of the dead, and of machines and containers that cannot be asked."""
+        """Return the others: of ended processes, and of hosts that cannot be asked."""
         alive = {path for path, _ in self.here()}
         return [(path, holder) for path, holder in self.held if path not in alive]
 

@@ -1,4 +1,4 @@
-"""`qedit verify`: every checksum of every result, and which samples are hurt."""
+"""`qedit verify`: checks every checksum of every result and names the affected samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DROPPING = "qedit verify --drop"
 
 @dataclass
 class Verified:
-    """What was looked at and what is damaged, in words."""
+    """The result of `verify`, in words: how much was read, and what of it is damaged."""
 
     parts: int = 0
     lines: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Verified:
     dropped: bool = False
 
     def as_object(self) -> dict[str, Any]:
-        """What `--json` says."""
+        """Return what `--json` prints."""
         return {
             "stage": "verify",
             "parts": self.parts,
@@ -56,14 +56,14 @@ class Verified:
         }
 
     def needed_by(self) -> str:
-        """Which samples need what is damaged."""
+        """Return a line on the samples that need what is damaged."""
         names = ", ".join(self.samples[:MOST_NAMES]) or "none of the present tables"
         more = len(self.samples) - MOST_NAMES
         also = f" and {more} more" if more > 0 else ""
         return f"Samples that need what is damaged: {names}{also}"
 
     def dropped_lines(self) -> Iterator[str]:
-        """What was given up, and what that means for the runs that there are."""
+        """Yield what was dropped, and what that means for the runs that there are."""
         for line in self.lines:
             yield f"Dropped: {line}"
         if self.dropped:
@@ -110,22 +110,22 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
     bases = [base] if base is not None and base.is_there() else []
     verified.lines += _records(caches)
     if verified.lines:
-        drops = False  # which samples are hurt is known from whole tables alone
+        drops = False  # which samples are affected is known from whole tables alone
     verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
-    hurt: list[tuple[Store, list[Damage]]] = []
+    damaged_stores: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
         for store in every:
             damages = store.verify(share=share, seen=advance) + _indices(store)
             if damages:
-                hurt.append((store, damages))
+                damaged_stores.append((store, damages))
         spoilt = list(_bases(bases, verified, share=share, seen=advance))
-    for store, damages in hurt:
+    for store, damages in damaged_stores:
         verified.lines += _in_words(damages)
         if store in own:  # the rows of another recipe are no sample's of this run
             verified.samples += _samples(caches, store, damages)
-    if drops and hurt:
+    if drops and damaged_stores:
         with alone_in((one.path for one in every if one.path.is_dir()), doing=DROPPING):
-            for store, damages in hurt:
+            for store, damages in damaged_stores:
                 drop(store, damages)
     for base in spoilt if drops else ():
         with writer_lock(base.path.parent, doing=DROPPING):
@@ -133,12 +133,12 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
     for store in every if drops else ():
         store.sweep()  # a `--drop` that was killed may have left what it was removing
     verified.samples = list(dict.fromkeys(verified.samples))
-    verified.dropped = drops and bool(hurt or spoilt)
+    verified.dropped = drops and bool(damaged_stores or spoilt)
     return verified
 
 
 def _in_words(damages: Iterable[Damage]) -> Iterator[str]:
-    """What is damaged: a line for all rows of a part that lack the same."""
+    """Yield what is damaged: one line for all rows of a part that are damaged alike."""
     alike: dict[tuple[Path, str], list[str | None]] = {}
     for damage in damages:
         alike.setdefault((damage.part, damage.what), []).append(damage.key)
@@ -154,7 +154,7 @@ def _in_words(damages: Iterable[Damage]) -> Iterator[str]:
 def _bases(
     bases: list[QuantizedBase], verified: Verified, *, share: float, seen: Callable[[int], None]
 ) -> Iterator[QuantizedBase]:
-    """Those that are damaged: their damages are added to `verified`."""
+    """Yield the bases that are damaged, and add their damages to `verified`."""
     for base in bases:
         damages = list(base.damages(share=share))
         verified.lines += damages
@@ -195,7 +195,7 @@ def _samples(caches: Caches, store: Store, damages: list[Damage]) -> list[str]:
 
 
 def _listed(store: Store) -> set[str]:
-    """The keys in parts whose tables can be read."""
+    """Return the keys in parts whose tables can be read."""
     keys: set[str] = set()
     for path in store.part_paths():
         try:
@@ -223,7 +223,7 @@ def _records(caches: Caches) -> Iterator[str]:
 
 
 def _checkpoints(output_dir: Path) -> Iterator[str]:
-    """Files of checkpoints that do not hold what their state.json says."""
+    """Yield what is wrong with files of checkpoints, judged by their state.json."""
     for state in sorted(output_dir.glob("checkpoint-*/state.json")):
         try:
             files = unsealed(json.loads(bytes_of(state)))["files"]

@@ -40,7 +40,7 @@ PINNING = "recording what a run needs"
 
 @dataclass(frozen=True)
 class Pin:
-    """What a run needs of one store; of a frozen base it needs all, and names no tables.
+    """The need of a run of one store; of a frozen base it needs all, and names no tables.
 
     Attributes:
         pairs: folders of pairs tables.

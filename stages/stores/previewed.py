@@ -1,4 +1,4 @@
-"""Which samples are previewed, how they look at inference, and at which size they are made.
+"""The samples that are previewed, how inference sees them, and the size of their previews.
 
 Inference crops nothing. Where training crops references, the samples that previews show want
 rows of their own: latents, prefixes and tails of whole references.

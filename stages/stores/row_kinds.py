@@ -42,7 +42,7 @@ class RowKind(Enum):
 
     @property
     def layout(self) -> Layout:
-        """How the rows lie in a store; the quantised base is none."""
+        """The layout of the rows in a store; the quantised base is no store."""
         return _LAYOUTS.get(self, EMBEDS)
 
     def folder(self, configuration: Configuration, dataset: Dataset) -> Path:

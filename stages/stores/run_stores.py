@@ -59,7 +59,7 @@ class RunStores:
         """Return those of `samples` of which no row was rejected.
 
         Raises:
-            NotComplete: rows were rejected and nobody has accepted that.
+            NotComplete: rows were rejected, and not accepted.
         """
         rejected: dict[str, RejectedRows] = {}
         for store_set in self.store_sets():

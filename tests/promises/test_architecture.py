@@ -238,12 +238,14 @@ NOUN_CLAUSES = [
 # The rooms whose docstrings are sentences; the others join as they are rewritten.
 SENTENCES = (
     "cache",
+    "pipeline/upkeep",
     "stages/models",
     "stages/pair",
     "stages/pictures",
     "stages/preview",
     "stages/run_output",
     "stages/samples",
+    "stages/stores",
 )
 
 

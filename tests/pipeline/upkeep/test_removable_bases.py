@@ -20,6 +20,7 @@ from qedit.cache.files.lock import LOCK_FILE, new_holder
 from qedit.config.configuration import Configuration
 from qedit.pipeline.upkeep.caches import Caches
 from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
+from qedit.pipeline.upkeep.removable import Removable
 from qedit.pipeline.upkeep.unlock import find_locks
 from qedit.pipeline.upkeep.verify import Verified, verify
 from qedit.stages.cache_base import stage as cache_base
@@ -60,6 +61,10 @@ def _verified(configuration: Configuration, **options: Any) -> Verified:
 
 def _collected(configuration: Configuration) -> Removables:
     return collect(Caches(Run(configuration)))
+
+
+def _of_kind(removables: Removables, *kinds: str) -> list[Removable]:
+    return [one for one in removables.found if one.kind in kinds]
 
 
 def _gone(configuration: Configuration) -> Removables:
@@ -146,11 +151,11 @@ def test_a_damaged_row_of_the_table_is_named_given_up_and_made_anew(
 def test_gc_keeps_what_these_settings_use_and_removes_what_nobody_does(
     made: Callable[..., Configuration],
 ) -> None:
-    assert _gone(made()).of_kind("base") == []
+    assert _of_kind(_gone(made()), "base") == []
     other = made(base_model_precision="int4-quanto")
     _made_anew(other)
     found = _collected(other)
-    assert [base.path for base in found.of_kind("base")] == [_base_file(made()).parent]
+    assert [base.path for base in _of_kind(found, "base")] == [_base_file(made()).parent]
     assert "int8-quanto" in "\n".join(found.lines())
     assert found.count_bytes >= _base_file(made()).stat().st_size
     assert _base_file(made()).exists()  # shown, not removed
@@ -169,7 +174,7 @@ def test_gc_keeps_what_another_run_uses(made: Callable[..., Configuration]) -> N
     assert _made_anew(made(output="elsewhere")) == 0
     plain = made(mixed_precision="no", base_model_precision="no_change")
     found = _gone(plain)
-    assert found.of_kind("base", "rows", "store", "part") == []
+    assert _of_kind(found, "base", "rows", "store", "part") == []
     assert _made_anew(made()) == 0
 
 
@@ -178,11 +183,11 @@ def test_gc_keeps_what_the_run_in_output_dir_was_trained_with(
 ) -> None:
     plain = made(mixed_precision="no", base_model_precision="no_change")
     _trained(made())
-    assert _collected(plain).of_kind("base", "rows", "store", "part") == []
+    assert _of_kind(_collected(plain), "base", "rows", "store", "part") == []
     _trained(made(base_model_precision="int4-quanto"))
-    (base,) = _collected(plain).of_kind("base")
+    (base,) = _of_kind(_collected(plain), "base")
     assert base.path == _base_file(made()).parent
-    assert _collected(plain).of_kind("rows", "store", "part") == []  # the table is that of both
+    assert _of_kind(_collected(plain), "rows", "store", "part") == []  # the table is that of both
 
 
 def _trained(run: Configuration) -> None:

@@ -20,6 +20,7 @@ from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
 from qedit.pipeline.upkeep.caches import Caches
 from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
+from qedit.pipeline.upkeep.removable import Removable
 from qedit.stages.cache_base import quantizing
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.frozen_base.folder import base_folder
@@ -47,6 +48,10 @@ def made(filled: Path, tmp_path: Path) -> Make:
         return made_configuration(folder, output_dir=str(tmp_path / output), **settings)
 
     return make
+
+
+def _of_kind(removables: Removables, *kinds: str) -> list[Removable]:
+    return [one for one in removables.found if one.kind in kinds]
 
 
 def _gone(run: Configuration) -> Removables:
@@ -217,7 +222,7 @@ def test_gc_renews_the_record_of_the_base(made: Make, settings: dict[str, str]) 
     larger = {"data": {"resolution": 96}}
     run, other = made(output="elsewhere", **settings, **larger), made(**PLAIN, **larger)
     write_table(run, SAMPLES)
-    assert _gone(run).of_kind("pairs")  # the former table
+    assert _of_kind(_gone(run), "pairs")  # the former table
     assert _pinned_by(_place(run)) == _named(run)
     assert list(collect(Caches(Run(other))).lines()) == []
 
