@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ class Configuration:
         settings: of config.json.
         datasets: the enabled ones, in the order of the file.
         notes: one line each on what was accepted without an effect, and on silent defaults.
+        origins: dataset id (None: config.json) and key, with dots -> the file or `--set` that gave
+            it; a key with its default is not in here.
     """
 
     settings: Settings
     datasets: tuple[Dataset, ...]
     notes: tuple[str, ...] = ()
+    origins: Mapping[tuple[str | None, str], str] = field(default_factory=dict, compare=False)
 
     def main_datasets(self) -> tuple[Dataset, ...]:
         """The datasets whose pictures are targets to train on."""

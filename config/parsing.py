@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -40,7 +40,7 @@ class Draft:
         self.settings: Settings | None = None
         self.datasets: list[Dataset] = []
         self._config_file = self._data_file = ""
-        self._set_by: dict[tuple[str | None, str], Change] = {}
+        self._changes: list[tuple[str | None, str, Change]] = []
         self._given: dict[str | None, tuple[str, ...]] = {}
         self._meaningless: dict[str, set[str]] = {}
         self._disabled: list[str] = []
@@ -69,13 +69,13 @@ class Draft:
         wrong = put(raw, key, change)
         if wrong is not None:
             self.mistakes.append(wrong)
-        self._set_by[dataset, key.partition(".")[0]] = change
+        self._changes.append((dataset, key, change))
 
     def read_settings(self, raw: Mapping[str, Any], file: str) -> None:
         """Make `settings` of the values of config.json."""
         self._config_file = file
         raw, self._meaningless[file] = without_meaning(raw, Settings)
-        self._given[None] = tuple(raw)
+        self._given[None] = tuple(_dotted(raw))
         # While the flavour is not known, the one that asks least stands for it.
         self.settings = self._read(Settings, raw, None, fallback={"model_flavour": "edit-v3"})
         if self.settings is not None:
@@ -103,7 +103,7 @@ class Draft:
             return
         raw, names = without_meaning(entry, Dataset)
         self._meaningless[self._data_file] |= names
-        self._given[name] = tuple(raw)
+        self._given[name] = tuple(_dotted(raw))
         dataset = self._read(Dataset, raw, name)
         if dataset is None:
             self._unread.append(name)
@@ -181,7 +181,13 @@ class Draft:
         """
         refuse(self.mistakes)
         assert self.settings is not None, "settings that cannot be read are a mistake"
-        return Configuration(self.settings, tuple(self.datasets), tuple(self._notes(self.settings)))
+        notes = tuple(self._notes(self.settings))
+        origins = {
+            (dataset, key): self._origin(dataset, key)
+            for dataset, keys in self._given.items()
+            for key in keys
+        }
+        return Configuration(self.settings, tuple(self.datasets), notes, origins)
 
     def _notes(self, settings: Settings) -> Iterable[str]:
         for file, names in self._meaningless.items():
@@ -199,10 +205,16 @@ class Draft:
             self._wrong(dataset, key, text)
 
     def _wrong(self, dataset: str | None, key: str | None, text: str) -> None:
-        file = self._config_file if dataset is None else self._data_file
-        change = self._set_by.get((dataset, (key or "").partition(".")[0]))
-        label = change.label if change else file
+        label = self._origin(dataset, key or "")
         self.mistakes.append(Mistake(label, text, dataset=dataset, key=key))
+
+    def _origin(self, dataset: str | None, key: str) -> str:
+        """Return the last `--set` of a key, or of an object that holds it, or else the file."""
+        for place, path, change in reversed(self._changes):
+            inside = f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.")
+            if place == dataset and inside:
+                return change.label
+        return self._config_file if dataset is None else self._data_file
 
     def _is_wrong(self, dataset: str | None, key: str) -> bool:
         top = key.partition(".")[0]
@@ -210,3 +222,11 @@ class Draft:
             one.dataset == dataset and (one.key or "").partition(".")[0] == top
             for one in self.mistakes
         )
+
+
+def _dotted(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Give the keys of an object, and with dots those of the objects in it."""
+    for key, value in raw.items():
+        yield key
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in value)

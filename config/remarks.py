@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from .datasets import Dataset
-from .settings import STEPS_WHEN_NOTHING_IS_SAID, Settings
+from .settings import Settings
+from .training_settings import DEFAULT_STEPS
 
 # What has the effect here that users of the guide's trainer expect of these.
 INSTEAD = {
@@ -32,6 +33,7 @@ OF_ADAPTERS = (
     *("lora_type", "lora_rank", "lora_alpha", "lora_dropout"),
     *("lora_init_type", "lora_format"),
 )
+SCHEMA_KEY = "$schema"  # tells an editor by what it may check the file
 CAPTION_TABLES = ("parquet", "csv", "jsonl")
 CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column"})
 
@@ -50,7 +52,8 @@ def without_meaning(
 ) -> tuple[dict[str, Any], set[str]]:
     """`raw` without the keys that have no meaning here, and those keys."""
     names = {key for key in raw if key in known_elsewhere(model)}
-    rest = {key: value for key, value in raw.items() if key not in names}
+    ignored = names | ({SCHEMA_KEY} if model is Settings else set())
+    rest = {key: value for key, value in raw.items() if key not in ignored}
     for table in CAPTION_TABLES if model is Dataset else ():
         if isinstance(inner := rest.get(table), dict):
             extra = CAPTION_TABLE_FIELDS & inner.keys()
@@ -62,11 +65,12 @@ def without_meaning(
 def meaningless_note(where: str, names: Collection[str]) -> Iterator[str]:
     """One line on all keys of one file that do nothing here."""
     if names:
-        listed = ", ".join(name + _what_instead(name) for name in sorted(names))
+        listed = ", ".join(name + what_instead(name) for name in sorted(names))
         yield f"{where}: known to another trainer, without effect here: {listed}"
 
 
-def _what_instead(name: str) -> str:
+def what_instead(name: str) -> str:
+    """Return, in brackets, what to use in place of a key that has no effect; or nothing."""
     if name in INSTEAD:
         return f" (use {INSTEAD[name]})"
     if name in Dataset.model_fields:
@@ -79,7 +83,7 @@ def settings_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
     if not {"max_train_steps", "num_train_epochs"} & set(given):
         yield (
             "neither max_train_steps nor num_train_epochs is given: "
-            f"training for {STEPS_WHEN_NOTHING_IS_SAID} steps"
+            f"training for {DEFAULT_STEPS} steps"
         )
     if settings.flow_schedule_auto_shift and settings.flow_schedule_shift is not None:
         yield "flow_schedule_auto_shift is on, so flow_schedule_shift has no effect"

@@ -12,12 +12,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from .latent_geometry import TOKEN_PIXELS
 
+SIZE_PATTERN = r"(\d{1,5})(?:[xX](\d{1,5})(!?))?"
+
 
 class Written(BaseModel):
-    """What stands in a user's file: frozen, every key known, numbers finite."""
+    """Values of a user's file: frozen, every key known, numbers finite.
+
+    The text under a field says its meaning, then `Unit:` where it has one, then `Why:` its default
+    is what it is.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -27,23 +37,29 @@ def _number(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_number)]
-Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Probability = Annotated[Number, Field(ge=0, le=1)]
-Share = Annotated[Number, Field(ge=0, lt=1)]
+# After the bounds, so that pydantic's JSON Schema names them.
+IS_NUMBER = BeforeValidator(_number)
+Positive = Annotated[float, Field(gt=0), IS_NUMBER]
+NotNegative = Annotated[float, Field(ge=0), IS_NUMBER]
+Probability = Annotated[float, Field(ge=0, le=1), IS_NUMBER]
+Share = Annotated[float, Field(ge=0, lt=1), IS_NUMBER]
 """From 0 to less than 1."""
-Count = Annotated[Whole, Field(ge=1)]
-CountFromZero = Annotated[Whole, Field(ge=0)]
+Count = Annotated[int, Field(ge=1), IS_NUMBER]
+CountFromZero = Annotated[int, Field(ge=0), IS_NUMBER]
+Seed = Annotated[int, Field(ge=0, lt=2**63), IS_NUMBER]
 Text = Annotated[str, Field(min_length=1)]
+Dtype = Literal["fp32", "bf16"]
+Device = Literal["cpu", "accelerator"]
 
 
 def _zero_is_none(value: Any) -> Any:
     return None if value in (0, "0") and not isinstance(value, bool) else value
 
 
-Limit = Annotated[Count | None, BeforeValidator(_zero_is_none)]
+_ZeroIsNone = Annotated[CountFromZero, Field(description="0 is none")]
+Limit = Annotated[
+    Count | None, BeforeValidator(_zero_is_none, json_schema_input_type=_ZeroIsNone | None)
+]
 """A count; 0 and null say that there is no limit."""
 
 
@@ -69,7 +85,9 @@ def names_of(value: Any) -> Any:
     return tuple(names)
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(names_of)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(names_of, json_schema_input_type=Text | list[Text])
+]
 
 
 def _auto_or_whole(value: Any) -> Any:
@@ -79,7 +97,10 @@ def _auto_or_whole(value: Any) -> Any:
     return text if text == "auto" else int(text)
 
 
-AutoOrWhole = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_whole)]
+AutoOrWhole = Annotated[
+    Literal["auto"] | int,
+    BeforeValidator(_auto_or_whole, json_schema_input_type=Literal["auto"] | CountFromZero),
+]
 
 
 def _auto_or_count(value: Any) -> Any:
@@ -89,7 +110,10 @@ def _auto_or_count(value: Any) -> Any:
     return number
 
 
-AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)]
+AutoOrCount = Annotated[
+    Literal["auto"] | int,
+    BeforeValidator(_auto_or_count, json_schema_input_type=Literal["auto"] | Count),
+]
 
 
 def only(wanted: str, otherwise: str) -> Callable[[Any], Any]:
@@ -135,7 +159,7 @@ class PreviewSize:
         """
         if isinstance(value, cls):
             return value
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5})(!?))?", str(value).strip().lower())
+        match = re.fullmatch(SIZE_PATTERN, str(value).strip())
         if isinstance(value, bool) or match is None:
             raise ValueError(
                 f'must be like "1024x1024", "1024" or "1024x768!" (exactly so), not {value!r}'
@@ -149,4 +173,12 @@ class PreviewSize:
         return cls(width, height, exact)
 
 
-Size = Annotated[PreviewSize, BeforeValidator(PreviewSize.parse), PlainSerializer(str)]
+_SizeText = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", description="like 1024x768!")]
+Size = Annotated[
+    PreviewSize,
+    BeforeValidator(
+        PreviewSize.parse,
+        json_schema_input_type=_SizeText | Count,
+    ),
+    PlainSerializer(str),
+]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cache.files.atomic import write_json
 from ..cache.files.workspace import refuse_source_folder
 from ..config.comments import parse
+from ..config.schema import SCHEMA_NAMES, schema_of
 from ..stages.pair.proposal import propose
 from ..stages.stage import Progress
 
@@ -15,7 +17,7 @@ from ..stages.stage import Progress
 def write_first_files(
     targets: Path, references: Sequence[Path], progress: Progress, *, dry_run: bool
 ) -> dict[str, Any]:
-    """Look at the folders, say what is chosen and why, and write both files here.
+    """Look at the folders, say what is chosen and why, and write both files and their schemas.
 
     Raises:
         WrongUse: folders from which no pairs can be made, or files that are there already.
@@ -28,7 +30,12 @@ def write_first_files(
         progress.say(f"{proposal.config}\n{proposal.data}")
     else:
         config, data = proposal.write(Path())
-        progress.say(f"Written: {config} and {data}. Next: `qedit pair --config {config}`.")
+        for file, name in SCHEMA_NAMES.items():
+            write_json(Path(name), schema_of(file))
+        progress.say(
+            f"Written: {config} and {data}, and for editors a JSON Schema of each. "
+            f"Next: `qedit pair --config {config}`."
+        )
     return {
         "stage": "init",
         "reasons": list(proposal.reasons),

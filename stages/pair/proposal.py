@@ -11,13 +11,15 @@ from statistics import median
 
 from ...cache.errors import WrongUse
 from ...cache.files.atomic import create
+from ...config.reading import CONFIG_NAME, DATA_NAME
+from ...config.remarks import SCHEMA_KEY
+from ...config.schema import SCHEMA_NAMES
 from ..pictures.images import Unreadable, quiet_decoding, size_in_header
 from ..samples.sizes import Size
 from .geometry import ratios_differ
 from .match import Candidates, refuse_strangers
 from .scan import Scan, printable, scan
 
-CONFIG_FILE, DATA_FILE = "config.json", "multidatabackend.json"
 MOST_REFERENCES = 3
 LOOKED_AT = 200  # pairs whose headers are read, spread over the whole folder
 TOLERANCE = 0.02
@@ -42,7 +44,7 @@ class Proposal:
         Raises:
             WrongUse: one of them is there already.
         """
-        files = {folder / CONFIG_FILE: self.config, folder / DATA_FILE: self.data}
+        files = {folder / CONFIG_NAME: self.config, folder / DATA_NAME: self.data}
         taken = [path for path in files if path.exists() or path.is_symlink()]
         for path, text in files.items():
             if not taken and not create(path, text.encode()):
@@ -192,10 +194,11 @@ def _resolution(sizes: Sequence[Size | None]) -> tuple[int, str]:
 
 def _config_text(flavour: str, main: str) -> str:
     settings = {
+        SCHEMA_KEY: f"./{SCHEMA_NAMES[CONFIG_NAME]}",
         "model_type": "lora",
         "model_family": "qwen_image",
         "model_flavour": flavour,
-        "data_backend_config": DATA_FILE,
+        "data_backend_config": DATA_NAME,
         "output_dir": f"output/{main}",
         "cache_dir": "cache",
         "max_train_steps": 3000,

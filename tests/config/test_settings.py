@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from qedit.config.datasets import Dataset
-from qedit.config.settings import LORA_PRESETS, MAX_REFERENCES, Settings
+from qedit.config.settings import MAX_REFERENCES, Settings
+from qedit.config.training_settings import LORA_PRESETS
 from qedit.config.value_types import PreviewSize
 from qedit.stages.models.flavours import FLAVOURS
 

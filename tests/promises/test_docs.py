@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import runpy
@@ -28,10 +29,9 @@ from messages import Reader
 from messages import page as _messages
 from PIL import Image
 
-from qedit.config.datasets import Dataset
+from qedit.config.key_table import FILES, Key, every_key
 from qedit.config.loading import load
 from qedit.config.remarks import INSTEAD, known_elsewhere
-from qedit.config.settings import Settings
 from qedit.pipeline.cli import main
 
 CLI_HEAD = """# The commands
@@ -43,8 +43,28 @@ Exit codes: 0 done (also nothing to do), 1 failed, 2 wrong use, 3 another recipe
 """
 KEYS_HEAD = """# Every key
 
-This page is made from the program: `pytest tests/promises/test_docs.py --renew`. A
-default that follows another key is shown as it is where nothing else is set.
+This page is made from the program: `pytest tests/promises/test_docs.py --renew`. `qedit keys WORD`
+shows the same in the terminal, and with `--config config.json` your value and where it comes from.
+
+The last column says what a change costs at most: only rows whose content really changes are made
+again. "New pairs" are made by `qedit pair`, latents and mask weights by `qedit cache-vae`, prefixes
+and tails by `qedit cache-embeds`, the base by `qedit cache-base`; `qedit run` does them all. A
+change that needs a new `output_dir` makes another run of it: [resume.md](resume.md).
+
+## In an editor
+
+`qedit init` writes a JSON Schema of each file: an editor then completes keys, shows their meaning
+and marks what is wrong. config.json names its own (`"$schema": "./config.schema.json"`, which qedit
+ignores). The data file is a list and cannot; Visual Studio Code is told in `.vscode/settings.json`:
+
+```text
+{
+  "json.schemas": [
+    {"fileMatch": ["multidatabackend.json"], "url": "./multidatabackend.schema.json"}
+  ],
+  "files.associations": {"config.json": "jsonc", "multidatabackend.json": "jsonc"}
+}
+```
 """
 # blocks of these pages are run by another test, which names the page
 RUN_ELSEWHERE = {"docs/inference.md": "tests/promises/test_preview_parity.py"}
@@ -68,20 +88,33 @@ def _instead(key: str) -> str:
 
 
 def _keys() -> Iterator[str]:
-    """Both files' keys with their defaults, and what becomes of the other trainer's."""
+    """Yield both files' keys in groups, and what becomes of the other trainer's."""
     yield KEYS_HEAD
-    for title, model in (("config.json", Settings), ("multidatabackend.json", Dataset)):
-        yield f"\n## {title}\n\n| key | default |\n|---|---|\n"
-        known: dict[str, object] = {"model_flavour": "edit-v1", "id": "edited"}
-        made = model.model_validate({key: known[key] for key in known if key in model.model_fields})
-        defaults = made.model_dump(mode="json")
-        for key, field in model.model_fields.items():
-            shown = "required" if field.is_required() else f"`{json.dumps(defaults[key])}`"
-            yield f"| `{key}` | {shown} |\n"
+    for file, model in FILES.items():
+        yield f"\n## {file}\n"
+        keys = [key for key in every_key() if key.file == file]
+        titles = dict.fromkeys(key.group for key in keys)
+        for title, group in zip(titles, reversed(model.__bases__), strict=True):
+            yield f"\n### {title}\n\n{inspect.getdoc(group)}\n\n"
+            yield "| key | values | default | meaning | a change costs |\n|---|---|---|---|---|\n"
+            yield from (_key_row(key) for key in keys if key.group == title)
         others = sorted(known_elsewhere(model))
-        yield f"\nKnown to SimpleTuner, without effect here ({len(others)}):\n\n"
+        yield f"\n### Known to SimpleTuner, without effect here ({len(others)})\n\n"
         named = [f"`{one}`" + _instead(one) for one in others]
         yield "\n".join(textwrap.wrap(", ".join(named), 100, break_on_hyphens=False)) + "\n"
+
+
+def _key_row(key: Key) -> str:
+    follows = f", follows {' and '.join(f'`{name}`' for name in key.follows)}"
+    default = f"`{key.default}`" + follows * bool(key.follows) if key.default else "required"
+    cells = (
+        f"`{key.name}`",
+        key.values,
+        default,
+        f"{key.meaning} *Default: {key.why}*",
+        key.change,
+    )
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def _epochs() -> Iterator[str]:
