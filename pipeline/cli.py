@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .commands.files import demo, export, init_files
-from .commands.looking import inspect, plan, preview
+from .commands.looking import inspect, keys, plan, preview
 from .commands.stages import cache_base, cache_embeds, cache_vae, pair, run, train
 from .commands.upkeep import gc, status, unlock, verify
 from .terminal.output import print_object
@@ -60,6 +60,6 @@ def main() -> None:
 for command in (
     *(pair, cache_vae, cache_embeds, cache_base, train, run),
     *(plan, status, verify, gc, unlock),
-    *(inspect, preview, export, init_files, demo),
+    *(inspect, preview, export, init_files, keys, demo),
 ):
     main.add_command(command)

@@ -33,7 +33,7 @@ def inspect(
 
     Without SAMPLE: what samples there are.
     """
-    name, shared["assignments"] = _sample_among((sample, *shared["assignments"]))
+    name, shared["assignments"] = _word_among((sample, *shared["assignments"]))
     with reporting(**shared) as (progress, finish):
         from ...stages.inspect_sample import inspect_sample, sample_names
 
@@ -69,7 +69,31 @@ def inspect(
         )
 
 
-def _sample_among(words: tuple[str | None, ...]) -> tuple[str | None, tuple[str, ...]]:
+@click.command()
+@click.argument("word", required=False)
+@shared_options
+def keys(word: str | None, **shared: Any) -> None:
+    """What each key of the two files means, its values, its default, and what a change costs.
+
+    WORD is a key, or a word in its name or meaning; without it, all keys are listed. With --config
+    or example=NAME, the value in effect is shown, and where it came from.
+    """
+    word, shared["assignments"] = _word_among((word, *shared["assignments"]))
+    with reporting(**shared) as (progress, finish):
+        from ..key_lines import found_keys, key_lines, key_object
+
+        given = any(shared[name] for name in ("config", "data", "sets", "assignments"))
+        configuration = configuration_of(progress, dry_run=True, **shared) if given else None
+        found, note = found_keys(word)
+        if note:
+            progress.say(f"{note}\n")
+        for key in found:
+            progress.say("\n".join([*key_lines(key, configuration), ""]))
+        objects = [key_object(key, configuration) for key in found]
+        finish({"stage": "keys", "keys": objects, "note": note})
+
+
+def _word_among(words: tuple[str | None, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The first word that is no `example=NAME`, and the others."""
     given = [word for word in words if word is not None]
     name = next((word for word in given if not word.startswith("example=")), None)

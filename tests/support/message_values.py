@@ -81,6 +81,7 @@ VALUES: dict[str, dict[str, str]] = {
     # pipeline/
     "collect.py": {"folder": "output/dogs", "holder": _HOLDER},
     "examples.py": {"assignment": "lora_rank=32"},
+    "key_lines.py": {"word": "'sharpness'"},
     "run_command.py": {"folder": "my-run", "make_it": "Make it: `mkdir -p my-run`."},
     "caches.py": {
         "', '.join(gone)": "/mnt/dogs/cache/pairs/dogs",

@@ -53,6 +53,7 @@ COMMANDS = {
         "pipeline/upkeep",
         "pipeline/commands/upkeep.py",
     ),
+    "`qedit keys`": ("pipeline/key_lines.py",),
     "`qedit demo`": ("pipeline/demo", "stages/models/tiny"),
 }
 HEAD = """# Every error message
