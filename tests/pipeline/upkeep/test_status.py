@@ -72,7 +72,7 @@ def test_what_is_there_is_shown_without_its_pictures(run: Path) -> None:
     told = with_files("status").stdout
     assert "latents        8 of 8, complete" in told
     assert "the folder edited does not exist" in told
-    assert "Correct `instance_data_dir`" in told.splitlines()[-1]
+    assert "Fix `instance_data_dir`" in told.splitlines()[-1]
 
 
 def test_who_finds_another_run_is_not_told_to_train(run: Path) -> None:
