@@ -147,7 +147,7 @@ def test_a_run_trains_on_read_only_caches_and_says_that_nobody_knows(
         _remount(folder / "caches", "bind,ro")
         warned = with_files(*one).stderr
         assert "may not be written" in warned
-        assert "nothing there says that this run trains on these caches" in warned
+        assert "nothing there records that this run trains on these caches" in warned
 
 
 # -- a clock that jumps --------------------------------------------------------------------------
