@@ -28,7 +28,7 @@ def export_lora(source: Path, to: Path, style: Style) -> Lora:
 
 
 def _named_so(to: Path) -> Path:
-    """`to` as the name of a safetensors file; "cats-v1.5" has no ending that could be exchanged."""
+    """Return `to` with .safetensors at its end; "cats-v1.5" has no ending to exchange."""
     if to.is_dir():
         return to / f"lora{SUFFIX}"
     return to.with_suffix(SUFFIX) if to.suffix in PICKLES else Path(f"{to}{SUFFIX}")
@@ -73,7 +73,7 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
 
 
 def other_base_in_words(source: Path, base: Path) -> str | None:
-    """What a user is to know where the LoRA `source` was trained on other weights than `base`.
+    """Return a warning where the LoRA `source` was trained on other weights than `base`.
 
     None where they are the same, or where the LoRA's metadata do not say. Every byte of the base
     is read for it.

@@ -1,4 +1,4 @@
-"""What a stage is given to speak with, and what it gives back."""
+"""The two ends of a stage: the progress that it reports to, and the outcome that it returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """How a stage speaks while it works. It never prints by itself."""
+    """Receives what a stage reports while it works; a stage never prints by itself."""
 
     def bar(
         self, total: int, what: str, *, unit: str = "row", initial: int = 0
@@ -33,7 +33,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage did: `wanted = kept + computed + failed` rows.
+    """The result of a stage: `wanted = kept + computed + failed` rows.
 
     `where` is the folder (or file) the results lie in; `facts` are further counts and
     names for `--json`, `lines` further sentences for the terminal.

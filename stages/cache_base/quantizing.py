@@ -78,7 +78,7 @@ def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[st
     number = 0
     for name, tensor in tensors:
         held[name] = tensor.cpu().contiguous()
-        if sum(one.nbytes for one in held.values()) >= FILE_BYTES:
+        if sum(tensor.nbytes for tensor in held.values()) >= FILE_BYTES:
             yield f"base-{number:05}.safetensors", held
             held, number = {}, number + 1
     if held:
@@ -86,7 +86,7 @@ def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[st
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a file of these tensors; its digest."""
+    """Write a file of these tensors; return its digest."""
     data = safetensors.torch.save(dict(tensors))
     write_bytes(path, data)
     return digest_bytes(data)

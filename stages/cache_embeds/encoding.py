@@ -59,9 +59,9 @@ class ReferenceEncoding:
         """Return about how many tokens the set has."""
         return item.picture_tokens + item.tail_tokens + TOKENS_AROUND
 
-    def together(self, one: ReferenceSet, other: ReferenceSet) -> bool:
+    def together(self, first: ReferenceSet, other: ReferenceSet) -> bool:
         """Return whether padding stays small: sets of a part come in the order of their length."""
-        return self.cost(other) <= MOST_PADDING * self.cost(one)
+        return self.cost(other) <= MOST_PADDING * self.cost(first)
 
     def rejected(self, item: ReferenceSet, unfit: Unfit) -> EncodedItem:
         """Reject the prefix, and the tail of each of these captions."""
@@ -113,27 +113,27 @@ class OnDevice:
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
         """Return the rows of each set; those that are NaN or infinite are rejected, no others."""
         encoded = self._encoder.encode_all(read)
-        return [_made(one, *rows) for one, rows in zip(items, encoded, strict=True)]
+        return [_made(item, *rows) for item, rows in zip(items, encoded, strict=True)]
 
 
-def _made(one: ReferenceSet, prefix: Tensor, tails: Sequence[Tensor]) -> EncodedItem:
+def _made(item: ReferenceSet, prefix: Tensor, tails: Sequence[Tensor]) -> EncodedItem:
     made = EncodedItem(
         rows={RowKind.PREFIXES: {}, RowKind.TAILS: {}},
         rejected={RowKind.PREFIXES: [], RowKind.TAILS: []},
     )
-    named = [(RowKind.PREFIXES, one.sample.prefix_key, prefix)]
-    named += [(RowKind.TAILS, key, tail) for key, tail in zip(one.tails, tails, strict=True)]
+    named = [(RowKind.PREFIXES, item.sample.prefix_key, prefix)]
+    named += [(RowKind.TAILS, key, tail) for key, tail in zip(item.tails, tails, strict=True)]
     for kind, key, row in named:
         if bool(torch.isfinite(row).all()):
             made.rows[kind][key] = bits_of(row)
         else:
-            text = one.tails.get(key)
+            text = item.tails.get(key)
             of = "its references" if text is None else f"the caption {text!r}"
             unfit = Unfit("nan_embeds", f"the text encoder gives NaN or infinite values for {of}")
-            made.rejected[kind].append(_rejected(one, key, unfit))
+            made.rejected[kind].append(_rejected(item, key, unfit))
     return made
 
 
-def _rejected(one: ReferenceSet, key: str, unfit: Unfit) -> RejectedRow:
-    sample = one.sample
+def _rejected(item: ReferenceSet, key: str, unfit: Unfit) -> RejectedRow:
+    sample = item.sample
     return RejectedRow(key, STAGE, sample.dataset, sample.name, unfit.reason, unfit.detail)

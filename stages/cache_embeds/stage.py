@@ -28,7 +28,7 @@ class CacheEmbeds(CachingStage[WantedSets]):
     kinds = named = (RowKind.PREFIXES, RowKind.TAILS)
 
     def find(self, run: Run) -> WantedSets:
-        """Return the reference sets of which rows are missing."""
+        """Return the reference sets that lack rows."""
         return find_sets(run)
 
     def count_bytes(self, run: Run, wanted: WantedSets) -> dict[Path, int]:
@@ -36,7 +36,7 @@ class CacheEmbeds(CachingStage[WantedSets]):
         return wanted.count_bytes(channels=_channels(run.checkpoint))
 
     def works(self, run: Run, wanted: WantedSets, options: DeviceOptions) -> Iterator[Work]:
-        """Yield the reference sets of which anything is missing."""
+        """Yield the work on the reference sets that lack rows."""
         from ..encoding.spool import Spool
         from .encoding import MOST_SETS, TOKENS_WHERE_NOTHING_IS_KNOWN, ReferenceEncoding
 

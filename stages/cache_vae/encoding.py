@@ -87,9 +87,9 @@ class PictureEncoding:
         """Return the pixels of its largest size: sizes are encoded one after the other."""
         return max(width * height for width, height in item.sizes)
 
-    def together(self, one: OneFile, other: OneFile) -> bool:
+    def together(self, first: OneFile, other: OneFile) -> bool:
         """Return whether both are wanted in the same sizes."""
-        return one.sizes == other.sizes
+        return first.sizes == other.sizes
 
     def rejected(self, item: OneFile, unfit: Unfit) -> EncodedItem:
         """Reject the latents of every size."""
@@ -125,12 +125,12 @@ class OnDevice:
 
     def encode(self, items: Sequence[Any], read: Sequence[Any]) -> list[EncodedItem]:
         """Return the latents of each file; those alone that are NaN or infinite are rejected."""
-        made = [_nothing_yet(one) for one in read]
+        made = [_nothing_yet(decoded) for decoded in read]
         for place in range(len(items[0].pictures)):
-            values = torch.from_numpy(np.stack([one.values[place] for one in read]))
+            values = torch.from_numpy(np.stack([decoded.values[place] for decoded in read]))
             signed = self._signed[values.to(self.device).long()].permute(0, 3, 1, 2)
-            for one, item, latent in zip(made, items, self._encoder.encode(signed), strict=True):
-                _add(one, item.pictures[place], latent)
+            for rows, item, latent in zip(made, items, self._encoder.encode(signed), strict=True):
+                _add(rows, item.pictures[place], latent)
         return made
 
 
@@ -157,5 +157,7 @@ def _add(made: EncodedItem, picture: Picture, latent: Tensor) -> None:
     made.rejected[RowKind.LATENTS].append(_rejected(picture, unfit))
 
 
-def _rejected(one: Picture, unfit: Unfit) -> RejectedRow:
-    return RejectedRow(one.latent_key, STAGE, one.dataset, one.path, unfit.reason, unfit.detail)
+def _rejected(picture: Picture, unfit: Unfit) -> RejectedRow:
+    return RejectedRow(
+        picture.latent_key, STAGE, picture.dataset, picture.path, unfit.reason, unfit.detail
+    )

@@ -67,7 +67,7 @@ class MaskReading:
         """Return 1: nothing is encoded."""
         return 1
 
-    def together(self, one: Picture, other: Picture) -> bool:
+    def together(self, first: Picture, other: Picture) -> bool:
         """Return True: nothing is encoded."""
         return True
 

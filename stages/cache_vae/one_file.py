@@ -29,12 +29,12 @@ class OneFile:
 
     @property
     def first(self) -> Picture:
-        """The picture whose file is opened."""
+        """Return the picture whose file is opened."""
         return self.pictures[0]
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """The sizes that the pictures are resized to."""
+        """Return the sizes that the pictures are resized to."""
         return tuple(picture.size for picture in self.pictures)
 
 

@@ -64,7 +64,7 @@ class CacheVae(CachingStage[WantedRows[Picture]]):
                 options.spool,
                 [dataset.id for dataset in run.configuration.datasets],
                 processes=max(1, len(options.devices)),
-                spared_bytes=latents + sum(BYTES_A_TOKEN * one.tokens for one in sets.values()),
+                spared_bytes=latents + sum(BYTES_A_TOKEN * found.tokens for found in sets.values()),
             )
             store_sets[RowKind.PICTURES] = spool.store_set
             shown = shown_next(sets)
@@ -110,14 +110,14 @@ run = CacheVae()
 def shown_next(sets: Mapping[str, ReferenceSet]) -> dict[str, list[Picture]]:
     """Return by latent key the references that `cache-embeds` will want, each picture once."""
     shown: dict[str, dict[tuple[object, ...], Picture]] = defaultdict(dict)
-    for one in sets.values():
-        for picture in one.sample.references:
+    for found in sets.values():
+        for picture in found.sample.references:
             shown[picture.latent_key][picture.box, picture.vl_size] = picture
     return {key: list(pictures.values()) for key, pictures in shown.items()}
 
 
 def still_missing(store_set: StoreSet) -> Callable[[Sequence[str]], list[str]]:
-    """Return a function that says which keys have no row and are not rejected, as it is now."""
+    """Return a function that returns the keys that now have no row and are not rejected."""
 
     def still(keys: Sequence[str]) -> list[str]:
         rejected = store_set.rejected()

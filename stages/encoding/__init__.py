@@ -1,1 +1,1 @@
-"""What both caching stages share: how an encoder is fed; the encoders are in cache_*/."""
+"""The parts that both caching stages share: they feed an encoder; the encoders are in cache_*/."""

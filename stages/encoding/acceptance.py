@@ -1,4 +1,4 @@
-"""The rejected ones of the rows that are wanted, and whether they are accepted, as in `pair`."""
+"""Rejected rows among those that are wanted, and the check that they are accepted, as in `pair`."""
 
 from __future__ import annotations
 

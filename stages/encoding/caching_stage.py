@@ -1,4 +1,4 @@
-"""What `cache-vae` and `cache-embeds` do alike: see what is missing, encode it, and report.
+"""The common work of `cache-vae` and `cache-embeds`: find what is missing, encode it, report.
 
 Nothing heavy is imported before something is found missing.
 """

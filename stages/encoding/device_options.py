@@ -1,4 +1,4 @@
-"""How fast rows are made, never which: devices, readers and batch sizes decide no result."""
+"""Devices, readers and batch sizes: they decide how fast rows are made, and no result."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class DeviceOptions:
 
     @property
     def where(self) -> str:
-        """The devices' names, by which speeds are remembered."""
+        """Return the devices' names, under which speeds are remembered."""
         return ",".join(self.devices) or self.device
 
     @property
     def readers(self) -> int:
-        """The number of reading threads: one core is left to the thread that drives the encoder."""
+        """Return the number of reading threads: one core is left to the encoder's thread."""
         if self.workers is not None:
             return self.workers
         return max(1, min(MOST_WORKERS, available_cores() - 1) // max(1, len(self.devices)))

@@ -59,8 +59,8 @@ class Encoding(Protocol):
         """Return how large the item is for the encoder, in a measure of its own."""
         ...
 
-    def together(self, one: Any, other: Any) -> bool:
-        """Return whether `other` may be in a batch that begins with `one`."""
+    def together(self, first: Any, other: Any) -> bool:
+        """Return whether `other` may be in a batch that begins with `first`."""
         ...
 
     def rejected(self, item: Any, unfit: Unfit) -> EncodedItem:

@@ -99,7 +99,7 @@ class RecentPictures:
 
     def _let_go(self) -> None:
         """Drop the oldest pictures until the rest is small enough; unfinished ones stay."""
-        for name in [name for name, one in self._pictures.items() if one.done()]:
+        for name in [name for name, future in self._pictures.items() if future.done()]:
             if self._held_bytes <= self._most_bytes:
                 return
             self._held_bytes -= _bytes_of(self._pictures.pop(name).result())

@@ -145,8 +145,8 @@ class EncodingPipeline:
                 *self._encoded(items[half:], read[half:]),
             ]
         self._has_encoded = True
-        for place, one in enumerate(encoded):
-            if any(one.rejected.values()) and len(items) > 1:
+        for place, result in enumerate(encoded):
+            if any(result.rejected.values()) and len(items) > 1:
                 encoded[place : place + 1] = self._encoded([items[place]], [read[place]])
         return encoded
 

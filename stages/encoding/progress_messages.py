@@ -1,4 +1,4 @@
-"""What a caching stage says while it works: whom it waits for, what is kept, what is slow."""
+"""The messages of a caching stage at work: whom it waits for, what is kept, what is slow."""
 
 from __future__ import annotations
 

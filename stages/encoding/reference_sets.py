@@ -37,18 +37,18 @@ class ReferenceSet:
 
     @property
     def picture_tokens(self) -> int:
-        """The tokens of its pictures, about."""
+        """Return about how many tokens its pictures have."""
         return sum(_tokens(picture) for picture in self.sample.references)
 
     @property
     def tail_tokens(self) -> int:
-        """The tokens of its tails together, about."""
+        """Return about how many tokens its tails have together."""
         letters = sum(map(len, self.tails.values()))
         return letters // LETTERS_A_TOKEN + TOKENS_A_TAIL * len(self.tails)
 
     @property
     def tokens(self) -> int:
-        """The tokens of pictures and tails, about."""
+        """Return about how many tokens pictures and tails have."""
         return self.picture_tokens + self.tail_tokens
 
 
@@ -64,7 +64,7 @@ class WantedSets(WantedRows[ReferenceSet]):
 
     @property
     def sets(self) -> dict[str, ReferenceSet]:
-        """The reference sets of which any row is missing, by prefix key."""
+        """Return the reference sets that lack any row, by prefix key."""
         return self.work[RowKind.PREFIXES]
 
     def missing(self) -> Counter[RowKind]:
@@ -72,44 +72,44 @@ class WantedSets(WantedRows[ReferenceSet]):
         return Counter(
             {
                 RowKind.PREFIXES: sum(key not in self.stores.prefixes for key in self.sets),
-                RowKind.TAILS: sum(len(one.tails) for one in self.sets.values()),
+                RowKind.TAILS: sum(len(found.tails) for found in self.sets.values()),
             }
         )
 
     def unreadable(self, shard: Shard | None = None) -> Counter[RowKind]:
         """Return how many tails of `shard` follow a prefix that was rejected."""
-        found = in_shard(self.without_prefix, shard)
-        return Counter({RowKind.TAILS: sum(len(one.tails) for one in found.values())})
+        sets = in_shard(self.without_prefix, shard).values()
+        return Counter({RowKind.TAILS: sum(len(found.tails) for found in sets)})
 
     def pass_on_rejections(self, shard: Shard | None) -> None:
         """Reject every tail of `shard` whose prefix was rejected, for the same reason.
 
-        If that was accepted of the prefix, it is of the tails: an edited caption asks nobody
-        again.
+        Where the rejected prefix was accepted, its tails are too: an edited caption needs no
+        new decision.
         """
         rejected = self.stores.prefixes.rejected()
-        for key, one in in_shard(self.without_prefix, shard).items():
+        for key, found in in_shard(self.without_prefix, shard).items():
             row = rejected[key].read(key) if key in rejected else None
             if row is None:
                 continue  # forgotten since: it is encoded again
-            beside = RejectedRows(self.stores.tails.of(one.sample.dataset).path)
-            for tail in one.tails:
+            beside = RejectedRows(self.stores.tails.of(found.sample.dataset).path)
+            for tail in found.tails:
                 beside.add(replace(row, key=tail))
 
     def count_bytes(self, *, channels: int) -> dict[Path, int]:
         """Return about how many bytes the missing rows take, by store."""
         stores = self.stores
         sizes: dict[Path, int] = defaultdict(int)
-        for key, one in self.sets.items():
-            dataset = one.sample.dataset
+        for key, found in self.sets.items():
+            dataset = found.sample.dataset
             if key not in stores.prefixes:
-                sizes[stores.prefixes.of(dataset).path] += 2 * channels * one.picture_tokens
-            sizes[stores.tails.of(dataset).path] += 2 * channels * one.tail_tokens
+                sizes[stores.prefixes.of(dataset).path] += 2 * channels * found.picture_tokens
+            sizes[stores.tails.of(dataset).path] += 2 * channels * found.tail_tokens
         return sizes
 
 
 def find_sets(run: Run) -> WantedSets:
-    """Return the reference sets of which rows are missing, those of previews included."""
+    """Return the reference sets that lack rows, those of previews included."""
     wanted, samples = WantedSets(run.stores), list[Sample]()
     for (prefixes, tails), found in lacking(run, RowKind.PREFIXES, RowKind.TAILS):
         wanted.keys += [prefixes, replace(tails, deciding=prefixes.keys)]
@@ -126,9 +126,9 @@ def reference_sets(samples: Iterable[Sample], beside: Iterable[str]) -> dict[str
     also = tuple(beside)
     sets: dict[str, ReferenceSet] = {}
     for sample in samples:
-        one = sets.setdefault(sample.prefix_key, ReferenceSet(sample))
+        found = sets.setdefault(sample.prefix_key, ReferenceSet(sample))
         for caption in (*sample.captions, *also):
-            one.tails.setdefault(sample.tail_key(caption), caption)
+            found.tails.setdefault(sample.tail_key(caption), caption)
     return sets
 
 
@@ -139,14 +139,14 @@ def missing_of(sets: Mapping[str, ReferenceSet], stores: RunStores) -> dict[str,
     """
     no_prefix, no_tail = stores.prefixes.rejected(), stores.tails.rejected()
     work = {}
-    for key, one in sets.items():
+    for key, found in sets.items():
         tails = {
             name: text
-            for name, text in one.tails.items()
+            for name, text in found.tails.items()
             if name not in stores.tails and name not in no_tail
         }
         if tails or (key not in stores.prefixes and key not in no_prefix):
-            work[key] = ReferenceSet(one.sample, tails)
+            work[key] = ReferenceSet(found.sample, tails)
     return work
 
 
@@ -169,7 +169,7 @@ def _cut(keys: Sequence[str], sets: Mapping[str, ReferenceSet]) -> Iterator[list
 def still_missing(
     stores: RunStores, sets: Mapping[str, ReferenceSet], keys: Sequence[str]
 ) -> list[str]:
-    """Return those of `keys` of which any row is missing, as it is now."""
+    """Return those of `keys` that lack any row now."""
     no_prefix: Collection[str] = set(stores.prefixes.missing(keys))
     names = [name for key in keys for name in sets[key].tails]
     no_tail = set(stores.tails.missing(names)) - stores.tails.rejected().keys()

@@ -110,7 +110,7 @@ def lacking(run: Run, *kinds: RowKind) -> Iterator[tuple[list[TableKeys], list[S
     beside = run.captions_beside
     for table in run.every_pairs():
         wanted = [TableKeys(kind, table, kind.keys_in(table, beside)) for kind in kinds]
-        absent = [_absent(run.stores.of(one.kind), one.keys) for one in wanted]
+        absent = [_absent(run.stores.of(table_keys.kind), table_keys.keys) for table_keys in wanted]
         yield wanted, table.samples(np.concatenate(absent))
     for shown in only_previewed(run):
         wanted = [TableKeys(kind, shown.table, shown.keys(kind, beside)) for kind in kinds]

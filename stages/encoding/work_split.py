@@ -1,4 +1,4 @@
-"""How work is split: into shards for machines, and into runs that are written together."""
+"""Split work into shards for machines, and into runs that are written together."""
 
 from __future__ import annotations
 

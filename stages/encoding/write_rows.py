@@ -49,7 +49,7 @@ class RowWriter:
         """
         added = Counter[RowKind]()
         for kind, store_set in self._store_sets.items():
-            for row in (row for one in encoded for row in one.rejected.get(kind, [])):
+            for row in (row for item in encoded for row in item.rejected.get(kind, [])):
                 path = store_set.of(row.dataset).path
                 self._rejected.setdefault(path, RejectedRows(path)).add(row)
             for store, rows in _parts(encoded, kind, store_set=store_set, dataset=dataset):
@@ -62,9 +62,9 @@ def _parts(
 ) -> Iterator[tuple[Store, dict[str, np.ndarray]]]:
     """Yield the rows of one kind by part: of one store, and of one shape if need be."""
     parts: dict[tuple[Store, tuple[int, ...]], dict[str, np.ndarray]] = {}
-    for one in encoded:
-        for key, row in one.rows.get(kind, {}).items():
-            store = store_set.of(one.datasets.get(key, dataset))
+    for item in encoded:
+        for key, row in item.rows.get(kind, {}).items():
+            store = store_set.of(item.datasets.get(key, dataset))
             shape = () if store.layout.ragged else row.shape
             parts.setdefault((store, shape), {})[key] = row
     for (store, _), rows in parts.items():

@@ -1,1 +1,1 @@
-"""How much disk, memory and time a run takes, worked out beforehand."""
+"""Estimates of the disk space, memory and time that a run takes."""

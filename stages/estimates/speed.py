@@ -1,4 +1,4 @@
-"""How fast a stage was the last time, so that a dry run can say how long it will take."""
+"""The speed of a stage the last time, so that a dry run can say how long it will take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORTEST_SECONDS = 5.0  # what took less is no measure of what takes long
 
 @dataclass(frozen=True)
 class Rate:
-    """How many bytes of rows a second a stage computes, for one recipe and these devices."""
+    """The bytes of rows that a stage computes in a second, for one recipe and these devices."""
 
     configuration: Configuration
     store_set: StoreSet
@@ -48,7 +48,7 @@ class Rate:
 def _rates(path: Path) -> dict[str, Any]:
     """Return the stored rates; nothing if the file is not ours."""
     try:
-        said = json.loads(path.read_bytes())
+        rates = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return dict(said) if isinstance(said, dict) else {}
+    return dict(rates) if isinstance(rates, dict) else {}

@@ -1,4 +1,4 @@
-"""Where tables and quantised bases of all models lie."""
+"""The folder in which tables and quantised bases of all models lie."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from ...config.settings import Settings
 
 
 def base_folder(settings: Settings) -> Path:
-    """Where tables and quantised bases of all models lie."""
+    """Return the folder in which tables and quantised bases of all models lie."""
     return settings.cache_dir / "base"

@@ -1,4 +1,4 @@
-"""The modulation table: which rows these settings want, where it lies, and by which recipe.
+"""The modulation table: the rows that settings want, its folder and its recipe.
 
 No torch: `status` and a run with nothing to do read this.
 """
@@ -31,27 +31,27 @@ LOWEST_SIGMA_OF_ANY = 2.0**-24
 
 
 def trains_time(settings: Settings) -> bool:
-    """Whether weights that see nothing but the timestep are trained, so that they must stay."""
+    """Return whether weights that see the timestep alone are trained, so that they must stay."""
     return settings.model_type == "full" or trains_modulation(settings.lora_target_modules)
 
 
 def subset_of(settings: Settings) -> str | tuple[str, ...] | None:
-    """The layers that `model_type` full is to train: those the user named, else all."""
+    """Return the layers that `model_type` full trains: those the user named; None for all."""
     named = "lora_target_modules" in settings.model_fields_set
     return settings.lora_target_modules if named else None
 
 
 def wants_table(settings: Settings) -> bool:
-    """Whether training can take modulation from a table: in bfloat16, where it is frozen."""
+    """Return whether training can take modulation from a table: in bfloat16, where it is frozen."""
     return settings.mixed_precision == "bf16" and not trains_time(settings)
 
 
 def lowest_sigma(settings: Settings) -> float:
-    """The noise level down to which every timestep has a row.
+    """Return the noise level (sigma) down to which every timestep has a row.
 
-    By the closed forms of what training draws: sigmoid(scale*z), or the beginning of the
-    distribution of Beta(a, b), x^a / (a*B(a, b)), whose special case Beta(1, 1) is uniform; and
-    the fixed shift, where it lowers them. The automatic shift raises them.
+    It follows from the closed forms of what training draws: sigmoid(scale*z), or the beginning
+    of the distribution of Beta(a, b), x^a / (a*B(a, b)), whose special case Beta(1, 1) is
+    uniform; and the fixed shift, where it lowers them. The automatic shift raises them.
     """
     if settings.flow_use_uniform_schedule:
         lowest = RARE_DRAW
@@ -69,25 +69,25 @@ def lowest_sigma(settings: Settings) -> float:
 
 
 def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many blocks the transformer has and how wide they are, from its config.json."""
+    """Return the number of the transformer's blocks and their width, from its config.json."""
     config = json.loads((checkpoint.transformer / "config.json").read_text(encoding="utf-8"))
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return {"blocks": config["num_layers"], "width": width}
 
 
 def has_table(checkpoint: Checkpoint, settings: Settings) -> bool:
-    """Whether every row that these settings ask for often is there."""
+    """Return whether every row that these settings often need is there."""
     there = modulation_table(checkpoint, settings).keys()
     return all(key in there for key in rows_wanted(settings))
 
 
 def rows_wanted(settings: Settings) -> list[str]:
-    """The keys of the rows that these settings ask for often."""
+    """Return the keys of the rows that these settings often need."""
     return [row_key(bits) for bits in every_timestep(lowest_sigma=lowest_sigma(settings))]
 
 
 def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:
-    """The table of `checkpoint`; whether rows are in it is another question.
+    """Return the table of `checkpoint`, with or without rows in it.
 
     edit-v2 and edit-v2+ share one: the row of t = 0 is always there.
     """
@@ -96,7 +96,7 @@ def modulation_table(checkpoint: Checkpoint, settings: Settings) -> Store:
 
 
 def table_recipe(model: str) -> dict[str, Any]:
-    """What decides the rows of the table of the transformer with this digest."""
+    """Return what decides the rows of the table of the transformer with this digest."""
     return {
         "rows": RowKind.MODULATION.value,
         "version": TABLE_VERSION,

@@ -28,14 +28,14 @@ QUANTIZED_FILE = "quantized.json"
 
 
 def wants_quantized(settings: Settings) -> bool:
-    """Whether the frozen base is held in few bits."""
+    """Return whether the frozen base is held in few bits."""
     return settings.base_model_precision != "no_change" and settings.model_type != "full"
 
 
 def quantized_base(checkpoint: Checkpoint, settings: Settings) -> QuantizedBase:
-    """The base of `checkpoint` in `base_model_precision`; whether it is there, it says itself.
+    """Return the base of `checkpoint` in `base_model_precision`, written already or not.
 
-    Without the layers that training reads from the modulation table.
+    It is without the layers that training reads from the modulation table.
     """
     model = model_digest(checkpoint.transformer, remember=digests_file(settings))
     recipe = quantized_recipe(model, settings)
@@ -43,7 +43,7 @@ def quantized_base(checkpoint: Checkpoint, settings: Settings) -> QuantizedBase:
 
 
 def quantized_recipe(model: str, settings: Settings) -> dict[str, Any]:
-    """What decides the quantised base of the transformer with this digest."""
+    """Return what decides the quantised base of the transformer with this digest."""
     return {
         "rows": RowKind.QUANTIZED.value,
         "version": QUANTIZED_VERSION,
@@ -79,38 +79,38 @@ class QuantizedBase:
 
     @property
     def path(self) -> Path:
-        """The folder, as a store calls it."""
+        """Return the folder, under the name that a store gives it."""
         return self.folder
 
     def is_there(self) -> bool:
         return (self.folder / QUANTIZED_FILE).is_file()
 
     def files(self) -> dict[str, str]:
-        """The names of its files with their digests."""
-        said = json.loads((self.folder / QUANTIZED_FILE).read_text(encoding="utf-8"))
-        files: dict[str, str] = said["files"]
+        """Return the names of its files with their digests."""
+        index = json.loads((self.folder / QUANTIZED_FILE).read_text(encoding="utf-8"))
+        files: dict[str, str] = index["files"]
         return files
 
     def count_bytes(self) -> int:
-        """What it takes on the disk."""
+        """Return how many bytes it takes on the disk."""
         return sum((self.folder / name).stat().st_size for name in self.files())
 
     def damages(self, *, share: float = 1.0) -> Iterator[str]:
-        """What is not as it was written, in words.
+        """Yield a line for each file that is not as it was written.
 
         Args:
-            share: of the files that are read, drawn anew every time.
+            share: the share of the files that is read, drawn anew every time.
         """
-        said = self.folder / QUANTIZED_FILE
+        index = self.folder / QUANTIZED_FILE
         try:
             with io_errors_as_damaged():
                 files = self.files()
                 whole = {**self.recipe, "files": files}
-                is_ours = said.read_text(encoding="utf-8") == readable_json(whole)
+                is_ours = index.read_text(encoding="utf-8") == readable_json(whole)
         except (ValueError, KeyError, TypeError, Broken):
             is_ours = False
         if not is_ours:
-            yield f"{said} is not as it was written"
+            yield f"{index} is not as it was written"
             return
         for name, digest in files.items():
             path = self.folder / name

@@ -1,4 +1,4 @@
-"""Whether training uses anything that `cache-base` makes, and whether it is there."""
+"""Find out whether training uses anything that `cache-base` makes, and whether that is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .quantized import quantized_recipe, wants_quantized
 
 
 def has_work(settings: Settings) -> bool:
-    """Whether training with these settings uses anything that `cache-base` makes."""
+    """Return whether training with these settings uses anything that `cache-base` makes."""
     return wants_table(settings) or wants_quantized(settings)
 
 
@@ -33,7 +33,7 @@ def refuse_incomplete_base(checkpoint: Checkpoint, settings: Settings) -> None:
     table would go on with another model.
 
     Raises:
-        NotComplete: it is `cache-base` that makes it.
+        NotComplete: the message names `cache-base`, which makes it.
     """
     needed = wants_quantized(settings) and wants_table(settings)
     if needed and not has_table(checkpoint, settings):

@@ -239,6 +239,12 @@ NOUN_CLAUSES = [
 SENTENCES = (
     "cache",
     "pipeline/upkeep",
+    "stages/cache_base",
+    "stages/cache_embeds",
+    "stages/cache_vae",
+    "stages/encoding",
+    "stages/estimates",
+    "stages/frozen_base",
     "stages/models",
     "stages/pair",
     "stages/pictures",
