@@ -44,8 +44,8 @@ def test_nothing_to_do_reads_every_file_of_the_stores_once(
     in_stores = {
         path: count
         for path, count in counted.items()
-        if path.startswith("caches/") and ("/parts/" in path or "/uses/" in path)
+        if path.startswith("caches/") and ("/parts/" in path or "/runs/" in path)
     }
     assert {Path(path).name for path in in_stores} >= {"manifest.json", "rows.parquet"}
-    assert any("/uses/" in path for path in in_stores)
+    assert any("/runs/" in path for path in in_stores)
     assert set(in_stores.values()) == {1}
