@@ -65,7 +65,7 @@ def run(
     """Train until the run has all its steps, going on from its newest checkpoint.
 
     Args:
-        decodes: whether pictures are made of previews in the background.
+        decodes: whether pictures of the previews are made in the background.
 
     Raises:
         NotComplete: rows are missing; the message says which stage makes them.
@@ -132,7 +132,7 @@ def _result_lines(plan: Plan, loss: float | None) -> Iterator[str]:
     yield f"The run as a page: {plan.settings.output_dir / PAGE_FILE}"
     if loss is None:
         yield (
-            "The last step was skipped: its loss or gradient was no finite number. Look at the "
+            "The last step was skipped: its loss or gradient was not finite. Look at the "
             "curve before using this; a lower `learning_rate` may help."
         )
 

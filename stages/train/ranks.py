@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 # ends is known at once, because its connections are closed; only a machine that is cut off from
 # the others is silent for so long.
 LONGEST_WAIT = timedelta(days=1)
-# Gradients are only summed when all have said that they are there.
+# Gradients are only summed when every process has reported that it is there.
 LONGEST_SUM = timedelta(seconds=50)
 BUCKET_NUMBERS = 1 << 26
 
@@ -100,12 +100,12 @@ class Ranks:
         return work() if done is None else done
 
     def in_words(self) -> str:
-        """Return words for the end of a sentence."""
+        """Return the number of processes in words, for the end of a sentence; "" for one."""
         return f", with {self.world} processes" if self.are_several else ""
 
-    def any_of(self, mine: bool) -> bool:
-        """Return whether it is true in any process, so that all decide alike."""
-        return any(self.gathered(mine))
+    def any_of(self, value: bool) -> bool:
+        """Return whether `value` is true in any process, so that all decide alike."""
+        return any(self.gathered(value))
 
     @torch.no_grad()
     def sum_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:

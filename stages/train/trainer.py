@@ -103,7 +103,7 @@ class Trainer:
     ) -> dict[str, Any]:
         """Make one optimizer step; return the values for the log.
 
-        A step whose loss or gradient is no finite number changes nothing: its loss and
+        A step whose loss or gradient is not finite changes nothing: its loss and
         gradient are then None, and `skipped` says why.
 
         Args:
@@ -165,8 +165,8 @@ def _gathered(losses: StepLosses, ranks: Ranks) -> StepLosses:
     """Return the losses of all processes, in the order of their places in the step."""
     if not ranks.are_several:
         return losses
-    mine = [losses.known.tolist(), losses.sigma.tolist(), losses.names, losses.captions]
-    every = ranks.gathered(mine)
+    columns = [losses.known.tolist(), losses.sigma.tolist(), losses.names, losses.captions]
+    every = ranks.gathered(columns)
     values, sigma, names, captions = (
         [item for rank in every for item in rank[place]] for place in range(4)
     )

@@ -1,1 +1,1 @@
-"""Which samples a step sees, with which noise and sigma, as tensors; no model."""
+"""The data of a step: its samples, their noise and their noise levels, as tensors; no model."""

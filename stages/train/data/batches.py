@@ -1,4 +1,4 @@
-"""Which samples make up which step: a pure function of the seed and the step.
+"""The order of training: the samples of each step, as a pure function of the seed and the step.
 
 Nothing in here has a state: a resumed run asks for step 501 and gets what an
 uninterrupted one would have got.
@@ -105,7 +105,7 @@ class Order:
         """Raise if one of the first `steps` steps would have nothing to show.
 
         Raises:
-            WrongUse: says which, and when each dataset takes part.
+            WrongUse: the message names the step, and when each dataset takes part.
         """
         for border in self._borders:
             if border <= steps:

@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens of one sample: target plus references."""
+        """Return the image tokens of one sample: target plus references."""
         pictures = (self.target, *self.references)
         return (
             sum(latents.shape[-2] * latents.shape[-1] for latents in pictures) // PATCH_LATENTS**2

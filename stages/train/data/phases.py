@@ -1,4 +1,4 @@
-"""Which datasets are in the mix from which step on, and what an epoch of the mix shows."""
+"""The phases of training: the datasets in the mix at each step, and what an epoch shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scheduled sampling: which samples are rolled out before they are trained on, and how far.
+"""Scheduled sampling: the draw of the samples that are rolled out before training, and how far.
 
 `objective/rollout.py` says what a rollout is.
 """
@@ -29,7 +29,7 @@ class Reflex:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """How often samples are rolled out, how far, and with which solver.
+    """The settings of rollouts: how often samples are rolled out, how far, and by which solver.
 
     Attributes:
         most_steps: of 1/1000 each, that a rollout may have.

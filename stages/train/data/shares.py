@@ -1,4 +1,4 @@
-"""Which part of a step's samples each of several processes takes."""
+"""Split the samples of a step among several processes."""
 
 from __future__ import annotations
 

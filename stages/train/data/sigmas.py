@@ -1,4 +1,4 @@
-"""Which noise level (sigma) a sample is trained at: its distribution, and the shift."""
+"""The noise level (sigma) that a sample is trained at: its distribution, and the shift."""
 
 from __future__ import annotations
 

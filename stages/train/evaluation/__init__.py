@@ -1,1 +1,1 @@
-"""What is measured between steps and changes nothing: held-out loss and previews."""
+"""Measurements between steps that change nothing: held-out loss and previews."""

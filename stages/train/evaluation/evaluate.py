@@ -45,7 +45,7 @@ class HeldOut:
         """Return the mean loss over all held-out samples: `loss`, and `by_sigma` for each sigma.
 
         Without gradients and without dropout; nothing that training draws is touched. A loss
-        that is no finite number is None.
+        that is not finite is None.
         """
         with eval_mode(transformer):
             losses = self.ranks.gathered(self._own_losses(transformer).tolist())

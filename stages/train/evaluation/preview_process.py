@@ -35,8 +35,8 @@ class Decoding:
     def start(self, *, beside: torch.device, trained: bool) -> None:
         """Start making pictures of every preview that has none yet; return at once.
 
-        Where memory does not suffice, or a child before this one has failed, that is said
-        once: `qedit preview` makes the pictures at any time.
+        Where memory does not suffice, or an earlier child has failed, a warning is shown once:
+        `qedit preview` makes the pictures at any time.
 
         Args:
             beside: the device that training works on.

@@ -41,14 +41,14 @@ class Rolled:
 
     Attributes:
         shown: what the model is trained on; `state` is the same in float32.
-        which: of its samples were rolled out.
+        is_rolled: whether each of its samples was rolled out.
         unbiased: the predictions for these at the states they would else have; only where
             ReflexFlow asks for them. Those of the others are zero.
     """
 
     shown: Shown
     state: Float[Tensor, "batch channel height width"]
-    which: Bool[Tensor, " batch"]
+    is_rolled: Bool[Tensor, " batch"]
     unbiased: Float[Tensor, "batch channel height width"] | None
 
 
@@ -104,12 +104,12 @@ def _rolled(
     own = noised(batch.target.float(), batch.noise, batch.sigma)
     rows = range(len(batch))
     state = torch.cat([arrived.get(row, own[row : row + 1]) for row in rows])
-    which = torch.tensor([row in arrived for row in rows]).to(own.device, non_blocking=True)
+    is_rolled = torch.tensor([row in arrived for row in rows]).to(own.device, non_blocking=True)
     none = torch.zeros_like(shown.noisy[:1])
     return Rolled(
         shown=replace(shown, noisy=state.to(shown.noisy.dtype)),
         state=state,
-        which=which,
+        is_rolled=is_rolled,
         unbiased=torch.cat([unbiased.get(row, none) for row in rows]) if unbiased else None,
     )
 
@@ -194,5 +194,5 @@ def drift_penalty(
     ways = [predicted.float(), state.float() - clean.float()]
     if weights is not None:
         ways = [way * weights.sqrt() for way in ways]
-    one, other = (nn.functional.normalize(way.flatten(1), dim=1) for way in ways)
-    return (one - other).square().sum(1)
+    first, second = (nn.functional.normalize(way.flatten(1), dim=1) for way in ways)
+    return (first - second).square().sum(1)

@@ -162,7 +162,7 @@ class Objective:
         factors = frequency_weights(rolled.unbiased, predicted, alpha=reflex.alpha)
         drifted = drift_penalty(predicted, rolled.state, batch.target, batch.weights)
         corrected = reflex.beta2 * measure(factors=factors) + reflex.beta1 * drifted
-        return torch.where(rolled.which, corrected, measure())
+        return torch.where(rolled.is_rolled, corrected, measure())
 
     def backward(
         self,

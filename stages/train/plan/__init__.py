@@ -1,1 +1,1 @@
-"""What a run is made of, checked before anything heavy is loaded."""
+"""The plan of a run, checked before anything heavy is loaded."""

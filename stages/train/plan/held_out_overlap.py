@@ -35,11 +35,11 @@ def overlap_warning(configuration: Configuration, checkpoint: Checkpoint) -> str
     ]
     if not leaked:
         return None
-    one = len(leaked) == 1
+    verb = "is" if len(leaked) == 1 else "are"
     return (
-        f"{len(leaked)} of {sum(map(len, held))} held-out samples {'is' if one else 'are'} trained "
-        f"on as well, the first is {leaked[0]}: the held-out loss falls with what is learnt by "
-        "heart, and `best/` goes by it. Take them out of one of the two datasets."
+        f"{len(leaked)} of {sum(map(len, held))} held-out samples {verb} trained on as well, the "
+        f"first is {leaked[0]}: the held-out loss then falls by "
+        "memorising, and `best/` follows it. Take them out of one of the two datasets."
     )
 
 

@@ -1,1 +1,1 @@
-"""What a run publishes: LoRA files, the model card, the best checkpoint."""
+"""The results that a run publishes: LoRA files, the model card, the best checkpoint."""

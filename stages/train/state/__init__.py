@@ -1,1 +1,1 @@
-"""What a run keeps to go on: checkpoints, optimizer state, averages, run.json."""
+"""The state that a run resumes from: checkpoints, optimizer state, averages, run.json."""

@@ -82,7 +82,7 @@ class _Aside:
     def move(
         self, shadow: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, by: float
     ) -> None:
-        """Begin to move `shadow`, which nobody may look at before `wait`."""
+        """Begin to move `shadow`, which must not be read before `wait`."""
         copied = None
         on_gpu = any(weight.is_cuda for weight in weights.values())
         if not self._copies:

@@ -115,7 +115,7 @@ def make_optimizer(
         optimizer: torch.optim.Optimizer = made(list(weights.values()), lr=learning_rate, **options)
     except _UNFIT as error:
         _refuse_unfit(kind, error)
-    optimizer.register_step_post_hook(_leave_a_trace)
+    optimizer.register_step_post_hook(_raise_versions)
     return optimizer
 
 
@@ -127,10 +127,11 @@ def _refuse_unfit(kind: Kind, error: Exception) -> NoReturn:
     ) from error
 
 
-def _leave_a_trace(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """A fused step leaves none in the versions of the weights, and who follows them goes by it.
+def _raise_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Raise the version of every weight after a fused step, which does not do it itself.
 
-    What changed them may be the gradient of another process alone.
+    Code that caches what follows from the weights goes by these versions. It cannot go by
+    gradients: what changed the weights may be the gradient of another process alone.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:

@@ -43,7 +43,7 @@ class Skips:
         """Count a step that was skipped.
 
         Raises:
-            SameErrorOnAllRanks: that was one too many; nothing of that step was kept.
+            SameErrorOnAllRanks: too many steps were skipped; nothing of this one was kept.
         """
         self.in_a_row += 1
         self.in_all += 1
@@ -52,7 +52,7 @@ class Skips:
             if self.in_a_row <= SKIPPED_IN_A_ROW:
                 before = f"{self.in_all - 1} steps of this run"
             raise SameErrorOnAllRanks(
-                f"{broken.why} {before} were left out for the like, so training ends here. "
+                f"{broken.why} {before} were skipped too, so training ends here. "
                 "The last checkpoint is untouched.",
                 "Lower `learning_rate`, or take that sample out if it is broken; "
                 f"`qedit inspect {shlex.quote(broken.sample)}` shows what training sees of it.",
