@@ -1,1 +1,1 @@
-"""What each stage computes; stages meet on disk only and never import each other."""
+"""The stages: what each computes. They meet on disk only and never import each other."""
