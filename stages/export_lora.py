@@ -48,8 +48,9 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
     """
     import torch
 
+    from .models.checkpoint.model_files import config_in
     from .models.lora.merging import merged
-    from .models.weights.streaming import config_in, tensors_in
+    from .models.weights.streaming import tensors_in
     from .models.weights.transformer_folder import write_transformer
 
     if to.exists():

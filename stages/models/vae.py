@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .checkpoint.checkpoint import Checkpoint
-from .weights.loading import load_part
+from .weights.streaming import empty_part, fill, tensors_in
 
 
 class LatentEncoder:
@@ -37,7 +37,9 @@ class LatentEncoder:
         """Load the VAE of `checkpoint`; float32 unless told otherwise (bfloat16 costs 1 %)."""
         from diffusers import AutoencoderKLQwenImage
 
-        return cls(load_part(AutoencoderKLQwenImage, checkpoint.vae, dtype=dtype, device=device))
+        folder = checkpoint.vae
+        empty = empty_part(AutoencoderKLQwenImage, folder)
+        return cls(fill(empty, tensors_in(folder), dtype=dtype, device=device, source=folder))
 
     @torch.no_grad()
     def encode(

@@ -11,12 +11,12 @@ from torch import nn
 from ...config.settings import Settings
 from ..estimates.memory import way_of
 from ..frozen_base.modulation_table import has_table, wants_table
+from ..models.checkpoint.model_files import config_in
 from ..models.memory_estimate.dimensions import Dimensions
 from ..models.memory_estimate.memory import CONTEXT_BYTES, Load
 from ..models.memory_estimate.memory_plan import GIGABYTE, Fit, Recomputation, budget_of, fit_into
 from ..models.memory_saving.block_streaming import stream_blocks
 from ..models.memory_saving.recompute import recompute_blocks
-from ..models.weights.streaming import config_in
 from ..samples.sample import NULL_CAPTION, Sample
 from ..stores.run_stores import RunStores
 from .data.batches import tokens_of

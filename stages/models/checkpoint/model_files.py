@@ -35,6 +35,11 @@ def json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def config_in(folder: Path) -> dict[str, Any]:
+    """Return the config.json of the model in `folder`."""
+    return json_object(folder / "config.json")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the model in `folder`; all if none has the usual name."""
     for stem in STEMS:

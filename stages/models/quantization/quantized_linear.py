@@ -123,24 +123,20 @@ def _product_in_few_bits(
     shape: list[int],
     quantizes_activations: bool,
 ) -> Tensor:
-    outputs, inputs = shape
-    named = _named(tensors, precision, shape)
     if quantizes_activations:
-        return _product_of_levels(input, named, bias)
-    weight = dequantized(named, PRECISIONS[precision], shape=(outputs, inputs), dtype=input.dtype)
-    return functional.linear(input, weight, bias)
+        return _product_of_levels(input, _named(tensors, precision, shape), bias)
+    return functional.linear(input, _weight(tensors, precision, shape, input.dtype), bias)
 
 
 def _gradient_in_few_bits(
     gradient: Tensor, tensors: list[Tensor], precision: str, shape: list[int]
 ) -> Tensor:
-    outputs, inputs = shape
-    named = _named(tensors, precision, shape)
-    kind = gradient.dtype
-    product: Tensor = gradient @ dequantized(
-        named, PRECISIONS[precision], shape=(outputs, inputs), dtype=kind
-    )
-    return product
+    return gradient @ _weight(tensors, precision, shape, gradient.dtype)
+
+
+def _weight(tensors: list[Tensor], precision: str, shape: list[int], dtype: torch.dtype) -> Tensor:
+    named, (outputs, inputs) = _named(tensors, precision, shape), shape
+    return dequantized(named, PRECISIONS[precision], shape=(outputs, inputs), dtype=dtype)
 
 
 def _named(tensors: list[Tensor], precision: str, shape: list[int]) -> dict[str, Tensor]:
@@ -190,28 +186,33 @@ def _back(ctx: Any, gradient: Any) -> Any:
 _opaque_product.register_autograd(_back, setup_context=_keep)
 
 
-# -- a whole transformer -----------------------------------------------------------------
+# -- a whole model -----------------------------------------------------------------------
 
 
 def quantize_layers(
-    transformer: nn.Module, precision: Precision, *, quantizes_activations: bool = False
+    model: nn.Module,
+    precision: Precision,
+    *,
+    within: str = "transformer_blocks.",
+    quantizes_activations: bool = False,
 ) -> set[str]:
     """Replace every linear layer of the blocks by a `QuantizedLinear`; return their names.
 
     What is outside of the blocks is small, and stays.
+
+    Args:
+        within: what the names of the blocks' layers begin with.
     """
-    names = {
-        name
-        for name, module in transformer.named_modules()
-        if name.startswith("transformer_blocks.") and isinstance(module, nn.Linear)
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith(within) and isinstance(module, nn.Linear)
     }
-    for name in names:
+    for name, linear in linears.items():
         path, _, leaf = name.rpartition(".")
-        linear = transformer.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
         layer = QuantizedLinear(linear, precision, quantizes_activations=quantizes_activations)
-        setattr(transformer.get_submodule(path), leaf, layer)
-    return names
+        setattr(model.get_submodule(path), leaf, layer)
+    return set(linears)
 
 
 def quantized_tensors(

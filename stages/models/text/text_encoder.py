@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....cache.errors import WrongUse
 from ..quantization.quantize import PRECISIONS
-from ..quantization.quantized_linear import QuantizedLinear, quantized_tensors
-from ..weights.streaming import fill, tensors_in
+from ..quantization.quantized_linear import quantize_layers, quantized_tensors
+from ..weights.streaming import empty_model, fill, tensors_in
 
 HEAD = "lm_head."
 # What comes before a tensor's name in the released files, and in those that transformers 5
@@ -45,29 +44,18 @@ def load_text_encoder(
         WrongUse: the folder does not hold this model, or not all of its weights.
         Damaged: a file is cut short.
     """
-    model = _without_weights(folder)
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+    def build() -> nn.Module:
+        return Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(str(folder), local_files_only=True))
+
+    model = empty_model(build, folder, "a text encoder")
     tensors = _named_as_here(tensors_in(folder, wanted=lambda name: not name.startswith(HEAD)))
     if eight_bits:
         precision = PRECISIONS["int8-quanto"]
-        layers = _to_eight_bits(model)
+        layers = quantize_layers(model, precision, within="language_model.layers.")
         tensors = quantized_tensors(tensors, layers, precision, dtype=dtype, via=device)
     return fill(model, tensors, dtype=dtype, device=device, source=folder)
-
-
-def _without_weights(folder: Path) -> nn.Module:
-    from accelerate import init_empty_weights
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
-
-    try:
-        config = Qwen2_5_VLConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise WrongUse(
-            f"{folder} cannot be loaded as a text encoder: {str(error).splitlines()[0]}",
-            "Check `pretrained_model_name_or_path` and the options that override its parts.",
-        ) from error
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = Qwen2_5_VLModel(config)
-    return model.eval().requires_grad_(False)
 
 
 def _named_as_here(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -77,18 +65,3 @@ def _named_as_here(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str,
             if found:
                 break
         yield name, tensor
-
-
-def _to_eight_bits(model: Any) -> set[str]:
-    """Replace each linear layer of the decoder by an 8-bit one; return their names."""
-    precision = PRECISIONS["int8-quanto"]
-    names = {
-        name
-        for name, module in model.named_modules()
-        if name.startswith("language_model.layers.") and isinstance(module, nn.Linear)
-    }
-    for name in names:
-        path, _, leaf = name.rpartition(".")
-        layer = QuantizedLinear(model.get_submodule(name), precision)
-        setattr(model.get_submodule(path), leaf, layer)
-    return names

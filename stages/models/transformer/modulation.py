@@ -17,8 +17,9 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checkpoint.model_files import config_in
 from ..timesteps import ZERO, Bits, row_shape
-from ..weights.streaming import TensorFiles, config_in
+from ..weights.streaming import TensorFiles
 
 ReadRow = Callable[[Bits], BFloat16[Tensor, "layer channel"]]
 

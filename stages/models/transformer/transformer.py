@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ....config.latent_geometry import PATCH_LATENTS as PATCH
 from ..checkpoint.checkpoint import Checkpoint
-from ..weights.loading import load_part
+from ..weights.streaming import empty_transformer, fill, tensors_in
 from .modulation import with_timestep
 from .side_by_side import Lengths, install_varlen_attention, padding
 
@@ -24,16 +24,9 @@ def load_transformer(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device
 ) -> nn.Module:
     """Load the transformer of `checkpoint`, frozen, with the flavour's own `zero_cond_t`."""
-    from diffusers import QwenImageTransformer2DModel
-
-    transformer: nn.Module = load_part(
-        QwenImageTransformer2DModel,
-        checkpoint.transformer,
-        dtype=dtype,
-        device=device,
-        zero_cond_t=checkpoint.zero_cond_t,
-    )
-    return transformer
+    folder = checkpoint.transformer
+    empty = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
+    return fill(empty, tensors_in(folder), dtype=dtype, device=device, source=folder)
 
 
 def pack(latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:

@@ -7,7 +7,6 @@ they stay. What the model has no place for is not read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from math import prod
@@ -23,19 +22,47 @@ from ..checkpoint.model_files import weight_files
 from ..layers import PRESETS, fits
 
 
-def empty_transformer(folder: Path, *, zero_cond_t: bool) -> nn.Module:
-    """Return the transformer that `folder` configures, without weights, frozen, in eval mode.
+def empty_model(build: Callable[[], nn.Module], folder: Path, kind: str) -> nn.Module:
+    """Return the model that `build` makes from the configuration in `folder`, without weights.
 
-    Its parameters are on the meta device; its tables of positions are real.
+    It is frozen and in eval mode. Its parameters are on the meta device, its buffers are real.
+
+    Args:
+        kind: of the model, for the message.
+
+    Raises:
+        WrongUse: the folder configures something else.
     """
     from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = build()
+    except (OSError, ValueError) as error:
+        raise WrongUse(
+            f"{folder} cannot be loaded as {kind}: {str(error).splitlines()[0]}",
+            "Check `pretrained_model_name_or_path` and the options that override its parts.",
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def empty_part(kind: Any, folder: Path, **config: Any) -> nn.Module:
+    """Return `empty_model` for a model class of diffusers; `config` overrides its config.json."""
+
+    def build() -> nn.Module:
+        model: nn.Module = kind.from_config(
+            kind.load_config(str(folder), local_files_only=True), **config
+        )
+        return model
+
+    return empty_model(build, folder, kind.__name__)
+
+
+def empty_transformer(folder: Path, *, zero_cond_t: bool) -> nn.Module:
+    """Return the transformer that `folder` configures, without weights (see `empty_model`)."""
     from diffusers import QwenImageTransformer2DModel
 
-    kind: Any = QwenImageTransformer2DModel
-    config = kind.load_config(str(folder), local_files_only=True)
-    with init_empty_weights(include_buffers=False):
-        transformer: nn.Module = kind.from_config(config, zero_cond_t=zero_cond_t)
-    return transformer.eval().requires_grad_(False)
+    return empty_part(QwenImageTransformer2DModel, folder, zero_cond_t=zero_cond_t)
 
 
 def fill(
@@ -164,9 +191,3 @@ def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[i
                 if leaf == "weight" and len(shape) == 2 and any(fits(layer, end) for end in names):
                     shapes[layer] = shape[0], shape[1]
     return shapes
-
-
-def config_in(folder: Path) -> dict[str, Any]:
-    """Return the transformer's config.json."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ....cache.errors import WrongUse
 from ....cache.files.atomic import remove, rename
-from ...models.weights.streaming import config_in, tensors_in
+from ...models.checkpoint.model_files import config_in
+from ...models.weights.streaming import tensors_in
 from ...models.weights.tensor_file import as_text, metadata_in
 from ...models.weights.transformer_folder import write_transformer
 from ..state.checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
