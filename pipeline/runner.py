@@ -13,7 +13,7 @@ from typing import Any
 from ..cache.errors import NotComplete, QeditError, WrongUse
 from ..cache.files.workspace import refuse_source_folder
 from ..config.configuration import Configuration
-from ..stages.frozen_base.wanted import has_work
+from ..stages.frozen_base.quantized import has_work
 from ..stages.stage import Outcome, Progress
 from ..stages.stores.run import Run
 from .terminal.output import summary

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ..cache.errors import WrongUse
 from ..cache.files.atomic import write_bytes
-from .models.lora.lora_file import Lora, Style, as_file, read_lora
+from .models.checkpoint.model_files import config_in
+from .models.lora.lora_file import Lora, LowRank, Style, as_file, read_lora
+from .models.weights.streaming import tensors_in
+from .models.weights.transformer_folder import write_transformer
 
 SUFFIX = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -46,13 +53,6 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
         WrongUse: `source` is no plain LoRA of this transformer, `base` holds none or a
             quantised one, or `to` is there already.
     """
-    import torch
-
-    from .models.checkpoint.model_files import config_in
-    from .models.lora.merging import merged
-    from .models.weights.streaming import tensors_in
-    from .models.weights.transformer_folder import write_transformer
-
     if to.exists():
         raise WrongUse(f"{to} is there already.", "Choose another folder, or move it away.")
     folder = _transformer_in(base)
@@ -71,6 +71,37 @@ def merge_lora(source: Path, base: Path, to: Path) -> Lora:
     }
     write_transformer(to, tensors, config=config, about=about)
     return lora
+
+
+def merged(
+    tensors: Iterable[tuple[str, Tensor]], lora: Lora, *, dtype: torch.dtype, source: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the checkpoint's `tensors` in `dtype`, with `lora` added to its layers.
+
+    Sums are made in float32 and rounded once. One tensor is in memory at a time.
+
+    Raises:
+        WrongUse: `lora` has layers that the checkpoint has not, or of another shape.
+    """
+    left = dict(lora.layers)
+    for name, tensor in tensors:
+        pair = left.pop(name.removesuffix(".weight"), None) if name.endswith(".weight") else None
+        yield name, (tensor if pair is None else _merged_weight(name, tensor, pair)).to(dtype)
+    if left:
+        raise WrongUse(
+            f"The LoRA has {len(left)} layers that {source} has not, the first is {min(left)}.",
+            "Name the checkpoint that the LoRA was trained on.",
+        )
+
+
+def _merged_weight(name: str, tensor: Tensor, pair: LowRank) -> Tensor:
+    added = pair.up.float() @ pair.down.float() * pair.scale
+    if added.shape != tensor.shape:
+        raise WrongUse(
+            f"The LoRA adds {list(added.shape)} to {name}, which is {list(tensor.shape)}.",
+            "Name the checkpoint that the LoRA was trained on.",
+        )
+    return tensor.float() + added
 
 
 def other_base_in_words(source: Path, base: Path) -> str | None:

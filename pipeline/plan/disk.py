@@ -20,8 +20,7 @@ from ...stages.estimates.disk import (
     prefix_rows,
     tail_rows,
 )
-from ...stages.frozen_base.folder import base_folder
-from ...stages.frozen_base.modulation_table import lowest_sigma, subset_of, wants_table
+from ...stages.frozen_base.modulation_table import base_folder, lowest_sigma, subset_of, wants_table
 from ...stages.models.flavours import Flavour
 from ...stages.models.memory_estimate.dimensions import Dimensions, full_parameters, lora_parameters
 from ...stages.models.memory_estimate.memory import LORA_BYTES, OPTIMIZER_BYTES, table_row_bytes

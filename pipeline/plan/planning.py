@@ -27,8 +27,7 @@ from ...stages.models.memory_estimate.memory import (
     memory_of,
     step_flops,
 )
-from ...stages.models.memory_estimate.memory_options import Rung, ladder
-from ...stages.models.memory_estimate.memory_plan import GIGABYTE, budget_of, fit_into
+from ...stages.models.memory_estimate.memory_plan import GIGABYTE, Rung, budget_of, fit_into, ladder
 from ...stages.models.memory_estimate.memory_plan import Fit as Fitted
 from ...stages.pair.acceptance import look_ahead
 from ...stages.run_output.metrics_file import step_seconds

@@ -15,9 +15,8 @@ from ...cache.files.fingerprint import fingerprint
 from ...cache.store.recipe_file import read_recipe
 from ...cache.store.store import Store
 from ...config.settings import Settings
-from ...stages.frozen_base.folder import base_folder
-from ...stages.frozen_base.quantized import bases_in
-from ...stages.frozen_base.wanted import base_names
+from ...stages.frozen_base.modulation_table import base_folder
+from ...stages.frozen_base.quantized import base_names, bases_in
 from ...stages.run_output.run_file import read_run
 from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in

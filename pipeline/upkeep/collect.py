@@ -21,7 +21,7 @@ from ...cache.store.leftovers import (
     seconds_unchanged,
 )
 from ...cache.store.repacking import carry_out
-from ...stages.frozen_base.folder import base_folder
+from ...stages.frozen_base.modulation_table import base_folder
 from ...stages.samples.recipe import refuse_others
 from ...stages.samples.table import manifest_in, table_folder
 from ...stages.stores.pins import Pin, pairs_pin, record_file, write_record

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...cache.files.claims import LOCK_PATIENCE_SECONDS
 from ...config.settings import Settings
-from ..frozen_base.folder import base_folder
+from ..frozen_base.modulation_table import base_folder
 from ..frozen_base.quantized import QuantizedBase
 from ..stage import Outcome, Progress
 from ..stores.pins import Pin, pin_before_writing, pin_places

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -17,7 +18,6 @@ from ..models.checkpoint.digests import digests_file, model_digest
 from ..models.layers import trains_modulation
 from ..models.timesteps import every_timestep, row_key
 from ..stores.row_kinds import RowKind
-from .folder import base_folder
 
 # Raised when the same weights give other rows.
 TABLE_VERSION = 1
@@ -28,6 +28,11 @@ TABLE_VERSION = 1
 LOWEST_SIGMA = 2.0**-10
 RARE_DRAW = 2.0**-16
 LOWEST_SIGMA_OF_ANY = 2.0**-24
+
+
+def base_folder(settings: Settings) -> Path:
+    """Return the folder in which tables and quantised bases of all models lie."""
+    return settings.cache_dir / "base"
 
 
 def trains_time(settings: Settings) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import Broken
+from ...cache.errors import Broken, NotComplete
 from ...cache.files.atomic import readable_json
 from ...cache.files.failing_disk import io_errors_as_damaged
 from ...cache.files.fingerprint import fingerprint, has_digest
@@ -20,8 +20,7 @@ from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file, model_digest
 from ..stores.row_kinds import RowKind
-from .folder import base_folder
-from .modulation_table import wants_table
+from .modulation_table import base_folder, has_table, table_recipe, wants_table
 
 QUANTIZED_VERSION = 1
 QUANTIZED_FILE = "quantized.json"
@@ -118,3 +117,40 @@ class QuantizedBase:
                 yield f"{path} is missing"
             elif (share >= 1.0 or random.random() < share) and not has_digest(path, digest):
                 yield f"{path} is not as it was written"
+
+
+# -- table and base together -------------------------------------------------------------
+
+
+def has_work(settings: Settings) -> bool:
+    """Return whether training with these settings uses anything that `cache-base` makes."""
+    return wants_table(settings) or wants_quantized(settings)
+
+
+def base_names(settings: Settings, model: str) -> set[str]:
+    """Return the names of the table and the base that `settings` use of the model's transformer.
+
+    Args:
+        model: the transformer's digest.
+    """
+    recipes = [table_recipe(model)] if wants_table(settings) else []
+    recipes += [quantized_recipe(model, settings)] if wants_quantized(settings) else []
+    return {fingerprint(recipe) for recipe in recipes}
+
+
+def refuse_incomplete_base(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Raise if training needs something of the base that is not there.
+
+    Without a table the modulation would be quantised as well, and a run that goes on with a
+    table would go on with another model.
+
+    Raises:
+        NotComplete: the message names `cache-base`, which makes it.
+    """
+    needed = wants_quantized(settings) and wants_table(settings)
+    if needed and not has_table(checkpoint, settings):
+        raise NotComplete(
+            f"`base_model_precision` {settings.base_model_precision} needs the modulation table, "
+            "which is not there.",
+            "Run `qedit cache-base`, then `qedit train` again.",
+        )

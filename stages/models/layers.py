@@ -37,11 +37,14 @@ _TIME = (
 
 def sees_only_time(layer: str) -> bool:
     """Return whether the layer's output is a function of the timestep alone."""
-    return layer in _TIME or (layer.startswith("transformer_blocks.") and _fits_any(layer))
+    return layer in _TIME or (
+        layer.startswith("transformer_blocks.") and fits_any(layer, MODULATION)
+    )
 
 
-def _fits_any(layer: str) -> bool:
-    return any(fits(layer, name) for name in MODULATION)
+def layers_named(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the layers of the preset that `wanted` names; a list of layers as it is."""
+    return PRESETS[wanted] if isinstance(wanted, str) else tuple(wanted)
 
 
 def fits(layer: str, name: str) -> bool:
@@ -49,15 +52,16 @@ def fits(layer: str, name: str) -> bool:
     return layer == name or layer.endswith("." + name)
 
 
+def fits_any(layer: str, names: Sequence[str]) -> bool:
+    """Return whether any of `names` fits `layer` (see `fits`)."""
+    return any(fits(layer, name) for name in names)
+
+
 def trains_modulation(wanted: str | Sequence[str]) -> bool:
     """Return whether a preset or list of layers includes one that sees only the timestep."""
-    names = PRESETS[wanted] if isinstance(wanted, str) else wanted
-    return any(_reaches_modulation(name) for name in names)
-
-
-def _reaches_modulation(name: str) -> bool:
+    names = layers_named(wanted)
     places = (*_TIME, *(f"transformer_blocks.0.{layer}" for layer in MODULATION))
-    return sees_only_time(name) or any(fits(layer, name) for layer in places)
+    return any(map(sees_only_time, names)) or any(fits_any(layer, names) for layer in places)
 
 
 def chosen_layers(linears: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
@@ -70,26 +74,24 @@ def chosen_layers(linears: Sequence[str], wanted: str | Sequence[str]) -> list[s
     Raises:
         WrongUse: a name that fits no layer which can learn.
     """
-    idle = _idle_of(linears)
-    names = PRESETS[wanted] if isinstance(wanted, str) else tuple(wanted)
+    learning, names = that_learn(linears), layers_named(wanted)
     for name in names:
-        fitting = [layer for layer in linears if fits(layer, name)]
-        if not fitting:
+        if not any(fits(layer, name) for layer in linears):
             _refuse_unknown(name)
-        if idle.issuperset(fitting):
+        if not any(fits(layer, name) for layer in learning):
             raise WrongUse(
                 f"`lora_target_modules`: {name} never learns. The text that leaves the last "
                 "block is thrown away, and nothing else depends on that layer.",
                 "Take it out, or name the layer of another block.",
             )
-    return [
-        layer for layer in linears if layer not in idle and any(fits(layer, name) for name in names)
-    ]
+    return [layer for layer in learning if fits_any(layer, names)]
 
 
-def _idle_of(linears: Sequence[str]) -> set[str]:
+def that_learn(linears: Sequence[str]) -> list[str]:
+    """Return `linears` without those of the last block that nothing depends on."""
     blocks = {layer.split(".")[1] for layer in linears if layer.startswith("transformer_blocks.")}
-    return {f"transformer_blocks.{len(blocks) - 1}.{layer}" for layer in IDLE_IN_LAST_BLOCK}
+    idle = {f"transformer_blocks.{len(blocks) - 1}.{layer}" for layer in IDLE_IN_LAST_BLOCK}
+    return [layer for layer in linears if layer not in idle]
 
 
 def _refuse_unknown(name: str) -> None:

@@ -46,8 +46,7 @@ COMMANDS = {
     "`qedit inspect`": ("stages/inspect_sample.py", "pipeline/commands/looking.py"),
     "`qedit plan`": ("pipeline/plan",),
     "`qedit export`": (
-        *("stages/export_lora.py", "pipeline/commands/files.py", "stages/models/lora/merging.py"),
-        "stages/models/lora/lora_file.py",
+        *("stages/export_lora.py", "pipeline/commands/files.py", "stages/models/lora/lora_file.py"),
     ),
     "`qedit status`, `verify`, `gc` and `unlock`": (
         "pipeline/upkeep",

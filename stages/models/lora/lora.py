@@ -13,12 +13,6 @@ from ..layers import chosen_layers
 from .lora_file import Lora, lora_scale
 
 _ADAPTER = "default"
-_INITS: dict[str, bool | str] = {
-    "default": True,
-    "gaussian": "gaussian",
-    "pissa": "pissa",
-    "olora": "olora",
-}
 # These take their start out of the base, so that the two together are the base again.
 CHANGES_BASE = ("pissa", "olora")
 
@@ -121,7 +115,11 @@ def _config(
     if kind == "lokr":
         assert (dropout, init) == (0, "default"), "the settings are refused otherwise"
         return LoKrConfig(**(options | {"alpha": alpha}))
-    options |= {"lora_alpha": alpha, "lora_dropout": dropout, "init_lora_weights": _INITS[init]}
+    options |= {
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "init_lora_weights": True if init == "default" else init,
+    }
     return LoraConfig(**options, use_dora=kind == "dora")
 
 

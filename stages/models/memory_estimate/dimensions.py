@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..layers import BLOCK_LINEARS, IDLE_IN_LAST_BLOCK, MODULATION, PRESETS, fits, sees_only_time
+from ..layers import (
+    BLOCK_LINEARS,
+    IDLE_IN_LAST_BLOCK,
+    MODULATION,
+    fits_any,
+    layers_named,
+    sees_only_time,
+    that_learn,
+)
 
 _TIMESTEP_CHANNELS = 256  # of the sinusoidal embedding, a constant of the class
 
@@ -106,43 +114,28 @@ class Dimensions:
 
 def lora_parameters(sizes: Dimensions, targets: str | Sequence[str], *, rank: int) -> int:
     """Return the number of parameters of a LoRA of `rank` on `targets` (preset or layer names)."""
-    named = targets if isinstance(targets, str) else tuple(targets)
-    return rank * _widths(sizes, named)
+    return rank * sum(ins + outs for ins, outs in _targeted(sizes, layers_named(targets)))
 
 
 def full_parameters(sizes: Dimensions, targets: str | Sequence[str] | None) -> int:
     """Return the number of parameters that `model_type` full trains on `targets`."""
     if targets is not None:
-        return sum(ins * outs + outs for ins, outs in _targeted(sizes, targets))
+        return sum(ins * outs + outs for ins, outs in _targeted(sizes, layers_named(targets)))
     idle = sum(ins * outs + outs for ins, outs in map(sizes.linear, IDLE_IN_LAST_BLOCK))
     return sizes.parameters() - idle - sizes.head_width  # and the norm of idle queries
 
 
-@cache
-def _widths(sizes: Dimensions, targets: str | tuple[str, ...]) -> int:
-    return sum(ins + outs for ins, outs in _targeted(sizes, targets))
-
-
 def in_every_block(targets: str | Sequence[str]) -> tuple[str, ...]:
     """Return those of a block's linear layers that `targets` puts a LoRA on, in most blocks."""
-    return _in_every_block(targets if isinstance(targets, str) else tuple(targets))
+    return _in_every_block(layers_named(targets))
 
 
 @cache
-def _in_every_block(targets: str | tuple[str, ...]) -> tuple[str, ...]:
-    names = PRESETS[targets] if isinstance(targets, str) else targets
-    every = (*BLOCK_LINEARS, *MODULATION)
-    return tuple(layer for layer in every if any(fits(layer, name) for name in names))
+def _in_every_block(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(layer for layer in (*BLOCK_LINEARS, *MODULATION) if fits_any(layer, names))
 
 
-def _targeted(sizes: Dimensions, targets: str | Sequence[str]) -> Iterator[tuple[int, int]]:
-    names = PRESETS[targets] if isinstance(targets, str) else tuple(targets)
-    for block in range(sizes.blocks):
-        idle = IDLE_IN_LAST_BLOCK if block == sizes.blocks - 1 else ()
-        for layer in (*BLOCK_LINEARS, *MODULATION):
-            full = f"transformer_blocks.{block}.{layer}"
-            if layer not in idle and any(fits(full, name) for name in names):
-                yield sizes.linear(layer)
-    for layer, ins_outs in sizes.outer_linears().items():
-        if any(fits(layer, name) for name in names):
-            yield ins_outs
+@cache
+def _targeted(sizes: Dimensions, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    linears = sizes.linears()
+    return tuple(linears[layer] for layer in that_learn(list(linears)) if fits_any(layer, names))

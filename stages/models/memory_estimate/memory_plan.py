@@ -6,10 +6,11 @@ part of what decides a run. Arithmetic alone: `qedit plan` says with it what `tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ....cache.errors import WrongUse
+from ..layers import trains_modulation
 from .dimensions import Dimensions
 from .memory import Load, Way, memory_of, saved_bytes
 
@@ -162,3 +163,50 @@ def _fits(sizes: Dimensions, *, streamed: int | None) -> Iterator[Fit]:
     most = sizes.blocks if streamed is None else streamed
     for number in range(always + 1, most + 1):
         yield Fit(Recomputation(inputs_to_host=True), streamed=number)
+
+
+# -- the ways that `qedit plan` lists ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to fit a run, the settings that choose it, and what it costs in words."""
+
+    name: str
+    way: Way
+    settings: Mapping[str, object]
+    costs: str
+
+
+def ladder(sizes: Dimensions, way: Way, *, streamed: int | None = None) -> list[Rung]:
+    """Return the rungs, most memory first; each keeps the savings of the one before it.
+
+    A LoRA on the modulation, or a forward in float32, leaves the table out.
+
+    Args:
+        streamed: so many blocks are streamed on every rung, and no more.
+    """
+    always = streamed or 0
+    plain = replace(way, precision="no_change", table=False, offload=False, streamed=always)
+    name = "bf16" if way.number_bytes == 2 else "fp32"
+    rungs = [Rung(name, plain, {"base_model_precision": "no_change"}, "nothing")]
+    smaller = plain
+    # modulation depends on the timestep alone, which has few values in bfloat16
+    if way.number_bytes == 2 and not trains_modulation(way.targets):
+        smaller = replace(plain, table=True)
+        costs = "5.7 GB of disk at full scale, made once; the losses are equal to the bit"
+        rungs.append(Rung("modulation table", smaller, {}, costs))
+    for name, precision, error in (("int8", "int8-quanto", "0.3"), ("4 bit", "int4-quanto", "0.6")):
+        smaller = replace(smaller, precision=precision)
+        costs = f"the base's outputs are about {error} % off, and a step is slower"
+        rungs.append(Rung(name, smaller, {"base_model_precision": precision}, costs))
+    settings = {"base_model_precision": smaller.precision}
+    smaller = replace(smaller, checkpointing=True, offload=True)
+    costs = "the inputs of all blocks cross the bus twice a step; train does it where it must"
+    rungs.append(Rung("offloaded checkpoints", smaller, settings, costs))
+    if streamed is not None:
+        return rungs
+    smaller = replace(smaller, streamed=sizes.blocks)
+    costs = "weights cross the bus twice a step, as few as must; train does it where it must"
+    rungs.append(Rung("streamed blocks", smaller, settings, costs))
+    return rungs

@@ -58,10 +58,16 @@ def teach_to_copy(transformer: Any) -> None:
             _keep_to_features(block.img_mlp.net[2])
         _tell_time(transformer.time_text_embed.timestep_embedder)
         _mix(transformer.norm_out.linear)
-        transformer.proj_out.weight.zero_()
-        transformer.proj_out.bias.zero_()
+        _zero(transformer.proj_out)
         transformer.proj_out.weight[:, SHOWN] = torch.eye(TOKEN)
         transformer.proj_out.weight[:, COPIED] = -torch.eye(TOKEN)
+
+
+def _zero(*linears: Any, channels: slice = slice(None)) -> None:
+    """Zero the weights and the biases of these outputs of `linears`."""
+    for linear in linears:
+        linear.weight[channels] = 0.0
+        linear.bias[channels] = 0.0
 
 
 def _take_in(linear: Any) -> None:
@@ -83,8 +89,7 @@ def _steady(modulation: Any) -> None:
 def _keep_to_features(linear: Any) -> None:
     linear.weight *= QUIETNESS
     for channels in (SHOWN, COPIED, CONSTANTS):
-        linear.weight[channels] = 0.0
-        linear.bias[channels] = 0.0
+        _zero(linear, channels=channels)
 
 
 def _deafen(linear: Any) -> None:
@@ -104,9 +109,8 @@ def _look_around(attention: Any) -> None:
     """
     query, key = _same_place_next_picture()
     listener = _anywhere()
-    for linear in (attention.to_q, attention.to_k, attention.add_q_proj, attention.add_k_proj):
-        linear.weight[COPY_HEADS] = 0.0
-        linear.bias[COPY_HEADS] = 0.0
+    queries_and_keys = attention.to_q, attention.to_k, attention.add_q_proj, attention.add_k_proj
+    _zero(*queries_and_keys, attention.to_v, channels=COPY_HEADS)
     attention.to_q.weight[TEXT_HEADS] *= 0.25
     attention.to_k.weight[TEXT_HEADS] = 0.0
     attention.to_q.bias[:] = torch.cat([query.repeat(2), listener.repeat(HEADS - 2)])
@@ -115,8 +119,6 @@ def _look_around(attention: Any) -> None:
     attention.add_k_proj.bias[TEXT_HEADS] = listener.repeat(HEADS - 2)
     for linear in (attention.to_q, attention.to_k, attention.to_v):
         _deafen(linear)
-    attention.to_v.weight[COPY_HEADS] = 0.0
-    attention.to_v.bias[COPY_HEADS] = 0.0
     attention.to_v.weight[COPY_HEADS, SHOWN] = torch.eye(TOKEN)
     for norm in (attention.norm_q, attention.norm_k):
         norm.weight.fill_(2.7)
@@ -147,9 +149,7 @@ def _anywhere() -> torch.Tensor:
 
 def _tell_time(embedder: Any) -> None:
     """Make the first channels of the time embedding smooth functions of sigma, others zero."""
-    for linear in (embedder.linear_1, embedder.linear_2):
-        linear.weight.zero_()
-        linear.bias.zero_()
+    _zero(embedder.linear_1, embedder.linear_2)
     embedder.linear_1.weight[:KNOTS, SINE_OF_SIGMA] = SHARPNESS
     embedder.linear_1.bias[:KNOTS] = torch.from_numpy(-SHARPNESS * np.sin(_knots())).float()
     embedder.linear_2.weight[:KNOTS, :KNOTS] = torch.eye(KNOTS) / SHARPNESS
@@ -166,8 +166,7 @@ def _mix(linear: Any) -> None:
     trust = clear / (clear + sigma**2)  # in x_t; times 1 / (1 - sigma), without dividing by 0
     of_noisy = (1 - EDIT_VARIANCE * (1 - sigma) / (clear + sigma**2)) / sigma
     of_reference = (1 - trust) / sigma
-    linear.weight.zero_()
-    linear.bias.zero_()
+    _zero(linear)
     linear.bias[:WIDTH] = -1.0  # the norm multiplies by 1 + scale
     for channels, weight in ((SHOWN, of_noisy), (COPIED, of_reference)):
         slopes, start = _as_function_of_time(sigma, LOUDNESS * weight)

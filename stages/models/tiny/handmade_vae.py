@@ -46,17 +46,22 @@ LATENT_CHANNELS = 16
 FEATURES = 12
 
 
-def sighted_vae() -> Any:
-    """Make the VAE; its latents, normalised, have about zero mean and unit spread on drawings."""
+def small_vae() -> Any:
+    """Return a small VAE with the latent means and deviations of the real one."""
     from diffusers import AutoencoderKLQwenImage
 
-    vae: Any = AutoencoderKLQwenImage(
+    return AutoencoderKLQwenImage(
         base_dim=BASE_WIDTH,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 4, 4],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
     )
+
+
+def sighted_vae() -> Any:
+    """Make the VAE; its latents, normalised, have about zero mean and unit spread on drawings."""
+    vae = small_vae()
     with torch.no_grad():
         _silence(vae)
         _copy(vae.quant_conv)
@@ -103,24 +108,13 @@ def _write_encoder(encoder: Any, scale: tuple[np.ndarray, np.ndarray]) -> None:
     # sums and differences of neighbouring cells: nothing is lost
     pairs = np.array([[1.0, 1.0], [-1.0, 1.0]])
     for axis, v, u, row, column in np.ndindex(3, 2, 2, 2, 2):
-        _tap(
-            halving[1],
-            4 * axis + 2 * v + u,
-            axis,
-            pairs[v, row] * pairs[u, column],
-            at=(row, column),
-        )
+        value = pairs[v, row] * pairs[u, column]
+        _tap(halving[1], 4 * axis + 2 * v + u, axis, value, at=(row, column))
     kept = _analysis()
     for axis, k, i, v, u, row, column in np.ndindex(3, 2, 2, 2, 2, 2, 2):
-        value = kept[k, v, row] * kept[i, u, column]
-        for sign in (0, 1):
-            _tap(
-                halving[2],
-                2 * (4 * axis + 2 * k + i) + sign,
-                4 * axis + 2 * v + u,
-                -value if sign else value,
-                at=(row, column),
-            )
+        to, value = 2 * (4 * axis + 2 * k + i), kept[k, v, row] * kept[i, u, column]
+        for place, number in ((to, value), (to + 1, -value)):
+            _tap(halving[2], place, 4 * axis + 2 * v + u, number, at=(row, column))
     halving[2].bias[2 * FEATURES] = LOUD
     encoder.norm_out.gamma.fill_(LOUD / encoder.norm_out.scale)
     spread, offset = scale

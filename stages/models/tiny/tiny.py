@@ -20,7 +20,7 @@ from ....cache.errors import WrongUse
 from ....cache.files.atomic import new_folder, remove
 from ..flavours import FLAVOURS, Flavour
 from .copy_transformer import HEAD_WIDTH, HEADS, LAYERS, teach_to_copy
-from .handmade_vae import sighted_vae
+from .handmade_vae import sighted_vae, small_vae
 from .tiny_tokenizer import train_tokenizer
 from .tiny_weights import draw_weights
 
@@ -56,20 +56,13 @@ def make_tiny(
         WrongUse: an unknown flavour, or `folder` holds something else.
     """
     shown = _checkpoint_flavour(flavour)
-    recipe = {
-        "version": VERSION,
-        "flavour": shown.name,
-        "vae_area": vae_area,
-        "vl_area": vl_area,
-        "seed": seed,
-        "sighted": sighted,
-    }
+    areas = {"vae_area": vae_area, "vl_area": vl_area}
+    recipe = {"version": VERSION, "flavour": shown.name, "seed": seed, "sighted": sighted, **areas}
     if _recipe_in(folder) == recipe:
         return folder
     _clear(folder)
     with new_folder(folder) as fresh, _undisturbed():
         _save_models(fresh, shown, seed=seed, sighted=sighted)
-        areas = {"vae_area": vae_area, "vl_area": vl_area}
         given = {name: area for name, area in areas.items() if area is not None}
         if given:
             _write_json(fresh / AREAS_FILE, given)
@@ -81,14 +74,9 @@ def _checkpoint_flavour(name: str) -> Flavour:
     """Return the flavour whose checkpoint `name` uses: edit-v2+ runs on that of edit-v2."""
     if name not in FLAVOURS:
         raise WrongUse(f'There is no flavour "{name}".', f"Choose one of {', '.join(FLAVOURS)}.")
-    flavour = FLAVOURS[name]
-    if not flavour.overrides_zero_cond_t:
-        return flavour
-    return next(
-        other
-        for other in FLAVOURS.values()
-        if other.repository == flavour.repository and not other.overrides_zero_cond_t
-    )
+    repository = FLAVOURS[name].repository
+    own = (flavour for flavour in FLAVOURS.values() if not flavour.overrides_zero_cond_t)
+    return next(flavour for flavour in own if flavour.repository == repository)
 
 
 def _recipe_in(folder: Path) -> Any:
@@ -127,7 +115,7 @@ def _save_models(folder: Path, flavour: Flavour, *, seed: int, sighted: bool) ->
     tokenizer = train_tokenizer()
     text_encoder = _text_encoder(tokenizer)
     transformer = _transformer(zero_cond_t=flavour.zero_cond_t, sighted=sighted)
-    vae = sighted_vae() if sighted else _vae()
+    vae = sighted_vae() if sighted else small_vae()
     draw_weights(text_encoder, seed=seed)
     draw_weights(transformer, seed=seed)
     if sighted:
@@ -146,7 +134,14 @@ def _save_models(folder: Path, flavour: Flavour, *, seed: int, sighted: bool) ->
         part.save_pretrained(folder / name)
     for file, value in _PROCESSOR_FILES.items():
         _write_json(folder / "processor" / file, value)
-    _write_json(folder / "model_index.json", _model_index(flavour))
+    kinds = {name: [_library(part), type(part).__name__] for name, part in parts.items()}
+    index = {"_class_name": flavour.pipeline, "_diffusers_version": "0.36.0.dev0"}
+    processor = {"processor": ["transformers", "Qwen2VLProcessor"]}  # its class needs torchvision
+    _write_json(folder / "model_index.json", index | kinds | processor)
+
+
+def _library(part: object) -> str:
+    return type(part).__module__.partition(".")[0]
 
 
 def _text_encoder(tokenizer: Any) -> Any:
@@ -211,19 +206,6 @@ def _transformer(*, zero_cond_t: bool, sighted: bool) -> Any:
     )
 
 
-def _vae() -> Any:
-    """Return a small VAE with the latent means and deviations of the real one."""
-    from diffusers import AutoencoderKLQwenImage
-
-    return AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=16,
-        dim_mult=[1, 2, 4, 4],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-    )
-
-
 def _scheduler() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -238,19 +220,6 @@ def _scheduler() -> Any:
         shift_terminal=0.02,
         time_shift_type="exponential",
     )
-
-
-def _model_index(flavour: Flavour) -> dict[str, object]:
-    return {
-        "_class_name": flavour.pipeline,
-        "_diffusers_version": "0.36.0.dev0",
-        "processor": ["transformers", "Qwen2VLProcessor"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-        "tokenizer": ["transformers", "Qwen2Tokenizer"],
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKLQwenImage"],
-    }
 
 
 _PIXELS: dict[str, object] = {

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .side_by_side import OwnAttention, install_varlen_attention
+from .side_by_side import OwnAttention, heads_of, install_varlen_attention
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 # First, last and other blocks, with and without gradients, one sample and several, with attention
@@ -103,8 +103,7 @@ class RealAttention:
         """Return the image's and the text's states [batch, token, channel]."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-        image_turns, text_turns = image_rotary_emb
-        if image_turns.is_complex():
+        if image_rotary_emb[0].is_complex():
             states: tuple[Tensor, Tensor] = self.stock(
                 attn,
                 hidden_states,
@@ -114,33 +113,14 @@ class RealAttention:
                 image_rotary_emb,
             )
             return states
-        size = attn.inner_dim // attn.heads
-
-        def heads(layer: Any, given: Tensor) -> Tensor:
-            split: Tensor = layer(given).unflatten(-1, (-1, size))
-            return split
-
-        text, image = encoder_hidden_states, hidden_states
-        query = torch.cat(
-            [
-                apply_rope_real(attn.norm_added_q(heads(attn.add_q_proj, text)), text_turns),
-                apply_rope_real(attn.norm_q(heads(attn.to_q, image)), image_turns),
-            ],
-            dim=1,
-        )
-        key = torch.cat(
-            [
-                apply_rope_real(attn.norm_added_k(heads(attn.add_k_proj, text)), text_turns),
-                apply_rope_real(attn.norm_k(heads(attn.to_k, image)), image_turns),
-            ],
-            dim=1,
-        )
-        value = torch.cat([heads(attn.add_v_proj, text), heads(attn.to_v, image)], dim=1)
+        both = hidden_states, encoder_hidden_states
+        image, text = heads_of(attn, *both, turns=image_rotary_emb, rotate=apply_rope_real)
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
         joint = dispatch_attention_fn(
             query, key, value, dropout_p=0.0, backend=self._attention_backend
         )
         states_of_text, states_of_image = (
-            joint.flatten(2, 3).to(query.dtype).split([text.shape[1], image.shape[1]], dim=1)
+            joint.flatten(2, 3).to(query.dtype).split([text[0].shape[1], image[0].shape[1]], dim=1)
         )
         out, dropout = attn.to_out
         return (

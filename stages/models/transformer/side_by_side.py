@@ -8,7 +8,7 @@ Where nothing is padded the stock code runs as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 Shape = tuple[int, int, int]
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value, each [batch, token, head, channel]."""
 Lengths = tuple[tuple[int, int], ...]
 """Of each sample, how many text and how many image tokens are its own."""
 
@@ -110,19 +112,8 @@ class OwnAttention:
             )
             return states
         assert image_rotary_emb is not None
-        image_turns, text_turns = image_rotary_emb
-        image = _heads(attn, ("to_q", "to_k", "to_v"), hidden_states)
-        text = _heads(attn, ("add_q_proj", "add_k_proj", "add_v_proj"), encoder_hidden_states)
-        image = (
-            apply_rope(attn.norm_q(image[0]), image_turns),
-            apply_rope(attn.norm_k(image[1]), image_turns),
-            image[2],
-        )
-        text = (
-            apply_rope(attn.norm_added_q(text[0]), text_turns),
-            apply_rope(attn.norm_added_k(text[1]), text_turns),
-            text[2],
-        )
+        states_of_both = hidden_states, encoder_hidden_states
+        image, text = heads_of(attn, *states_of_both, turns=image_rotary_emb, rotate=apply_rope)
         images, texts = self._attend(text, image, lengths)
         dropout = attn.to_out[1]
         return (
@@ -132,8 +123,8 @@ class OwnAttention:
 
     def _attend(
         self,
-        text: tuple[Tensor, Tensor, Tensor],
-        image: tuple[Tensor, Tensor, Tensor],
+        text: Heads,
+        image: Heads,
         lengths: Lengths,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return attention's output by sample, for its image tokens and its text tokens."""
@@ -154,12 +145,36 @@ class OwnAttention:
         return images, texts
 
 
-def _heads(
-    attn: Any, names: tuple[str, str, str], states: Float[Tensor, "batch token channel"]
-) -> tuple[Tensor, Tensor, Tensor]:
+def heads_of(
+    attn: Any,
+    image: Float[Tensor, "batch image channel"],
+    text: Float[Tensor, "batch text channel"],
+    *,
+    turns: tuple[Tensor, Tensor],
+    rotate: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Heads, Heads]:
+    """Return query, key and value [batch, token, head, channel] of the image and of the text.
+
+    Args:
+        turns: the rotations of image and text, as `rotate` takes them.
+        rotate: returns queries or keys, rotated by their positions.
+    """
     size = attn.inner_dim // attn.heads
-    query, key, value = (getattr(attn, name)(states).unflatten(-1, (-1, size)) for name in names)
-    return query, key, value
+
+    def heads(layer: Any, states: Tensor) -> Tensor:
+        split: Tensor = layer(states).unflatten(-1, (-1, size))
+        return split
+
+    of_image, of_text = turns
+    return (
+        rotate(attn.norm_q(heads(attn.to_q, image)), of_image),
+        rotate(attn.norm_k(heads(attn.to_k, image)), of_image),
+        heads(attn.to_v, image),
+    ), (
+        rotate(attn.norm_added_q(heads(attn.add_q_proj, text)), of_text),
+        rotate(attn.norm_added_k(heads(attn.add_k_proj, text)), of_text),
+        heads(attn.add_v_proj, text),
+    )
 
 
 def apply_rope(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ....cache.errors import Damaged, WrongUse
 from ..checkpoint.model_files import weight_files
-from ..layers import PRESETS, fits
+from ..layers import fits_any, layers_named
 
 
 def empty_model(build: Callable[[], nn.Module], folder: Path, kind: str) -> nn.Module:
@@ -181,13 +181,13 @@ def count_numbers(folder: Path) -> int:
 
 def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return (outputs, inputs) of each layer in `folder` that `wanted` selects, by file headers."""
-    names = PRESETS[wanted] if isinstance(wanted, str) else wanted
+    names = layers_named(wanted)
     shapes: dict[str, tuple[int, int]] = {}
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
                 layer, _, leaf = name.rpartition(".")
                 shape = file.get_slice(name).get_shape()
-                if leaf == "weight" and len(shape) == 2 and any(fits(layer, end) for end in names):
+                if leaf == "weight" and len(shape) == 2 and fits_any(layer, names):
                     shapes[layer] = shape[0], shape[1]
     return shapes

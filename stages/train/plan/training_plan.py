@@ -12,7 +12,7 @@ from ....cache.files.fingerprint import fingerprint
 from ....cache.store.store import COMPRESSION
 from ....config.loading import Configuration
 from ....config.settings import Settings
-from ...frozen_base.wanted import refuse_incomplete_base
+from ...frozen_base.quantized import refuse_incomplete_base
 from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint
 from ...models.checkpoint.digests import digests_file, model_digest
 from ...samples.sample import NULL_CAPTION

@@ -17,8 +17,7 @@ from qedit.cache.store.store import Store
 from qedit.config.configuration import Configuration
 from qedit.pipeline.upkeep.caches import Caches
 from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
-from qedit.stages.frozen_base.folder import base_folder
-from qedit.stages.frozen_base.modulation_table import table_recipe
+from qedit.stages.frozen_base.modulation_table import base_folder, table_recipe
 from qedit.stages.frozen_base.quantized import QUANTIZED_FILE, quantized_recipe
 from qedit.stages.samples.table import MANIFEST
 from qedit.stages.stores.pins import pin_existing, pin_of, pin_places

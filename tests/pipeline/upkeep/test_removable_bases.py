@@ -24,8 +24,7 @@ from qedit.pipeline.upkeep.removable import Removable
 from qedit.pipeline.upkeep.unlock import find_locks
 from qedit.pipeline.upkeep.verify import Verified, verify
 from qedit.stages.cache_base import stage as cache_base
-from qedit.stages.frozen_base.folder import base_folder
-from qedit.stages.frozen_base.modulation_table import modulation_table
+from qedit.stages.frozen_base.modulation_table import base_folder, modulation_table
 from qedit.stages.frozen_base.quantized import quantized_base
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.checkpoint.digests import digests_file, model_digest

@@ -23,8 +23,7 @@ from qedit.pipeline.upkeep.collect import Removables, alone, clear, collect
 from qedit.pipeline.upkeep.removable import Removable
 from qedit.stages.cache_base import quantizing
 from qedit.stages.cache_base import stage as cache_base
-from qedit.stages.frozen_base.folder import base_folder
-from qedit.stages.frozen_base.modulation_table import modulation_table
+from qedit.stages.frozen_base.modulation_table import base_folder, modulation_table
 from qedit.stages.frozen_base.quantized import QuantizedBase, quantized_base
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.stores import pins

@@ -17,8 +17,7 @@ from qedit.stages.models.memory_estimate.memory import (
     step_flops,
     weight_bytes,
 )
-from qedit.stages.models.memory_estimate.memory_options import ladder
-from qedit.stages.models.memory_estimate.memory_plan import Fit, Recomputation, needed_bytes
+from qedit.stages.models.memory_estimate.memory_plan import Fit, Recomputation, ladder, needed_bytes
 from qedit.stages.models.timesteps import spared_bytes
 
 FULL = Dimensions.of_config({}, zero_cond_t=False)

@@ -19,7 +19,7 @@ from qedit.cache.errors import NotComplete, WrongUse
 from qedit.config.loading import Configuration
 from qedit.stages.cache_base import quantizing
 from qedit.stages.cache_base import stage as cache_base
-from qedit.stages.frozen_base.folder import base_folder
+from qedit.stages.frozen_base.modulation_table import base_folder
 from qedit.stages.frozen_base.quantized import QUANTIZED_FILE, quantized_base
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.quantization import quantized_linear

@@ -21,9 +21,8 @@ from qedit.config.loading import Configuration
 from qedit.stages.cache_base import stage as cache_base
 from qedit.stages.cache_base import table
 from qedit.stages.frozen_base import modulation_rows
-from qedit.stages.frozen_base.folder import base_folder
-from qedit.stages.frozen_base.modulation_table import modulation_table
-from qedit.stages.frozen_base.wanted import has_work
+from qedit.stages.frozen_base.modulation_table import base_folder, modulation_table
+from qedit.stages.frozen_base.quantized import has_work
 from qedit.stages.models.checkpoint.checkpoint import open_checkpoint
 from qedit.stages.models.layers import PRESETS, trains_modulation
 from qedit.stages.models.timesteps import every_timestep, row_key, row_shape, spared_bytes
