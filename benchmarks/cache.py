@@ -94,10 +94,9 @@ def reads(
     order = random.permutation(count).tolist()
     batch = torch.empty(BATCH, *shape, dtype=torch.uint16).numpy()
     places = [batch[at % BATCH] for at in range(count)]
-    raw, full, fast, plain, summed, raw_own, full_own = best(
+    raw, full, plain, summed, raw_own, full_own = best(
         each(lambda at: np.copyto(places[at], memmap[at]), order),
         each(lambda at: store.read(keys[at], into=places[at]), order),
-        each(lambda at: store.read(keys[at], into=places[at], verified=False), order),
         each(system_reads(folder / "plain.bin", places), order),
         each(system_reads(folder / "plain.bin", places, piece_bytes=PIECE_BYTES), order),
         each(lambda at: np.array(memmap[at]), order),
@@ -110,7 +109,6 @@ def reads(
     )
     detail = f"  {1e3 * full / count:.3f} ms a row"
     show(f"read {name}, verified, against a memmap", raw / full, 0.6, detail)
-    show(f"read {name}, unverified, against a memmap", raw / fast, 0.85)
     show(f"append {name} against a plain write", plain_seconds / write_seconds, 0.5)
     if name == "0.5 MB":
         files(folder / "files", rows, order, each(lambda at: store.read(keys[at]), order))

@@ -52,12 +52,11 @@ class Part:
         self._array = ArrayReader(path / layout.array, grid, files=files)
         self._ragged, self._rest = layout.ragged, grid.shape[1:]
 
-    def read(self, row: Row, *, into: Bits | None = None, verified: bool = True) -> Bits:
+    def read(self, row: Row, *, into: Bits | None = None) -> Bits:
         """Return the row's bits (uint16): `[length, ...]` if rows are ragged, else `[...]`.
 
         Args:
             into: a contiguous array of the row's shape to read into.
-            verified: whether its checksums are verified.
 
         Raises:
             Broken: the row is not what was written.
@@ -72,7 +71,7 @@ class Part:
             space = np.frombuffer(into, np.uint8)
         except ValueError:
             raise ValueError("a row cannot be read into what is not contiguous") from None
-        self._array.read_into(space, start, length, checksum=checksum if verified else None)
+        self._array.read_into(space, start, length, checksum=checksum)
         return into
 
     def check(self, row: Row, space: npt.NDArray[np.uint8] | None = None) -> None:

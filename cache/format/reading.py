@@ -56,12 +56,12 @@ class ArrayReader:
         self._chunk_bytes, self._compressed = grid.chunk_bytes, grid.compressed
         self._shards: dict[int, _Shard] = {}
 
-    def read_into(self, space: Bytes, start: int, length: int, *, checksum: int | None) -> None:
+    def read_into(self, space: Bytes, start: int, length: int, *, checksum: int) -> None:
         """Fill `space` with the row of `length` that starts at `start`.
 
         Args:
             space: of as many bytes as the row has.
-            checksum: of the row; None leaves all checksums aside.
+            checksum: of the row.
 
         Raises:
             Broken: it is not the row that was written.
@@ -71,9 +71,6 @@ class ArrayReader:
             self._unpack(shard, first, space, count=count, checksum=checksum)
             return
         file, offset = self._files.get(shard.path), shard.offsets[first]
-        if checksum is None:
-            self._fill(file, offset, space, apart=CRC_BYTES + shard.gap_bytes)
-            return
         step, apart = self._chunk_bytes, CRC_BYTES + shard.gap_bytes
         if len(space) == step:
             crcs = _filled(file, offset, space, 0).to_bytes(CRC_BYTES, "little")
@@ -130,18 +127,8 @@ class ArrayReader:
             raise Broken(NO_CHUNKS)
         return shard, first, count
 
-    def _fill(self, file: OpenFile, offset: int, space: Bytes, *, apart: int) -> None:
-        """Fill `space` with chunk after chunk, skipping the checksums between them."""
-        step = self._chunk_bytes
-        if len(space) <= step:
-            file.fill(space, offset)
-            return
-        for begin in range(0, len(space), step):
-            file.fill(space[begin : begin + step], offset)
-            offset += step + apart
-
     def _unpack(
-        self, shard: _Shard, first: int, space: Bytes, *, count: int, checksum: int | None
+        self, shard: _Shard, first: int, space: Bytes, *, count: int, checksum: int
     ) -> None:
         """Fill `space` with the decompressed chunks."""
         from .packing import unpack_into
@@ -153,7 +140,7 @@ class ArrayReader:
             packed = np.empty(shard.sizes[chunk], np.uint8)
             file.fill(packed, shard.offsets[chunk])
             packed, stored = packed[:-CRC_BYTES], packed[-CRC_BYTES:].tobytes()
-            if checksum is not None and crc32c(packed).to_bytes(CRC_BYTES, "little") != stored:
+            if crc32c(packed).to_bytes(CRC_BYTES, "little") != stored:
                 raise Broken(NOT_ITS_CHECKSUM)
             crcs += stored
             here = space[begin : begin + step]
@@ -164,7 +151,7 @@ class ArrayReader:
                 raise Broken("a chunk cannot be unpacked") from error
             if whole is not here:
                 here[:] = whole[: len(here)]
-        if checksum is not None and crc32c(bytes(crcs)) != checksum:
+        if crc32c(bytes(crcs)) != checksum:
             raise Broken("another row lies in its place")
 
 

@@ -86,12 +86,11 @@ class Store:
         """Return a mask, one bool for each key: whether it has a row. For millions of keys."""
         return self._contents.rows().contains_many(keys)
 
-    def read(self, key: str, *, into: Bits | None = None, verified: bool = True) -> Bits:
+    def read(self, key: str, *, into: Bits | None = None) -> Bits:
         """Return the row of `key`: bits of bfloat16 (uint16), in the shape they were added in.
 
         Args:
             into: where to put them, a contiguous array of that shape: a place in a batch.
-            verified: whether to hold the bytes against their checksums.
 
         Raises:
             NotComplete: there is no such row.
@@ -100,7 +99,7 @@ class Store:
         part, row = self._find(key)
         while True:
             try:
-                return part.read(row, into=into, verified=verified)
+                return part.read(row, into=into)
             except Broken as error:
                 gone = part
                 if not gone.path.exists():

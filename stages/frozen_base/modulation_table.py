@@ -5,7 +5,6 @@ No torch: `status` and a run with nothing to do read this.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from statistics import NormalDist
@@ -15,6 +14,7 @@ from ...cache.store.store import Store
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file, model_digest
+from ..models.checkpoint.model_files import config_in
 from ..models.layers import trains_modulation
 from ..models.timesteps import every_timestep, row_key
 from ..stores.row_kinds import RowKind
@@ -75,7 +75,7 @@ def lowest_sigma(settings: Settings) -> float:
 
 def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
     """Return the number of the transformer's blocks and their width, from its config.json."""
-    config = json.loads((checkpoint.transformer / "config.json").read_text(encoding="utf-8"))
+    config = config_in(checkpoint.transformer)
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return {"blocks": config["num_layers"], "width": width}
 

@@ -29,6 +29,11 @@ class Flavour:
     zero_cond_t: bool
     overrides_zero_cond_t: bool = False
 
+    @property
+    def zero_cond_t_on_disk(self) -> bool:
+        """The `zero_cond_t` that the config of its checkpoint says."""
+        return self.zero_cond_t and not self.overrides_zero_cond_t
+
 
 _V1 = Flavour(
     name="edit-v1",

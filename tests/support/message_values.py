@@ -161,7 +161,6 @@ VALUES: dict[str, dict[str, str]] = {
         "len(gaps)": "12",
         "name": "img_in.weight",
         "path": f"{_HF_FOLDER}/transformer/diffusion_pytorch_model.safetensors",
-        "self.folder": f"{_HF_FOLDER}/transformer",
         "source": f"{_HF_FOLDER}/transformer",
         "str(error).splitlines()[0]": "no file named config.json was found",
     },

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ....cache.errors import NotComplete, WrongUse
+from ....config.settings import Settings
 from ..flavours import FLAVOURS, Flavour
 from .hub import fetched, fetched_file, local_folder
 from .model_files import files_named, json_object
@@ -20,39 +21,21 @@ ENCODERS = ("vae", "text_encoder")
 AREAS_FILE = "qedit.json"
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model_index.json"
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler")
 # What must lie in a part's folder, beside the weights of the three that have some.
-_FILES: dict[str, tuple[str, ...]] = {
-    "transformer": ("config.json",),
-    "vae": ("config.json",),
-    "text_encoder": ("config.json",),
-    "tokenizer": ("tokenizer_config.json",),
-    "processor": ("preprocessor_config.json",),
-    "scheduler": ("scheduler_config.json",),
+_FILES: dict[str, str] = {
+    "transformer": CONFIG_FILE,
+    "vae": CONFIG_FILE,
+    "text_encoder": CONFIG_FILE,
+    "tokenizer": "tokenizer_config.json",
+    "processor": "preprocessor_config.json",
+    "scheduler": "scheduler_config.json",
 }
+PARTS = tuple(_FILES)
 _WEIGHTS: dict[str, str] = {
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-
-
-@runtime_checkable
-class ModelSettings(Protocol):
-    """The settings that choose the model; None takes the flavour's own."""
-
-    @property
-    def model_flavour(self) -> str | None: ...
-    @property
-    def pretrained_model_name_or_path(self) -> str | None: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def pretrained_transformer_model_name_or_path(self) -> str | None: ...
-    @property
-    def pretrained_vae_model_name_or_path(self) -> str | None: ...
-    @property
-    def pretrained_text_encoder_model_name_or_path(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +60,7 @@ class Checkpoint:
     source: str
 
 
-def flavour_of(settings: ModelSettings) -> Flavour:
+def flavour_of(settings: Settings) -> Flavour:
     """Return the flavour that `settings` name, with the areas of a local checkpoint's qedit.json.
 
     Reads a few small files at most and never the network.
@@ -110,7 +93,7 @@ def flavour_of(settings: ModelSettings) -> Flavour:
     return replace(flavour, **areas)
 
 
-def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) -> Checkpoint:
+def open_checkpoint(settings: Settings, *, spared: Collection[str] = ()) -> Checkpoint:
     """Find every part of the checkpoint that `settings` name; download missing parts from the hub.
 
     Args:
@@ -141,7 +124,7 @@ def open_checkpoint(settings: ModelSettings, *, spared: Collection[str] = ()) ->
     return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
 
 
-def part_config(settings: ModelSettings, part: str, file: str = CONFIG_FILE) -> dict[str, Any]:
+def part_config(settings: Settings, part: str, file: str = CONFIG_FILE) -> dict[str, Any]:
     """Return the JSON object in `file` of `part` (transformer, vae, text_encoder, processor).
 
     Empty for a flavour's own repository that cannot be reached: the defaults of diffusers'
@@ -172,7 +155,7 @@ def part_config(settings: ModelSettings, part: str, file: str = CONFIG_FILE) -> 
     )
 
 
-def processor_of(settings: ModelSettings) -> Path:
+def processor_of(settings: Settings) -> Path:
     """Return the folder of a checkpoint's tokenizer and processor alone, downloaded if missing.
 
     Raises:
@@ -210,7 +193,7 @@ def _override(part: str, name: str) -> Path:
 def _refuse_gaps(root: Path, parts: Mapping[str, Path]) -> None:
     needed = [root / INDEX_FILE]
     for part, folder in parts.items():
-        needed += [folder / name for name in _FILES[part]]
+        needed.append(folder / _FILES[part])
         if part in _WEIGHTS:
             needed += files_named(folder, _WEIGHTS[part])
     if not (parts["tokenizer"] / "vocab.json").is_file():
@@ -233,8 +216,7 @@ def _refuse_contradiction(
         return  # a half checkpoint: `open_checkpoint` says what is missing
     pipeline = json_object(index).get("_class_name")
     zero_cond_t = bool(json_object(config).get("zero_cond_t"))
-    expected = flavour.zero_cond_t and not flavour.overrides_zero_cond_t
-    if (pipeline, zero_cond_t) == (flavour.pipeline, expected):
+    if (pipeline, zero_cond_t) == (flavour.pipeline, flavour.zero_cond_t_on_disk):
         return
     source = source or str(root)
     if pipeline != flavour.pipeline:
@@ -244,8 +226,7 @@ def _refuse_contradiction(
     fitting = [
         other.name
         for other in FLAVOURS.values()
-        if other.pipeline == pipeline
-        and zero_cond_t == (other.zero_cond_t and not other.overrides_zero_cond_t)
+        if (pipeline, zero_cond_t) == (other.pipeline, other.zero_cond_t_on_disk)
     ]
     raise WrongUse(
         f"model_flavour is {flavour.name}, but {source} is another model: {says}.",

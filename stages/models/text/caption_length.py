@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....cache.errors import NotComplete, WrongUse
-from ..checkpoint.checkpoint import ModelSettings, processor_of
+from ....config.settings import Settings
+from ..checkpoint.checkpoint import processor_of
 from ..templates import CAPTION_LIMIT_TOKENS
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class CaptionLength:
     never too long, and most runs need no tokenizer at all.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tokenizer: Tokenizer | None = None
 

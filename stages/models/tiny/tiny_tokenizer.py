@@ -17,21 +17,11 @@ from ..templates import DROPPED_TOKENS, OPENING
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
+_MARKS = ("object_ref", "box", "quad", "vision")
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *(f"<|{mark}_{end}|>" for mark in _MARKS for end in ("start", "end")),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 
 _TEMPLATE_TEXT = "\n".join(

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..checkpoint.model_files import config_in
 from ..timesteps import ZERO, Bits, row_shape
-from ..weights.streaming import TensorFiles
+from ..weights.streaming import tensors_by_name
 
 ReadRow = Callable[[Bits], BFloat16[Tensor, "layer channel"]]
 
@@ -63,31 +63,30 @@ class ModulationWeights:
         """Return the rows of `timesteps`, on the CPU; `advance` is called after each layer."""
         shape = row_shape(blocks=self.blocks, width=self.width)
         rows = torch.zeros(len(timesteps), *shape, dtype=torch.bfloat16)
-        with TensorFiles(self.folder) as files:
-            embedded = functional.silu(self._embedded(files, timesteps))
+        with tensors_by_name(self.folder) as tensor:
+            embedded = functional.silu(self._embedded(tensor, timesteps))
             for place, layer in enumerate(self.layers):
-                weight, bias = (self._tensor(files, f"{layer}.{part}") for part in _PARTS)
+                weight, bias = (
+                    tensor(f"{layer}.{part}").to(self.device, torch.bfloat16) for part in _PARTS
+                )
                 output = functional.linear(embedded, weight, bias)
                 rows[:, place, : output.shape[1]] = output.cpu()
                 advance(1)
         return rows
 
     def _embedded(
-        self, files: TensorFiles, timesteps: Sequence[Bits]
+        self, tensor: Callable[[str], Tensor], timesteps: Sequence[Bits]
     ) -> BFloat16[Tensor, "timestep channel"]:
         from diffusers.models.transformers.transformer_qwenimage import QwenTimestepProjEmbeddings
 
         embedder = QwenTimestepProjEmbeddings(embedding_dim=self.width)
         names = embedder.state_dict()
         embedder = embedder.to(self.device, torch.bfloat16)
-        embedder.load_state_dict({name: files.tensor(_EMBEDDER + name) for name in names})
+        embedder.load_state_dict({name: tensor(_EMBEDDER + name) for name in names})
         values = torch.tensor(timesteps, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
         like = torch.empty(0, dtype=torch.bfloat16)
         embedded: Tensor = embedder(values.to(self.device), like)
         return embedded
-
-    def _tensor(self, files: TensorFiles, name: str) -> Tensor:
-        return files.tensor(name).to(self.device, torch.bfloat16)
 
 
 # -- using -------------------------------------------------------------------------------

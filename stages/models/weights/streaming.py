@@ -8,7 +8,7 @@ they stay. What the model has no place for is not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -123,42 +123,42 @@ def tensors_in(
     Raises:
         Damaged: a file is cut short or is no safetensors file.
     """
+    for file, name in _names_in(folder):
+        if wanted(name):
+            yield name, file.get_tensor(name)
+
+
+@contextmanager
+def tensors_by_name(folder: Path) -> Iterator[Callable[[str], Tensor]]:
+    """Hand out a function that returns the tensor of a name in `folder`, mapped from its file.
+
+    Raises (the function):
+        WrongUse: there is no such tensor.
+    """
+    with ExitStack() as opened:
+        files: dict[str, Any] = {}
+        for path in weight_files(folder):
+            file = opened.enter_context(_opened(path))
+            files |= dict.fromkeys(file.keys(), file)
+
+        def tensor(name: str) -> Tensor:
+            if name not in files:
+                raise WrongUse(
+                    f"{folder} lacks weights of the transformer: {name}.",
+                    "Download the checkpoint again, or name the folder of the right model.",
+                )
+            found: Tensor = files[name].get_tensor(name)
+            return found
+
+        yield tensor
+
+
+def _names_in(folder: Path) -> Iterator[tuple[Any, str]]:
+    """Yield every tensor's name in `folder`, with the opened file that holds it."""
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
-                if wanted(name):
-                    yield name, file.get_tensor(name)
-
-
-class TensorFiles:
-    """The tensors of the model in a folder, by name; mapped, in any order."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open = ExitStack()
-        self._files: dict[str, Any] = {}
-
-    def __enter__(self) -> TensorFiles:
-        for path in weight_files(self.folder):
-            file = self._open.enter_context(_opened(path))
-            self._files |= dict.fromkeys(file.keys(), file)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def tensor(self, name: str) -> Tensor:
-        """Return the tensor called `name`; raise WrongUse if there is none."""
-        if name not in self._files:
-            raise WrongUse(
-                f"{self.folder} lacks weights of the transformer: {name}.",
-                "Download the checkpoint again, or name the folder of the right model.",
-            )
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
+                yield file, name
 
 
 def _opened(path: Path) -> Any:
@@ -172,22 +172,16 @@ def _opened(path: Path) -> Any:
 
 def count_numbers(folder: Path) -> int:
     """Return the number of parameters of the model in `folder`, by its files' headers."""
-    count = 0
-    for path in weight_files(folder):
-        with _opened(path) as file:
-            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return count
+    return sum(prod(file.get_slice(name).get_shape()) for file, name in _names_in(folder))
 
 
 def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return (outputs, inputs) of each layer in `folder` that `wanted` selects, by file headers."""
     names = layers_named(wanted)
     shapes: dict[str, tuple[int, int]] = {}
-    for path in weight_files(folder):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118
-                layer, _, leaf = name.rpartition(".")
-                shape = file.get_slice(name).get_shape()
-                if leaf == "weight" and len(shape) == 2 and fits_any(layer, names):
-                    shapes[layer] = shape[0], shape[1]
+    for file, name in _names_in(folder):
+        layer, _, leaf = name.rpartition(".")
+        shape = file.get_slice(name).get_shape()
+        if leaf == "weight" and len(shape) == 2 and fits_any(layer, names):
+            shapes[layer] = shape[0], shape[1]
     return shapes

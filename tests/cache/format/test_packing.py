@@ -31,8 +31,6 @@ def test_packed_rows_come_back_bit_by_bit_and_any_zarr_reader_opens_them(
     store = packed(tmp_path / "packed", layout, rows)
     for opened in (store, Store(tmp_path / "packed", PACKED, layout)):
         assert_holds(opened, rows)
-        for key, row in rows.items():
-            assert np.array_equal(opened.read(key, verified=False), row)
     assert store.verify() == []
     assert store.nbytes() < 0.9 * filled(tmp_path / "plain", layout, rows).nbytes()
     (part,) = parts_of(store)
