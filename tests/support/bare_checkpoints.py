@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from tiny_checkpoints import ModelSettings
+from tiny_checkpoints import model_settings
 
+from qedit.config.settings import Settings
 from qedit.stages.models.flavours import FLAVOURS
 
 WEIGHTS = {
@@ -40,6 +41,6 @@ def make_checkpoint(folder: Path, *, flavour: str = "edit-v2") -> Path:
     return folder
 
 
-def settings_for(folder: Path, flavour: str = "edit-v2", **others: str) -> ModelSettings:
+def settings_for(folder: Path, flavour: str = "edit-v2", **others: str) -> Settings:
     """The settings of a run on the checkpoint in `folder`."""
-    return ModelSettings(flavour, str(folder), **others)
+    return model_settings(flavour, str(folder), **others)

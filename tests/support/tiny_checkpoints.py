@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from qedit.config.settings import Settings
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from qedit.stages.models.tiny.tiny import make_tiny
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """The settings that say which model it is, and in which precision it encodes."""
-
-    model_flavour: str | None = "edit-v2"
-    pretrained_model_name_or_path: str | None = None
-    revision: str | None = None
-    pretrained_transformer_model_name_or_path: str | None = None
-    pretrained_vae_model_name_or_path: str | None = None
-    pretrained_text_encoder_model_name_or_path: str | None = None
-    vae_dtype: str = "fp32"
-    text_encoder_dtype: str = "bf16"
-    text_encoder_precision: str = "no_change"
+def model_settings(
+    model_flavour: str | None = "edit-v2", checkpoint: str | None = None, **others: Any
+) -> Settings:
+    """The settings that say which model it is, unchecked; all others have their defaults."""
+    named = {"model_flavour": model_flavour, "pretrained_model_name_or_path": checkpoint}
+    return Settings.model_construct(**named, **others)
 
 
 def tiny_copy(folder: Path, flavour: str, *, vae_area: int, vl_area: int) -> Path:
@@ -50,7 +44,7 @@ def _tiny_files(flavour: str, *, vae_area: int, vl_area: int) -> dict[str, bytes
 
 def opened(folder: Path, flavour: str = "edit-v2") -> Checkpoint:
     """The checkpoint of `flavour` that lies in `folder`."""
-    return open_checkpoint(ModelSettings(flavour, str(folder)))
+    return open_checkpoint(model_settings(flavour, str(folder)))
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import ModelSettings, opened
+from tiny_checkpoints import model_settings, opened
 
 from qedit.cache.files.fingerprint import fingerprint
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from qedit.stages.stores.recipes import latent_recipe, prompt_recipe
 
 
 def recipes(checkpoint: Checkpoint, folder: Path, **changed: str) -> tuple[str, str]:
-    settings = replace(ModelSettings(), **changed)
+    settings = model_settings(**changed)
     remember = folder / "digests.json"
     return (
         fingerprint(latent_recipe(checkpoint, settings, remember=remember)),

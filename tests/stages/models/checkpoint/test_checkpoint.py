@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bare_checkpoints import WEIGHTS, make_checkpoint, settings_for, write_json
-from tiny_checkpoints import ModelSettings
+from tiny_checkpoints import model_settings
 
 from qedit.cache.errors import NotComplete, WrongUse
 from qedit.stages.models.checkpoint.checkpoint import (
@@ -25,13 +25,13 @@ from qedit.stages.models.flavours import FLAVOURS
 
 @pytest.mark.parametrize("name", FLAVOURS)
 def test_a_flavour_of_the_hub_needs_no_network(name: str) -> None:
-    assert flavour_of(ModelSettings(name)) == FLAVOURS[name]
+    assert flavour_of(model_settings(name)) == FLAVOURS[name]
 
 
 @pytest.mark.parametrize("name", [None, "edit-v9"])
 def test_an_unknown_flavour_is_refused_with_the_known_ones(name: str | None) -> None:
     with pytest.raises(WrongUse, match=r"edit-v1, edit-v2, edit-v2\+, edit-v3"):
-        flavour_of(ModelSettings(name))
+        flavour_of(model_settings(name))
 
 
 def test_a_checkpoint_may_name_its_own_areas(folder: Path) -> None:
@@ -118,14 +118,10 @@ def test_a_path_that_is_not_there_is_a_missing_folder(
     monkeypatch.chdir(tmp_path)
     for ask in (flavour_of, open_checkpoint):
         with pytest.raises(WrongUse, match="does not exist"):
-            ask(ModelSettings("edit-v2", name))
+            ask(model_settings("edit-v2", name))
     with pytest.raises(WrongUse, match="pretrained_vae_model_name_or_path is"):
-        open_checkpoint(
-            replace(
-                ModelSettings("edit-v2", str(make_checkpoint(tmp_path / "model"))),
-                pretrained_vae_model_name_or_path=name,
-            )
-        )
+        model = make_checkpoint(tmp_path / "model")
+        open_checkpoint(settings_for(model, pretrained_vae_model_name_or_path=name))
 
 
 def test_a_file_is_not_a_checkpoint(folder: Path) -> None:

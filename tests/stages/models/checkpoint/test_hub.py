@@ -13,7 +13,7 @@ from urllib.request import Request
 import pytest
 from bare_checkpoints import make_checkpoint
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tiny_checkpoints import ModelSettings
+from tiny_checkpoints import model_settings
 
 from qedit.cache.errors import WrongUse
 from qedit.stages.models.checkpoint import hub
@@ -39,7 +39,7 @@ def test_the_hub_is_asked_for_the_parts_that_are_needed(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     other = make_checkpoint(tmp_path / "other")
     checkpoint = open_checkpoint(
-        ModelSettings("edit-v2", revision="main2", pretrained_vae_model_name_or_path=str(other))
+        model_settings("edit-v2", revision="main2", pretrained_vae_model_name_or_path=str(other))
     )
     assert (asked["repository"], asked["revision"]) == ("Qwen/Qwen-Image-Edit-2509", "main2")
     assert checkpoint.source == "Qwen/Qwen-Image-Edit-2509"
@@ -62,7 +62,7 @@ def test_a_hub_out_of_reach_says_what_to_do(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WrongUse, match="hub cannot be reached for Qwen/Qwen-Image-Edit") as refusal:
-        open_checkpoint(ModelSettings("edit-v1"))
+        open_checkpoint(model_settings("edit-v1"))
     refusal.match("Unset HF_HUB_OFFLINE, or fetch it")
     refusal.match("set pretrained_model_name_or_path to the folder")
 
@@ -102,9 +102,9 @@ def test_without_a_connection_nothing_is_tried_twice(
     for name in ("snapshot_download", "hf_hub_download"):
         monkeypatch.setattr(f"huggingface_hub.{name}", from_cache)
     with pytest.raises(WrongUse, match="hub cannot be reached") as refusal:
-        open_checkpoint(ModelSettings("edit-v1"))
+        open_checkpoint(model_settings("edit-v1"))
     refusal.match(r"Fetch it on any machine \(`hf download Qwen/Qwen-Image-Edit ")
-    assert part_config(ModelSettings("edit-v1"), "transformer") == {}  # the classes' own sizes
+    assert part_config(model_settings("edit-v1"), "transformer") == {}  # the classes' own sizes
     assert told == [not reachable] * 2
     assert asked == [huggingface_hub.constants.ENDPOINT]
     hub._answers.cache_clear()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from picture_pairs import configured, folder, go, pairs, rejected, table
-from tiny_checkpoints import ModelSettings
+from tiny_checkpoints import model_settings
 
 from qedit.cache.errors import NotComplete, WrongUse
 from qedit.stages.models.templates import CAPTION_LIMIT_TOKENS
@@ -58,7 +58,7 @@ def test_tokens_are_those_of_the_encoders_own_tokenizer(model: Path, merges_alon
 
 
 def test_the_limit_is_one_of_tokens_and_not_of_bytes(model: Path) -> None:
-    length = CaptionLength(ModelSettings("edit-v2", str(model)))
+    length = CaptionLength(model_settings("edit-v2", str(model)))
     one_each = " red" * CAPTION_LIMIT_TOKENS  # the tiny vocabulary knows the word
     assert length.excess(one_each) == 0
     assert length.excess(one_each + " red") == CAPTION_LIMIT_TOKENS + 1
@@ -68,7 +68,7 @@ def test_the_limit_is_one_of_tokens_and_not_of_bytes(model: Path) -> None:
 
 
 def test_short_captions_need_no_tokenizer() -> None:
-    nowhere = CaptionLength(ModelSettings("edit-v2", "not/there"))
+    nowhere = CaptionLength(model_settings("edit-v2", "not/there"))
     assert nowhere.excess("x" * CAPTION_LIMIT_TOKENS) == 0
 
 
@@ -109,7 +109,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPat
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    length = CaptionLength(ModelSettings("edit-v2", "some/model"))
+    length = CaptionLength(model_settings("edit-v2", "some/model"))
     with pytest.raises(WrongUse, match=r"1024 bytes.*cannot be reached"):
         length.excess("x" * 2000)
 
