@@ -119,8 +119,8 @@ def test_a_path_that_is_not_there_is_a_missing_folder(
     for ask in (flavour_of, open_checkpoint):
         with pytest.raises(WrongUse, match="does not exist"):
             ask(model_settings("edit-v2", name))
+    model = make_checkpoint(tmp_path / "model")
     with pytest.raises(WrongUse, match="pretrained_vae_model_name_or_path is"):
-        model = make_checkpoint(tmp_path / "model")
         open_checkpoint(settings_for(model, pretrained_vae_model_name_or_path=name))
 
 
