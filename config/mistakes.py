@@ -56,7 +56,7 @@ def refuse(mistakes: Sequence[Mistake]) -> None:
     )
     raise WrongUse(
         "\n".join([heading, *(f"  {line}" for line in lines)]),
-        "Nothing was started. Mend this and run the command again.",
+        "Nothing was started. Fix this and run the command again.",
     )
 
 

@@ -1,1 +1,1 @@
-"""The commands: the order of work and what is said on the way; not what a stage computes."""
+"""The commands: the order of work and the messages on the way; not what a stage computes."""

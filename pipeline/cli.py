@@ -22,8 +22,9 @@ class InOrderOfWork(click.Group):
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each with its whole first sentence: click would cut it off at the end of a line."""
-        rows = [(name, one.get_short_help_str(limit=WHOLE)) for name, one in self.commands.items()]
+        """Write each command with its whole first sentence, which click would cut off."""
+        commands = self.commands.items()
+        rows = [(name, command.get_short_help_str(limit=WHOLE)) for name, command in commands]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -37,8 +38,8 @@ class InOrderOfWork(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             if ctx.meta["as_json"]:
-                said = {"error": error.format_message(), "do": "", "exit_code": error.exit_code}
-                print_object(said)
+                message = error.format_message()
+                print_object({"error": message, "do": "", "exit_code": error.exit_code})
             raise
 
 

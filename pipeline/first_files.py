@@ -1,4 +1,4 @@
-"""What `qedit init` writes and says."""
+"""The files that `qedit init` writes, and its messages."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _count_unused(run: Run, stage: str) -> int | None:
         latents, prefixes, tails, weights = run.stores.store_sets()
         sets = (latents, weights) if stage == SHARING[0] else (prefixes, tails)
         stores = [store for store_set in sets for store in store_set.stores()]
-        return sum(one.rows for one in removable_rows(Caches(run), stores))
+        return sum(found.rows for found in removable_rows(Caches(run), stores))
     except QeditError:
         return None  # what is to be done is known all the same; `gc` says what is wrong
 

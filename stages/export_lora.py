@@ -26,7 +26,7 @@ def export_lora(source: Path, to: Path, style: Style) -> Lora:
         WrongUse: `source` is no LoRA, or `to` is there already or no .safetensors.
     """
     if to.suffix != SUFFIX:
-        raise WrongUse(f"--to {to} is no .safetensors file.", f"Say `--to {_named_so(to)}`.")
+        raise WrongUse(f"--to {to} is no .safetensors file.", f"Type `--to {_named_so(to)}`.")
     if to.exists():
         raise WrongUse(f"{to} is there already.", "Choose another file, or move it away.")
     lora = read_lora(source)
@@ -122,7 +122,8 @@ def other_base_in_words(source: Path, base: Path) -> str | None:
     named = ", ".join(about[key] for key in ("flavour", "base") if key in about)
     return (
         f"{source} was trained on other weights than {folder}"
-        f"{f': on {named}' if named else ''}. What is merged may not do what was trained."
+        f"{f': on {named}' if named else ''}. The merged model may not do "
+        "what the LoRA was trained for."
     )
 
 

@@ -46,7 +46,7 @@ def export(
             if base is None or style is not None:
                 raise WrongUse(
                     "--merge writes a transformer: it takes --base, and no --format.",
-                    "Say `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
+                    "Type `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
                 )
             layers = len(merge_lora(lora, base, to).layers)
             if other := other_base_in_words(lora, base):
@@ -57,7 +57,7 @@ def export(
         if style is None or base is not None:
             raise WrongUse(
                 "Without --merge, export takes --format and no --base.",
-                "Say `--format diffusers`, `comfyui` or `kohya`.",
+                "Type `--format diffusers`, `comfyui` or `kohya`.",
             )
         layers = len(export_lora(lora, to, style).layers)
         progress.say(f"Written: {to} ({layers} layers, for {style})")
@@ -94,7 +94,7 @@ def init_files(targets: Path, references: tuple[Path, ...], dry_run: bool, **sha
 @click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def demo(folder: Path, as_json: bool, quiet: bool, debug: bool) -> None:
-    """The whole chain on a tiny model: pictures become a LoRA, in minutes, on a CPU."""
+    """Run the whole chain on a tiny model: pictures become a LoRA, in minutes, on a CPU."""
     with reporting(folder=None, as_json=as_json, verbose=0, quiet=quiet, debug=debug) as (
         progress,
         finish,

@@ -29,9 +29,9 @@ LISTED = 20
 def inspect(
     sample: str | None, caption: int, as_previewed: bool, export: Path | None, **shared: Any
 ) -> None:
-    """One sample exactly as training sees it. SAMPLE is its target's path in the dataset.
+    """Show one sample exactly as training sees it. SAMPLE is its target's path in the dataset.
 
-    Without SAMPLE: what samples there are.
+    Without SAMPLE, list the samples.
     """
     name, shared["assignments"] = _word_among((sample, *shared["assignments"]))
     with reporting(**shared) as (progress, finish):
@@ -40,8 +40,8 @@ def inspect(
         configuration = configuration_of(progress, **shared)
         if name is None:
             names = sample_names(configuration)
-            for one in names[:LISTED]:
-                progress.say(one)
+            for listed in names[:LISTED]:
+                progress.say(listed)
             if len(names) > LISTED:
                 progress.say(f"... {len(names)} in all")
             finish({"stage": "inspect", "samples": names, "where": ""})
@@ -73,7 +73,7 @@ def inspect(
 @click.argument("word", required=False)
 @shared_options
 def keys(word: str | None, **shared: Any) -> None:
-    """What each key of the two files means, its values, its default, and what a change costs.
+    """Explain each key of the two files: its meaning, values, default, and what a change costs.
 
     WORD is a key, or a word in its name or meaning; without it, all keys are listed. With --config
     or example=NAME, the value in effect is shown, and where it came from.
@@ -94,7 +94,7 @@ def keys(word: str | None, **shared: Any) -> None:
 
 
 def _word_among(words: tuple[str | None, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The first word that is no `example=NAME`, and the others."""
+    """Return the first word that is no `example=NAME`, and the others."""
     given = [word for word in words if word is not None]
     name = next((word for word in given if not word.startswith("example=")), None)
     if name is not None:
@@ -122,10 +122,10 @@ def preview(**given: Any) -> None:
     help="Choose the settings for a device with so much memory.",
 )
 def plan(vram_gb: float | None, **shared: Any) -> None:
-    """What a run will take in disk, device memory and time, before anything is started.
+    """Estimate what a run will take in disk, device memory and time, before it is started.
 
-    Reads pairs tables, or before `qedit pair` the names and headers in the folders, and of the
-    model its config.json. Opens no weights.
+    Reads the pairs tables, or before `qedit pair` the names and headers in the folders, and the
+    model's config.json. Opens no weights.
     """
     with reporting(**shared) as (progress, finish):
         from ..plan.plan_words import plan_lines, plan_object

@@ -1,4 +1,4 @@
-"""What commands do before and after their own work."""
+"""The common beginning and end of commands: read the configuration, report what was done."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def configuration_of(
     dry_run: bool = False,
     **_: Any,
 ) -> Any:
-    """Return the configuration that the shared options name; its notes are said as warnings."""
+    """Return the configuration that the shared options name; its notes become warnings."""
     from ...config.loading import load
     from ..demo.examples import example_named, tiny_sets
 

@@ -87,5 +87,5 @@ def train(prepare: bool, **given: Any) -> None:
 @text_batch_option
 @pair_options
 def run(**given: Any) -> None:
-    """All stages in order, each doing only what is missing."""
+    """Run all stages in order, each doing only what is missing."""
     run_named("run", all_stages=True, **given)

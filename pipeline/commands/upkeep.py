@@ -15,7 +15,7 @@ from .running import configuration_of
 @click.command()
 @shared_options
 def status(**shared: Any) -> None:
-    """What is there, what is missing, what was made by other settings.
+    """Show what is there, what is missing, and what was made by other settings.
 
     Where there are several datasets, each has a line for every kind of rows, with those of its
     references; a row that two of them want is counted for both, and once in all.
@@ -43,7 +43,7 @@ def status(**shared: Any) -> None:
 )
 @click.option("--drop", is_flag=True, help="Give up what is damaged, so that it is made anew.")
 def verify(sample: float, drop: bool, **shared: Any) -> None:
-    """Hold everything that was made against its checksums; name the affected samples."""
+    """Check everything that was made against its checksums; name the affected samples."""
     with reporting(**shared) as (progress, finish):
         from ...stages.stores.run import Run
         from ..upkeep.verify import verify as verify_all
@@ -76,27 +76,27 @@ def gc(compact: bool, yes: bool, **shared: Any) -> None:
             lines = list(found.lines())
             for line in (*lines, *found.left_lines()):
                 progress.say(line)
-            said = found.as_object()
+            facts = found.as_object()
             if yes:
                 clear(found)
         command = "qedit gc --compact --yes" if compact else "qedit gc --yes"
         if not lines:
             progress.say("Nothing to remove.")
         elif yes:
-            progress.say(f"Done: {size(said['bytes'])} removed.")
+            progress.say(f"Done: {size(facts['bytes'])} removed.")
         else:
-            progress.say(f"{size(said['bytes'])} in all. To do it: `{command}`.")
-        finish({**said, "removed": yes})
+            progress.say(f"{size(facts['bytes'])} in all. To do it: `{command}`.")
+        finish({**facts, "removed": yes})
 
 
 @click.command()
 @shared_options
 @click.option("--yes", is_flag=True, help="Do it; without this, the locks are shown.")
 def unlock(yes: bool, **shared: Any) -> None:
-    """Remove locks that were left by processes which run no more.
+    """Remove stale locks: those of processes that no longer run.
 
-    Those of this machine's dead processes go by themselves. Of another machine only you can
-    know: end its processes first.
+    Dead processes of this machine need no unlocking: the next process takes their locks over.
+    Whether a process of another machine still runs cannot be known here: end it first.
     """
     with reporting(**shared) as (progress, finish):
         from ...cache.files.atomic import remove

@@ -25,8 +25,8 @@ def example_named(assignments: tuple[str, ...]) -> str | None:
         key, _, value = assignment.partition("=")
         if key != "example" or not value:
             raise WrongUse(
-                f"What is '{assignment}'?",
-                f"Settings go by `--set {assignment}`, a shipped example by "
+                f"'{assignment}' is not a command, an option or an example.",
+                f"Type a setting as `--set {assignment}`, a shipped example as "
                 "`example=qwen_image.edit-v1-lora`."
                 if "=" in assignment
                 else "`qedit --help` lists the commands and options.",

@@ -153,7 +153,7 @@ def _one_reference() -> Iterator[Pair]:
 
 
 def _scene(ground: str, *, draw: random.Random) -> Scene:
-    """A scene with something on the left, something smaller on the right, and a sun or none."""
+    """Return a scene: a thing on the left, a smaller one on the right, and a sun or none."""
     kinds = ["boat"] if ground == "sea" else draw.sample(LIVING_ON_LAND, 2)
     colours = draw.sample([name for name in COLOURS if name not in ("purple", "orange")], 2)
     spots = ((0.3, draw.uniform(0.5, 0.6)), (0.76, draw.uniform(0.34, 0.42)))
@@ -170,7 +170,7 @@ def _scene(ground: str, *, draw: random.Random) -> Scene:
 
 
 def _two_references() -> Iterator[Pair]:
-    """What the second picture shows comes into the scene of the first."""
+    """Yield pairs that put the thing of the second picture into the scene of the first."""
     kinds = ("cat", "ball", "tree", "balloon", "flower", "house", "cat", "boat")
     for count, kind in enumerate(kinds):
         draw = random.Random(100 + count)
@@ -193,7 +193,7 @@ def _two_references() -> Iterator[Pair]:
 
 
 def _three_references() -> Iterator[Pair]:
-    """The second picture's thing goes to the left, the third's to the right."""
+    """Yield pairs that put the second picture's thing on the left, the third's on the right."""
     for count in range(6):
         draw = random.Random(200 + count)
         left, right = draw.sample(LIVING_ON_LAND, 2)
@@ -216,7 +216,7 @@ def _three_references() -> Iterator[Pair]:
 
 
 def _place(ground: str, *, draw: random.Random) -> Scene:
-    """A scene with room on the right."""
+    """Return a scene with room on the right."""
     kind = "boat" if ground == "sea" else draw.choice(("house", "tree", "flower"))
     colour = draw.choice(("red", "green", "blue"))
     return Scene(ground, (Thing(kind, colour, x=0.26, y=0.86, size=draw.uniform(0.45, 0.6)),))

@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. Without a `ground` things float on nothing (transparent)."""
+    """The content of a picture. Without a `ground` it has a transparent background."""
 
     ground: str | None
     things: tuple[Thing, ...]

@@ -32,7 +32,7 @@ PUBLISHED_BYTES = 2  # of each number of a transformer that a run leaves, in bfl
 
 
 class Part(NamedTuple):
-    """What one folder holds of a kind of result: bytes when all is there, and bytes now."""
+    """The share of one folder in a kind of result: its bytes when all is there, and now."""
 
     folder: Path
     count_bytes: int
@@ -57,7 +57,7 @@ class Kind:
 
 
 class Room(NamedTuple):
-    """One disk: the folder on it that most is to come to, the bytes to come, the bytes free."""
+    """One disk: the folder on it that will grow most, the bytes to come, and the bytes free."""
 
     folder: Path
     wanted_bytes: int

@@ -1,1 +1,1 @@
-"""What every command says and how it ends: options, output, errors; not what it computes."""
+"""The outside of every command: options, output, errors, exit code; not what it computes."""

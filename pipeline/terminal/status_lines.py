@@ -1,4 +1,4 @@
-"""What `qedit status` says: a line for each kind of result, and what to type next."""
+"""The output of `qedit status`: a line for each kind of result, and what to type next."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Line:
 
     def texts(self) -> Iterator[str]:
         """Yield the line, and one for each dataset."""
-        yield f"{self.what:14} {', '.join(self._said())}"
-        for one in self.datasets:
-            yield f"  {one.what:12} {', '.join(one._said())}"
+        yield f"{self.what:14} {', '.join(self._facts())}"
+        for line in self.datasets:
+            yield f"  {line.what:12} {', '.join(line._facts())}"
 
-    def _said(self) -> Iterator[str]:
+    def _facts(self) -> Iterator[str]:
         if self.countable:
             missing = self.wanted - self.there
             yield f"{self.there} of {self.wanted}"
@@ -59,7 +59,7 @@ class Line:
             "other_recipes": self.other_recipes,
             "orphaned": self.orphaned,
             "say": self.say,
-            **({"datasets": [one.as_object() for one in self.datasets]} if self.datasets else {}),
+            **({"datasets": [line.as_object() for line in self.datasets]} if self.datasets else {}),
         }
 
 

@@ -98,7 +98,7 @@ class Rejections:
         if all(row.accepted for row in rows):
             return
         reasons = Counter(row.reason for row in rows)
-        lines = [f"{samples} samples are rejected: {len(rows)} rows could not be made."]
+        lines = [f"Rejected samples: {samples}. Rows that could not be made: {len(rows)}."]
         lines += [f"{reason}: {count}" for reason, count in sorted(reasons.items())]
         lines += [f"  {row}" for row in rows[:SHOWN]]
         lines += [f"  ... and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []

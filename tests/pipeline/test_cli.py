@@ -285,7 +285,7 @@ def test_unlock_says_that_there_are_no_locks(copy: Path) -> None:
 def test_help_shows_whole_sentences() -> None:
     listed = qedit("--help").stdout.partition("Commands:")[2]
     assert "..." not in listed
-    assert "samples that are hurt." in " ".join(listed.split())
+    assert "affected samples." in " ".join(listed.split())
 
 
 def test_dry_runs_say_how_much_there_is_to_do(

@@ -100,7 +100,7 @@ VALUES: dict[str, dict[str, str]] = {
     # stages/encoding, stages/cache_*
     "acceptance.py": {
         "'\\n'.join(lines)": (
-            "1 samples are rejected: 1 rows could not be made.\nnot_finite: 1\n"
+            "Rejected samples: 1. Rows that could not be made: 1.\nnot_finite: 1\n"
             "edited: cat-01.png: not_finite: 64 of 65536 numbers"
         ),
         "samples": "1",
@@ -172,7 +172,7 @@ VALUES: dict[str, dict[str, str]] = {
     "caption_length.py": {
         "CAPTION_LIMIT_TOKENS": "1024",
         "error": "No such file or directory (os error 2)",
-        "error.do": "Correct the path, or name a repository as owner/name.",
+        "error.do": "Fix the path, or name a repository as owner/name.",
         "error.what": "pretrained_model_name_or_path is models/qwen, which does not exist.",
         "folder": f"{_HF_FOLDER}/tokenizer",
     },

@@ -28,7 +28,7 @@ def read_initial_lora(settings: Settings) -> Lora | None:
         raise WrongUse(
             f"`init_lora`: {settings.init_lora} is of rank {ranks}, and `lora_rank` is "
             f"{settings.lora_rank}.",
-            f"Say `--set lora_rank={max(lora.ranks)}` or more, or give another LoRA.",
+            f"Type `--set lora_rank={max(lora.ranks)}` or more, or give another LoRA.",
         )
     return lora
 

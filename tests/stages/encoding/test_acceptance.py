@@ -75,7 +75,7 @@ def test_nan_is_a_rejection_and_the_stage_goes_on(
     here: Path, spoilt: Counter[str], one_by_one: dict[str, np.ndarray]
 ) -> None:
     error = with_files("cache-vae", *PLAIN[0], expect=4).stderr
-    assert "1 samples are rejected" in error
+    assert "Rejected samples: 1. Rows that could not be made: 1." in error
     assert "edited: p1.png: nan_latents" in error
     assert "`qedit cache-vae --on-reject skip --config config.json --data data.json`" in error
     rows = rows_here()
