@@ -137,7 +137,7 @@ class Caches:
         needed |= set((read_run(self.run.output_dir) or {}).get("recipes", {}).values())
         for output_dir in (self.run.output_dir, *map(Path, self.others)):
             run = read_run(output_dir) or {}
-            if "settings" in run and "model" in run:
+            if "settings" in run and "transformer" in run.get("model", {}):
                 settings = Settings.model_construct(**run["settings"])
                 needed |= base_names(settings, run["model"]["transformer"])
         return needed
@@ -211,6 +211,6 @@ def _refuse_without_tables(unknown: Sequence[tuple[Record, list[str]]]) -> NoRet
     raise NotComplete(
         f"The run in {first.output_dir} uses these caches, as {where} says, but its pairs tables "
         f"are gone: {', '.join(gone)}. The rows that it needs are unknown, so nothing is deleted.",
-        "If they lie on a disk that is not mounted, mount it. Else run the stage pair of that "
-        f"run again or, if there is no such run any more, delete {where}.",
+        "If they lie on a disk that is not mounted, mount it. Else run the stages of that run "
+        f"again or, if it needs these caches no more, delete {where}.",
     )

@@ -24,7 +24,7 @@ from ...cache.store.repacking import carry_out
 from ...stages.frozen_base.modulation_table import base_folder
 from ...stages.samples.recipe import refuse_others
 from ...stages.samples.table import manifest_in, table_folder
-from ...stages.stores.pins import Pin, pairs_pin, record_file, write_record
+from ...stages.stores.pins import Pin, Record, pairs_pin, record_file, write_record
 from ...stages.stores.run import Run
 from ..terminal.output import duration, size
 from .caches import Caches, folders_of
@@ -192,7 +192,7 @@ def _renew_records(caches: Caches) -> None:
         )
         pins = {name: pin for name in names if folder / name in needed}
         file = record_file(run, folder)
-        if pins and [(record.path, record.pins) for record in records] != [(file, pins)]:
+        if pins and records != [Record(file, str(run.output_dir), pins)]:
             write_record(run, folder, pins)
         for record in records:
             if not pins or record.path != file:

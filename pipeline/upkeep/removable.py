@@ -58,7 +58,7 @@ def removable_rows(
         pins = caches.pins_of(store.path)
         if not pins:
             yield _whole(store)
-        if not pins or store.recipe["rows"] not in [kind.value for kind in SAMPLE_ROWS]:
+        if not pins or store.recipe.get("rows") not in [kind.value for kind in SAMPLE_ROWS]:
             continue  # of anything else, as a modulation table, all is needed or nothing
         broken = [] if store.fingerprint in present else broken_parts(store)
         for part in broken:

@@ -80,7 +80,8 @@ class Verified:
         raise Damaged(
             "\n".join([*self.lines, self.needed_by()]),
             "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
-            "anew. A damaged pairs table, record or checkpoint is to be deleted by hand.",
+            "anew. Delete a damaged pairs table or checkpoint by hand. What a damaged record says "
+            "is written anew by the caching stages of its run: delete it if there is no such run.",
         )
 
 

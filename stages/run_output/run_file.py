@@ -22,7 +22,7 @@ def read_run(output_dir: Path) -> dict[str, Any] | None:
     """Return the run that `output_dir` holds; None if it holds none.
 
     Raises:
-        Damaged: run.json is not a JSON object.
+        Damaged: run.json is not a JSON object, or what it says of the run is none.
     """
     path = output_dir / RUN_FILE
     if not path.is_file():
@@ -31,6 +31,9 @@ def read_run(output_dir: Path) -> dict[str, Any] | None:
         run = json.loads(path.read_bytes())
         if not isinstance(run, dict):
             raise ValueError("it is not a JSON object")
+        for name in ("model", "recipes", "settings"):
+            if not isinstance(run.get(name, {}), dict):
+                raise ValueError(f"{name} in it is not a JSON object")
     except ValueError as error:
         raise Damaged(
             f"{path} cannot be read: {error}.",

@@ -66,11 +66,17 @@ class Pin:
 
 @dataclass(frozen=True)
 class Record:
-    """The file at `path`: what the run in `output_dir` needs in one folder, by name."""
+    """The file at `path`: what the run in `output_dir` needs in one folder, by name.
+
+    Attributes:
+        is_moved: it was written where the folder lay before. To be written again: once something
+            lies at that place, this folder would pass for a copy of it.
+    """
 
     path: Path
     output_dir: str
     pins: Mapping[str, Pin]
+    is_moved: bool = False
 
 
 def pin_of(run: Run) -> Pin:
@@ -161,13 +167,21 @@ def write_pins(run: Run, folder: Path, names: Sequence[str], pin: Pin) -> None:
 
     What else it needs there stays recorded. Its old notes in these go.
     """
-    before = _own_pins(run, folder)
+    record, file = _own_record(run, folder), record_file(run, folder)
+    before = record.pins if record else {}
     kept = {name: one for name, one in before.items() if (folder / name).is_dir()}
-    if (pins := kept | dict.fromkeys(names, pin)) != before:
+    pins = kept | dict.fromkeys(names, pin)
+    if record != Record(file, str(run.output_dir), pins):
         write_record(run, folder, pins)
-    for found in read_records(folder, [folder / name / OLD_NOTES for name in names]):
-        if isinstance(found, Record) and found.output_dir == str(run.output_dir):
-            remove(found.path)
+    notes = [folder / name / OLD_NOTES for name in names]
+    own = {place / file.name for place in notes}  # read or not: one may be damaged, or a copy
+    own |= {
+        found.path
+        for found in read_records(folder, notes)
+        if isinstance(found, Record) and found.output_dir == str(run.output_dir)
+    }
+    for path in own:
+        remove(path)
 
 
 def write_record(run: Run, folder: Path, pins: Mapping[str, Pin]) -> None:
@@ -208,18 +222,19 @@ def read_records(folder: Path, places: Iterable[Path] | None = None) -> Iterator
                 yield record
 
 
-def _own_pins(run: Run, folder: Path) -> Mapping[str, Pin]:
+def _own_record(run: Run, folder: Path) -> Record | None:
     try:
-        record = _read(record_file(run, folder), folder)
+        return _read(record_file(run, folder), folder)
     except Damaged:
-        return {}
-    return record.pins if record else {}
+        return None
 
 
 def _is_recorded(run: Run, folder: Path, names: Sequence[str], pin: Pin) -> bool:
-    pins, file = _own_pins(run, folder), record_file(run, folder).name
+    record, file = _own_record(run, folder), record_file(run, folder).name
+    if record is None or record.is_moved:
+        return False
     return all(
-        pins.get(name) == pin
+        record.pins.get(name) == pin
         and (folder / name).is_dir()
         and not (folder / name / OLD_NOTES / file).exists()
         for name in names
@@ -238,6 +253,8 @@ def _read(path: Path, folder: Path) -> Record | None:
         if path.parent.name == OLD_NOTES:
             place = path.parent.parent
             found = _of_old_note(found, place)
+        elif found["format"] != FORMAT:
+            raise Broken(f"it has format {found['format']}, this qedit reads {FORMAT}")
         move = _move(found.get("folder"), found.get("inode"), place)
         if move is None:
             return None
@@ -245,7 +262,7 @@ def _read(path: Path, folder: Path) -> Record | None:
         if not Path(output_dir).parent.is_dir():
             output_dir = move(output_dir)
         pins = {name: _pin(pin, move) for name, pin in found["pins"].items()}
-        return Record(path, output_dir, pins)
+        return Record(path, output_dir, pins, found.get("folder") != str(place.resolve()))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, Broken) as error:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from damage import flip
 from old_notes import OLD_NOTES, as_old_notes
-from small_run import cache_rows, enter_copy, loaded, said, with_files
+from small_run import cache_rows, loaded, said, with_files
 
 from qedit.cache.errors import Locked
 from qedit.cache.files.atomic import LEFTOVER
@@ -31,14 +31,6 @@ from qedit.stages.stores.run import Run
 BF16 = ("--set", "vae_dtype=bf16", "--set", "text_encoder_dtype=fp32")
 OTHER_RUN = ("--set", "output_dir=out2")
 ELSEWHERE = replace(this_process(), host="elsewhere", pid=12)
-
-
-@pytest.fixture
-def copy(cached_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it in which this run has recorded what it needs."""
-    folder = enter_copy(cached_run, tmp_path / "copy", monkeypatch)
-    cache_rows()  # the pictures are other files
-    return folder
 
 
 def _shown() -> dict[str, Any]:
@@ -214,17 +206,6 @@ def test_training_on_missing_rows_says_so_whatever_lies_beside(copy: Path) -> No
     (prefixes / ("0" * 16) / "recipe.json").write_text("{")
     error = with_files("train", "--set", "text_encoder_dtype=fp32", expect=4).stderr
     assert "qedit cache-embeds" in error
-
-
-@pytest.fixture
-def other_record(copy: Path) -> Path:
-    """What another run has recorded beside the store of tails, of which it wants all."""
-    with_files("cache-embeds", *OTHER_RUN)
-    folder = _store(copy, "text_embeds/edited").path.parent
-    other = record_file(Run(loaded("output_dir=out2")), folder).relative_to(copy)
-    (copy / "edited" / "p2.txt").write_text("another caption")
-    with_files("pair")
-    return other
 
 
 def _cut(data: bytes) -> bytes:
