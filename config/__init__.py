@@ -1,1 +1,1 @@
-"""What a user may set, and how both files are read; nothing here does any work."""
+"""Holds what a user may set, and reads and checks both files; nothing here does any work."""

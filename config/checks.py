@@ -1,4 +1,4 @@
-"""What two keys or two datasets must agree on."""
+"""Checks what two keys or two datasets must agree on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS_READ = {"dora": ("diffusers",), "lokr": ("diffusers", "comfyui")}
 
 
 def check_settings(settings: Settings, *, wrong: Collection[str] = ()) -> Iterator[Finding]:
-    """What is wrong between the keys of config.json.
+    """Yield what is wrong between the keys of config.json.
 
     Args:
         wrong: keys whose own values are wrong, with a default in their places.
@@ -43,7 +43,7 @@ def check_settings(settings: Settings, *, wrong: Collection[str] = ()) -> Iterat
 
 
 def check_dataset(dataset: Dataset) -> Iterator[Finding]:
-    """What is wrong between the fields of one dataset."""
+    """Yield what is wrong between the fields of one dataset."""
     if dataset.holds_pictures and dataset.instance_data_dir is None:
         yield "instance_data_dir", f"is required for a dataset of type {dataset.dataset_type}"
     if dataset.is_main:
@@ -70,9 +70,9 @@ def _check_captions(dataset: Dataset) -> Iterator[Finding]:
         "`prepend_instance_prompt`": dataset.prepend_instance_prompt,
         "`only_instance_prompt`": dataset.only_instance_prompt,
     }
-    wanted = [what for what, holds in needs_prompt.items() if holds]
-    if wanted and not dataset.instance_prompt:
-        yield "instance_prompt", f"is required with {wanted[0]}"
+    reasons = [reason for reason, holds in needs_prompt.items() if holds]
+    if reasons and not dataset.instance_prompt:
+        yield "instance_prompt", f"is required with {reasons[0]}"
 
 
 def _check_sizes(dataset: Dataset) -> Iterator[Finding]:
@@ -99,7 +99,7 @@ def _check_sizes(dataset: Dataset) -> Iterator[Finding]:
 
 
 class Links:
-    """The datasets as they name each other.
+    """Checks the datasets that datasets name.
 
     Args:
         datasets: those that could be read.
@@ -113,31 +113,33 @@ class Links:
         self.by_id = {dataset.id: dataset for dataset in datasets}
         self.disabled, self.unread = disabled, unread
 
-    def missing(self, name: str) -> str | None:
-        """Why there is no dataset `name`, or None if there is one."""
-        if name in self.by_id or name in self.unread:
+    def fault(self, name: str, *kinds: str) -> str | None:
+        """Return why `name` is no dataset of one of these types, or None if it is."""
+        if name in self.unread:
             return None
         if name in self.disabled:
             return f'names "{name}", which is disabled'
-        known = [*self.by_id, *self.disabled, *self.unread]
-        return f'names "{name}", and there is no dataset of that id{did_you_mean(name, known)}'
+        if name not in self.by_id:
+            known = [*self.by_id, *self.disabled, *self.unread]
+            return f'names "{name}", and there is no dataset of that id{did_you_mean(name, known)}'
+        kind, wanted = self.by_id[name].dataset_type, '" or "'.join(kinds)
+        if kind in kinds:
+            return None
+        return f'names "{name}", which has `dataset_type` "{kind}", not "{wanted}"'
 
     def check(self, main: Dataset, *, flavour: str | None, sampling: str) -> Iterator[Finding]:
-        """What is wrong with the datasets that `main` names. `flavour` None: not known."""
-        for name in main.conditioning_data:
-            if (why := self.missing(name)) is not None:
+        """Yield what is wrong with the datasets that `main` names; `flavour` None is not known."""
+        references, embeds = main.conditioning_data, main.conditioning_image_embeds
+        for name in references:
+            if (why := self.fault(name, "conditioning")) is not None:
                 yield "conditioning_data", why
-            elif (other := self.by_id.get(name)) and other.dataset_type != "conditioning":
-                yield "conditioning_data", _other_type(other, "conditioning")
-        doubles = [name for name, times in Counter(main.conditioning_data).items() if times > 1]
+        key = "conditioning_image_embeds"
+        if embeds is not None and (why := self.fault(embeds, key)) is not None:
+            yield key, why
+        doubles = [name for name, times in Counter(references).items() if times > 1]
         if doubles:
             yield "conditioning_data", f'names "{doubles[0]}" more than once'
         yield from self._check_numbers(main, flavour=flavour, sampling=sampling)
-        if (embeds := main.conditioning_image_embeds) is not None:
-            if (why := self.missing(embeds)) is not None:
-                yield "conditioning_image_embeds", why
-            elif (other := self.by_id.get(embeds)) and not _holds_image_embeds(other):
-                yield "conditioning_image_embeds", _other_type(other, "conditioning_image_embeds")
 
     def _check_numbers(
         self, main: Dataset, *, flavour: str | None, sampling: str
@@ -163,11 +165,3 @@ class Links:
             )
         else:
             yield "conditioning_data", f"names {references} reference datasets; {most} are possible"
-
-
-def _other_type(other: Dataset, wanted: str) -> str:
-    return f'names "{other.id}", which has `dataset_type` "{other.dataset_type}", not "{wanted}"'
-
-
-def _holds_image_embeds(dataset: Dataset) -> bool:
-    return dataset.dataset_type == "conditioning_image_embeds"

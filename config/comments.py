@@ -1,4 +1,4 @@
-"""JSON as people write it: with // and /* */ comments and trailing commas."""
+"""Reads JSON as people write it: with // and /* */ comments and trailing commas."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parse(text: str) -> Any:
 
 
 def _plain(text: str) -> str:
-    """The same JSON without comments and trailing commas; nothing else moves."""
+    """Return the same JSON without comments and trailing commas; nothing else moves."""
     pieces: list[str] = []
     comma: int | None = None  # the piece that is a comma with nothing but blanks after it
     before = ""  # the last mark or string before that comma
@@ -72,7 +72,7 @@ def _place(text: str, position: int) -> str:
 
 
 def _in_words(message: str) -> str:
-    """json's messages, where they can be put more plainly."""
+    """Return a message of json in plainer words, where there are any."""
     return {
         "Expecting ',' delimiter": "a comma, or the end of the list or object, is missing here",
         "Expecting ':' delimiter": "a colon after the key is missing here",

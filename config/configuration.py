@@ -1,4 +1,4 @@
-"""Both files as one: the settings, the enabled datasets, and where everything is kept."""
+"""Joins both files: the settings, the enabled datasets, and the folders of everything."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Configuration:
     origins: Mapping[tuple[str | None, str], str] = field(default_factory=dict, compare=False)
 
     def main_datasets(self) -> tuple[Dataset, ...]:
-        """The datasets whose pictures are targets to train on."""
+        """Return the datasets whose pictures are targets to train on."""
         return tuple(
             dataset
             for dataset in self.datasets
@@ -37,7 +37,7 @@ class Configuration:
         )
 
     def eval_datasets(self) -> tuple[Dataset, ...]:
-        """The datasets of held-out pairs, never trained on."""
+        """Return the datasets of held-out pairs, which are never trained on."""
         return tuple(
             dataset
             for dataset in self.datasets
@@ -45,42 +45,42 @@ class Configuration:
         )
 
     def references_of(self, main: Dataset) -> tuple[Dataset, ...]:
-        """The reference datasets of `main` in the order they are listed in; masks left out."""
+        """Return the reference datasets of `main`, in the order in which it lists them."""
         by_id = {dataset.id: dataset for dataset in self.datasets}
         listed = (by_id[name] for name in main.conditioning_data)
         return tuple(dataset for dataset in listed if dataset.is_reference)
 
     def mask_of(self, main: Dataset) -> Dataset | None:
-        """The dataset of masks that weigh the loss of `main`, if it names one."""
+        """Return the dataset of masks that weigh the loss of `main`, if it names one."""
         for dataset in self.datasets:
             if dataset.id in main.conditioning_data and dataset.is_mask:
                 return dataset
         return None
 
     def pairs_folder(self, main: Dataset) -> Path:
-        """Where the pairs table of `main` lies."""
+        """Return the folder of the pairs tables of `main`."""
         return self.settings.cache_dir / "pairs" / main.id
 
     def vae_folder(self, dataset: Dataset) -> Path:
-        """Where the latents of the pictures of `dataset` lie."""
+        """Return the folder of the latents of `dataset`."""
         return dataset.cache_dir_vae or self.settings.cache_dir / "vae" / dataset.id
 
     def text_embeds_folder(self, main: Dataset) -> Path:
-        """Where the text tails of `main` lie: the text_embeds dataset says so, if there is one."""
+        """Return the folder of the text tails of `main`; a text_embeds dataset may name it."""
         for dataset in self.datasets:
             if dataset.dataset_type == "text_embeds" and dataset.cache_dir:
                 return dataset.cache_dir
         return self.settings.cache_dir / "text_embeds" / main.id
 
     def image_embeds_folder(self, main: Dataset) -> Path:
-        """Where the image prefixes of `main` lie: the dataset it names says so, if it names one."""
+        """Return the folder of the image prefixes of `main`; a dataset it names may name it."""
         for dataset in self.datasets:
             if dataset.id == main.conditioning_image_embeds and dataset.cache_dir:
                 return dataset.cache_dir
         return self.settings.cache_dir / "conditioning_image_embeds" / main.id
 
     def as_dict(self) -> dict[str, Any]:
-        """The effective configuration, defaults included, as plain JSON values."""
+        """Return the effective configuration, with its defaults, as plain JSON values."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             "datasets": [dataset.model_dump(mode="json") for dataset in self.datasets],

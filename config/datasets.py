@@ -86,8 +86,7 @@ class CaptionShuffle(Written):
     seed: CountFromZero = 0
     """Seed of the order; the same seed gives the same captions. Why: any number will do."""
     split_on: Text = "comma"
-    """What is between pieces: comma, semicolon, period, space, or the separator itself.
-    Why: usual in lists of tags."""
+    """Separator: comma, semicolon, period, space, or any other text. Why: usual in tag lists."""
     position_start: CountFromZero = 0
     """Pieces at the beginning that keep their place. Unit: pieces. Why: all are shuffled."""
     include_original: bool = True
@@ -118,8 +117,7 @@ class Captions(Written):
     """Where captions are: in the name of the file ("_" is a blank), in a .txt beside it (one a
     line), in instance_prompt, or in a table. Why: every file has a name."""
     missing_caption: Literal["reject", "empty"] = "reject"
-    """What happens to a target without caption: it is rejected, or trained with an empty one.
-    Why: mostly a mistake."""
+    """A target without caption is rejected, or has an empty one. Why: mostly a mistake."""
     instance_prompt: Names = ()
     """Captions for every target, as alternatives. Why: each picture has its own."""
     prepend_instance_prompt: bool = False
@@ -151,8 +149,7 @@ class Sizes(Written):
     """
 
     resolution: Positive = 1024.0
-    """Size of the targets; each keeps its ratio. Unit: by resolution_type.
-    Why: the model's own size."""
+    """Size of targets; each keeps its ratio. Unit: by resolution_type. Why: the model's own."""
     resolution_type: Literal["pixel_area", "area", "pixel"] = "pixel_area"
     """Unit of sizes: edge in pixels of the square of that area, megapixels of 1024 x 1024, or
     shorter edge in pixels. Why: targets of any ratio then take the same time."""
@@ -216,20 +213,20 @@ class Dataset(Folders, Mixture, Sizes, Captions, ReferencesAndMasks, Source):
 
     @property
     def is_main(self) -> bool:
-        """Whether its pictures are targets: to train on, or to evaluate with."""
+        """True if its pictures are targets: to train on, or to evaluate with."""
         return self.dataset_type in ("image", "eval")
 
     @property
     def is_reference(self) -> bool:
-        """Whether its pictures are references of another dataset's targets."""
+        """True if its pictures are references of another dataset's targets."""
         return self.dataset_type == "conditioning" and self.conditioning_type != "mask"
 
     @property
     def is_mask(self) -> bool:
-        """Whether its pictures weigh the loss of another dataset's targets."""
+        """True if its pictures weigh the loss of another dataset's targets."""
         return self.dataset_type == "conditioning" and self.conditioning_type == "mask"
 
     @property
     def holds_pictures(self) -> bool:
-        """Whether it needs a folder of pictures."""
+        """True if it needs a folder of pictures."""
         return self.is_main or self.dataset_type == "conditioning"

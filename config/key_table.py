@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from .datasets import Dataset
+from .mistakes import is_model
 from .reading import CONFIG_NAME, DATA_NAME
 from .settings import Settings
 from .value_types import Written
@@ -87,7 +88,7 @@ def _keys_of(model: type[BaseModel], file: str, group: str, *, prefix: str = "")
         change = _changes()[file].get(prefix + name, "")
         yield Key(file, group, prefix + name, meaning, values, default, follows, why, change)
         for inner in {field.annotation, *get_args(field.annotation)} - shown:
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if is_model(inner):
                 shown.add(inner)  # of three tables of captions the first shows their keys
                 yield from _keys_of(inner, file, group, prefix=f"{name}.")
 

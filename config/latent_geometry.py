@@ -1,4 +1,4 @@
-"""How pixels, latents and image tokens of Qwen-Image-Edit relate; nothing else says it.
+"""Relates pixels, latents and image tokens of Qwen-Image-Edit; nothing else says it.
 
 The VAE makes one latent pixel of 8 x 8 pixels, and the transformer packs 2 x 2 latent pixels
 into one token.

@@ -1,4 +1,4 @@
-"""Read both files, check them, and give back one configuration or all mistakes at once."""
+"""Reads and checks both files: the result is one configuration, or all mistakes at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(
     sets: Sequence[str] = (),
     example: str | None = None,
 ) -> Configuration:
-    """Read the configuration a command was given.
+    """Read the configuration that a command was given.
 
     Args:
         config: config.json; None with an example.
@@ -45,7 +45,7 @@ def load(
 
 
 def _shipped(config: Path | None, example: str | None, draft: Draft) -> Traversable | None:
-    """The folder of the example, if one is asked for."""
+    """Return the folder of the example, if one is asked for."""
     if example is None:
         return None
     if config is not None:
@@ -62,22 +62,18 @@ def _shipped(config: Path | None, example: str | None, draft: Draft) -> Traversa
 def _settings_of(
     config: Path | None, shipped: Traversable | None, draft: Draft, *, changes: Sequence[Change]
 ) -> dict[str, Any]:
-    """The values of config.json with the `--set`; read into the draft as well."""
-    if config is not None:
-        raw = read_json(config, label := str(config), dict)
-    elif shipped is not None:
-        label = f"{shipped.name}/{CONFIG_NAME}"
-        raw = read_json(shipped / CONFIG_NAME, label, dict)
-    else:
+    """Read config.json with its `--set` into the draft, and return its values."""
+    file, label = config or shipped, str(config)
+    if config is None and shipped is not None:
+        file, label = shipped / CONFIG_NAME, f"{shipped.name}/{CONFIG_NAME}"
+    if file is None:
         if not draft.mistakes:
             text = "none is given; name it with --config FILE, or try example=NAME"
             draft.mistakes.append(Mistake(CONFIG_NAME, text))
         return {}
+    raw: dict[str, Any] | Mistake = read_json(file, label, dict)
     if isinstance(raw, Mistake):
         draft.mistakes.append(raw)
-        return {}
-    if not isinstance(raw, dict):
-        draft.mistakes.append(Mistake(label, "must hold one object in braces"))
         return {}
     draft.change_settings(raw, changes)
     draft.read_settings(raw, label)
@@ -87,7 +83,7 @@ def _settings_of(
 def _data_file(
     data: Path | None, shipped: Traversable | None, raw: dict[str, Any], *, draft: Draft
 ) -> tuple[Traversable, str] | None:
-    """multidatabackend.json and its name for the user."""
+    """Return multidatabackend.json, and its name for the user."""
     if data is not None:
         return data, str(data)
     if shipped is not None:
@@ -114,8 +110,6 @@ def _read_datasets(
     raw = read_json(file, label, list, beside=config)
     if isinstance(raw, Mistake):
         draft.mistakes.append(raw)
-    elif not isinstance(raw, list):
-        draft.mistakes.append(Mistake(label, "must hold one list of datasets in brackets"))
     else:
         draft.change_datasets(raw, changes)
         draft.read_datasets(raw, label)

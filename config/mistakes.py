@@ -1,4 +1,4 @@
-"""A user's mistakes: each one line, all of them in one error."""
+"""Turns what is wrong in the files into lines, and all lines into one error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_VALUE = 60  # characters of a wrong value that are repeated to the user
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake and where it is.
+    """A mistake, and where it is.
 
     Attributes:
         file: as the user named it, or the `--set` that brought the value in.
@@ -34,14 +34,14 @@ class Mistake:
 
     @property
     def line(self) -> str:
-        """For the user: file, dataset, key and text."""
+        """The mistake as the user reads it: file, dataset, key and text."""
         dataset = f", dataset {self.dataset}" if self.dataset else ""
         key = f"`{self.key}` " if self.key else ""
         return f"{self.file}{dataset}: {key}{self.text}"
 
 
 def refuse(mistakes: Sequence[Mistake]) -> None:
-    """Raise all mistakes as one error; nothing happens when there are none.
+    """Raise all mistakes as one error, if there are any.
 
     Raises:
         WrongUse: with one line for each mistake.
@@ -63,25 +63,21 @@ def refuse(mistakes: Sequence[Mistake]) -> None:
 def mistakes_in(
     error: ValidationError, model: type[BaseModel], *, known: Iterable[str]
 ) -> list[tuple[str, str]]:
-    """(key, text) of each mistake pydantic found, in plain words.
+    """Return (key, text) of each mistake that pydantic found, in plain words.
 
     Args:
         known: keys of another trainer that a misspelt one may mean.
     """
     return [
-        (_key(one["loc"]), _in_words(one, model, known))
-        for one in error.errors()
+        (".".join(map(str, found["loc"])), _in_words(found, model, known))
+        for found in error.errors()
         # follows from another mistake and says nothing new
-        if one["type"] != "default_factory_not_called"
+        if found["type"] != "default_factory_not_called"
     ]
 
 
-def _key(place: tuple[int | str, ...]) -> str:
-    return ".".join(str(step) for step in place)
-
-
 def _in_words(error: Mapping[str, Any], model: type[BaseModel], known: Iterable[str]) -> str:
-    say = WORDS.get(error["type"])
+    words = WORDS.get(error["type"])
     given = _shown(error["input"])
     if error["type"] == "extra_forbidden":
         return _unknown(error["loc"], model, known)
@@ -89,9 +85,10 @@ def _in_words(error: Mapping[str, Any], model: type[BaseModel], known: Iterable[
         return "is required" + _choices_of(model, error["loc"])
     if error["type"] == "literal_error":
         return _not_a_choice(error["ctx"]["expected"], error["input"])
-    if say is None:
+    if words is None:
         return f"is wrong ({error['msg']}), here {given}"
-    return say(error.get("ctx", {})) + ("" if error["type"] == "value_error" else f", not {given}")
+    text = words(error.get("ctx", {}))
+    return text if error["type"] == "value_error" else f"{text}, not {given}"
 
 
 WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -120,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(place: tuple[int | str, ...], model: type[BaseModel], known: Iterable[str]) -> str:
-    """A key nobody knows, with the nearest of ours, or of others if only a letter is wrong."""
+    """Name the nearest key, or that of another trainer if hardly a letter differs."""
     name, ours = str(place[-1]), _model_at(model, place[:-1]).model_fields
     theirs = nearest(name, known, alike=NEARLY_EQUAL) if len(place) == 1 else None
     if theirs and not nearest(name, ours, alike=NEARLY_EQUAL):
@@ -129,14 +126,15 @@ def _unknown(place: tuple[int | str, ...], model: type[BaseModel], known: Iterab
 
 
 def _model_at(model: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model of the object that lies at `place` inside of `model`."""
+    """Return the model of the object at `place` inside of `model`."""
     for step in place:
         kind = model.model_fields[str(step)].annotation
-        model = next(one for one in (kind, *get_args(kind)) if _is_model(one))
+        model = next(part for part in (kind, *get_args(kind)) if is_model(part))
     return model
 
 
-def _is_model(kind: Any) -> bool:
+def is_model(kind: Any) -> bool:
+    """Return whether the type of a field is an object with keys of its own."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 

@@ -1,4 +1,4 @@
-"""`--set key=value` and `--set data.<dataset id>.<key>=value`."""
+"""Reads `--set key=value` and `--set data.<dataset id>.<key>=value`, and applies them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOR_DATA = "data."
 
 @dataclass(frozen=True)
 class Change:
-    """One `--set` as it was typed: the dotted key and the value."""
+    """A `--set` as it was typed: the dotted key and the value."""
 
     key: str
     value: Any
@@ -23,12 +23,12 @@ class Change:
 
     @property
     def label(self) -> str:
-        """How mistakes in it are announced."""
+        """The words by which the user knows it."""
         return f"--set {self.typed}"
 
     @property
     def for_data(self) -> bool:
-        """Whether it is for the second file."""
+        """True if it is for the data file."""
         return self.key.startswith(FOR_DATA)
 
 
@@ -63,10 +63,10 @@ def put(into: dict[str, Any], dotted: str, change: Change) -> Mistake | None:
 
 
 def target_of(change: Change, ids: Iterable[str]) -> tuple[str, str] | Mistake:
-    """The dataset id and the key a change is for; of ids that contain each other, the longest."""
+    """Return the dataset id (the longest that fits) and the key that a change is for."""
     known = list(ids)
     rest = change.key.removeprefix(FOR_DATA)
-    fitting = [one for one in known if rest.startswith(f"{one}.") and len(rest) > len(one) + 1]
+    fitting = [name for name in known if rest.startswith(f"{name}.") and rest != f"{name}."]
     if fitting:
         longest = max(fitting, key=len)
         return longest, rest[len(longest) + 1 :]

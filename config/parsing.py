@@ -1,4 +1,4 @@
-"""A configuration being read: what is known so far, and every mistake found on the way."""
+"""Turns the values of both files into a configuration, and finds every mistake on the way."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Draft:
         *,
         fallback: Mapping[str, Any] | None = None,
     ) -> Model | None:
-        """The model of `raw`, or of what is right in `raw`; None when that is too little."""
+        """Return the model of `raw`, or of what is right in it; None when that is too little."""
         try:
             return model.model_validate(raw)
         except ValidationError as error:
@@ -143,28 +143,23 @@ class Draft:
                 flavour = self._known("model_flavour")
                 sampling = self._known("conditioning_multidataset_sampling")
                 self._report(main.id, links.check(main, flavour=flavour, sampling=sampling))
-        tails = [one.id for one in self.datasets if one.dataset_type == "text_embeds"]
+        tails = [dataset.id for dataset in self.datasets if dataset.dataset_type == "text_embeds"]
         for name in tails[1:]:
             self._wrong(name, "dataset_type", f'"text_embeds" is already that of "{tails[0]}"')
         self._check_eval(links)
         self._check_mains()
 
     def _known(self, key: str) -> Any:
-        """The value of a setting; None where the user's own is wrong."""
+        """Return the value of a setting; None where the user's own is wrong."""
         return None if self._is_wrong(None, key) else getattr(self.settings, key)
 
     def _check_eval(self, links: Links) -> None:
         name = self.settings.eval_dataset_id if self.settings else None
-        if name is None:
-            return
-        if (why := links.missing(name)) is not None:
+        if name is not None and (why := links.fault(name, "eval", "image")) is not None:
             self._report(None, [("eval_dataset_id", why)])
-        elif (dataset := links.by_id.get(name)) and not dataset.is_main:
-            kind = f'has `dataset_type` "{dataset.dataset_type}", not "eval" or "image"'
-            self._report(None, [("eval_dataset_id", f'names "{name}", which {kind}')])
 
     def _check_mains(self) -> None:
-        images = [one.id for one in self.datasets if one.dataset_type == "image"]
+        images = [dataset.id for dataset in self.datasets if dataset.dataset_type == "image"]
         held_out = self.settings.eval_dataset_id if self.settings else None
         if self._unread or set(images) - {held_out}:
             return
@@ -174,7 +169,7 @@ class Draft:
         self.mistakes.append(Mistake(self._data_file, text))
 
     def configuration(self) -> Configuration:
-        """What has been read.
+        """Return what has been read.
 
         Raises:
             WrongUse: with every mistake found on the way, one a line.
@@ -201,7 +196,7 @@ class Draft:
 
     def _report(self, dataset: str | None, found: Iterable[tuple[str, str]]) -> None:
         """Remember mistakes, but only the first pass that finds one in a key."""
-        for key, text in [one for one in found if not self._is_wrong(dataset, one[0])]:
+        for key, text in [finding for finding in found if not self._is_wrong(dataset, finding[0])]:
             self._wrong(dataset, key, text)
 
     def _wrong(self, dataset: str | None, key: str | None, text: str) -> None:
@@ -219,13 +214,13 @@ class Draft:
     def _is_wrong(self, dataset: str | None, key: str) -> bool:
         top = key.partition(".")[0]
         return any(
-            one.dataset == dataset and (one.key or "").partition(".")[0] == top
-            for one in self.mistakes
+            mistake.dataset == dataset and (mistake.key or "").partition(".")[0] == top
+            for mistake in self.mistakes
         )
 
 
 def _dotted(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Give the keys of an object, and with dots those of the objects in it."""
+    """Yield the keys of an object, and with dots those of the objects in it."""
     for key, value in raw.items():
         yield key
         if isinstance(value, dict):

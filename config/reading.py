@@ -1,4 +1,4 @@
-"""The files a configuration comes from: the user's own, or a shipped pair of them."""
+"""Reads the files of a configuration: the user's own, or a shipped pair of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CONFIG_NAME, DATA_NAME = "config.json", "multidatabackend.json"
 
 
 def example_names() -> list[str]:
-    """The shipped examples."""
+    """Return the names of the shipped examples."""
     return sorted(folder.name for folder in _examples().iterdir() if folder.is_dir())
 
 
 def example_folder(name: str) -> Traversable | Mistake:
-    """The folder of a shipped example, or what is wrong with its name."""
+    """Return the folder of a shipped example, or what is wrong with its name."""
     names = example_names()
     if name in names:
         return _examples() / name
@@ -40,14 +40,16 @@ def read_json(
     *,
     beside: Path | None = None,
 ) -> Any | Mistake:
-    """What the file holds, or why it cannot be read.
+    """Return what the file holds, or why it cannot be read.
 
     Args:
-        kind: what such a file holds: of files with nearly its name, one of these is meant.
+        kind: the type that such a file holds: of files with nearly its name, one of these is meant.
         beside: a file in whose folder a missing one may lie instead.
     """
     try:
-        return parse(file.read_text(encoding="utf-8-sig"))
+        value = parse(file.read_text(encoding="utf-8-sig"))
+        wanted = "one object in braces" if kind is dict else "one list of datasets in brackets"
+        return value if isinstance(value, kind) else Mistake(label, f"must hold {wanted}")
     except FileNotFoundError:
         return Mistake(label, f"there is no such file{_alike(file, beside, kind)}")
     except IsADirectoryError:
@@ -61,7 +63,7 @@ def read_json(
 
 
 def _alike(file: Traversable, beside: Path | None, kind: type) -> str:
-    """A file of that name, or nearly that name, that does exist; else the only one of the kind."""
+    """Ask for a file of nearly that name that does exist, or for the only one of its kind."""
     if beside is not None and (other := beside.parent / file.name).is_file():
         return f" (paths are relative to the working directory); did you mean {other}?"
     if not isinstance(file, Path) or not file.parent.is_dir():

@@ -1,4 +1,4 @@
-"""What is accepted without an effect, said in one line each."""
+"""Notes on what is accepted without effect, a line each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from .datasets import Dataset
 from .settings import Settings
-from .training_settings import DEFAULT_STEPS
+from .training_settings import DEFAULT_STEPS, LoRA
 
-# What has the effect here that users of the guide's trainer expect of these.
+# Keys of SimpleTuner, and those that have here the effect that is expected of them.
 INSTEAD = {
     "adam_beta1": "optimizer_config.betas",
     "adam_beta2": "optimizer_config.betas",
@@ -28,11 +28,6 @@ INSTEAD = {
     "use_dora": "lora_type",
     "validation_using_datasets": "eval_dataset_id",
 }
-# What only an adapter has.
-OF_ADAPTERS = (
-    *("lora_type", "lora_rank", "lora_alpha", "lora_dropout"),
-    *("lora_init_type", "lora_format"),
-)
 SCHEMA_KEY = "$schema"  # tells an editor by what it may check the file
 CAPTION_TABLES = ("parquet", "csv", "jsonl")
 CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column"})
@@ -40,7 +35,7 @@ CAPTION_TABLE_FIELDS = frozenset({"width_column", "height_column"})
 
 @cache
 def known_elsewhere(model: type[BaseModel]) -> frozenset[str]:
-    """Names the guide's trainer knows and that have no meaning here."""
+    """Return the keys of SimpleTuner that have no effect here."""
     name = "guide-option-names.txt" if model is Settings else "guide-dataset-fields.txt"
     text = (files("qedit.config") / "known-names" / name).read_text(encoding="utf-8")
     names = (line.strip() for line in text.splitlines() if not line.startswith("#"))
@@ -50,7 +45,7 @@ def known_elsewhere(model: type[BaseModel]) -> frozenset[str]:
 def without_meaning(
     raw: Mapping[str, Any], model: type[BaseModel]
 ) -> tuple[dict[str, Any], set[str]]:
-    """`raw` without the keys that have no meaning here, and those keys."""
+    """Return `raw` without the keys that have no effect here, and those keys."""
     names = {key for key in raw if key in known_elsewhere(model)}
     ignored = names | ({SCHEMA_KEY} if model is Settings else set())
     rest = {key: value for key, value in raw.items() if key not in ignored}
@@ -63,7 +58,7 @@ def without_meaning(
 
 
 def meaningless_note(where: str, names: Collection[str]) -> Iterator[str]:
-    """One line on all keys of one file that do nothing here."""
+    """Yield one line on all keys of a file that have no effect here."""
     if names:
         listed = ", ".join(name + what_instead(name) for name in sorted(names))
         yield f"{where}: known to another trainer, without effect here: {listed}"
@@ -79,7 +74,7 @@ def what_instead(name: str) -> str:
 
 
 def settings_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
-    """Lines on defaults that decide something large, and on keys that cancel each other."""
+    """Yield lines on defaults that decide something large, and on keys that cancel each other."""
     if not {"max_train_steps", "num_train_epochs"} & set(given):
         yield (
             "neither max_train_steps nor num_train_epochs is given: "
@@ -93,14 +88,14 @@ def settings_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
             f"lr_warmup_steps is {warmup} and the run has {steps} steps: "
             "it ends before learning_rate is reached"
         )
-    idle = [key for key in OF_ADAPTERS if key in given and settings.model_type == "full"]
-    if idle:
+    idle = [key for key in LoRA.model_fields if key in given and key != "lora_target_modules"]
+    if idle and settings.model_type == "full":
         yield f"model_type is full, so there is no LoRA and no effect of {', '.join(idle)}"
     yield from _rollout_notes(given, settings)
 
 
 def _rollout_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
-    """Lines on scheduled sampling that stays off, or goes by another key than one may think."""
+    """Yield lines on scheduled sampling that stays off, or goes by another key than it seems."""
     key = "scheduled_sampling_{}".format
     ramp = settings.scheduled_sampling_ramp_steps
     chance = settings.scheduled_sampling_probability
@@ -122,14 +117,15 @@ def _rollout_notes(given: Collection[str], settings: Settings) -> Iterator[str]:
 def links_notes(
     datasets: Collection[Dataset], given: Mapping[str | None, Collection[str]]
 ) -> Iterator[str]:
-    """Lines on datasets that nothing names, and on fields without effect in them."""
-    named = {name for one in datasets if one.is_main for name in one.conditioning_data}
-    named |= {one.conditioning_image_embeds for one in datasets if one.conditioning_image_embeds}
-    for one in datasets:
-        if one.dataset_type.startswith("conditioning") and one.id not in named:
-            yield f"dataset {one.id}: no other dataset names it, so it is not used"
-        captioned = one.caption_strategy and "caption_strategy" in given.get(one.id, ())
-        if one.dataset_type == "conditioning" and captioned:
-            yield f"dataset {one.id}: references have no captions; caption_strategy has no effect"
-        if one.holds_pictures and one.cache_dir:
-            yield f"dataset {one.id}: cache_dir has no effect on pictures; use cache_dir_vae"
+    """Yield lines on datasets that nothing names, and on fields without effect in them."""
+    named = {name for main in datasets if main.is_main for name in main.conditioning_data}
+    named |= {main.conditioning_image_embeds or "" for main in datasets}
+    for dataset in datasets:
+        name, kind = dataset.id, dataset.dataset_type
+        if kind.startswith("conditioning") and name not in named:
+            yield f"dataset {name}: no other dataset names it, so it is not used"
+        captioned = dataset.caption_strategy and "caption_strategy" in given.get(name, ())
+        if kind == "conditioning" and captioned:
+            yield f"dataset {name}: references have no captions; caption_strategy has no effect"
+        if dataset.holds_pictures and dataset.cache_dir:
+            yield f"dataset {name}: cache_dir has no effect on pictures; use cache_dir_vae"

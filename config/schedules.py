@@ -1,4 +1,4 @@
-"""What may be written in `lr_scheduler_config`, by `lr_scheduler`."""
+"""Lists what may be written in `lr_scheduler_config`, by `lr_scheduler`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RULES = re.compile(rf"({_RULE},)*{_LAST_RULE}", re.IGNORECASE)
 def schedule_mistakes(
     name: str, config: Mapping[str, Any], *, peak: float
 ) -> Iterator[tuple[str, str]]:
-    """(option, text) of each option that schedule `name` does not take, lacks, or cannot use.
+    """Yield (option, text) of each option that schedule `name` does not take, lacks or cannot use.
 
     Args:
         peak: the highest learning rate.
@@ -46,7 +46,7 @@ def schedule_mistakes(
 
 
 def _takes(name: str, option: str) -> str:
-    """What is taken instead, or who takes it."""
+    """Return what is taken instead, or which schedule takes it."""
     takes = SCHEDULE_OPTIONS[name]
     own = f"which takes {' and '.join(takes) or 'none'}{did_you_mean(option, takes)}"
     others = [other for other, options in SCHEDULE_OPTIONS.items() if option in options]

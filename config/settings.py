@@ -50,9 +50,8 @@ class Model(Written):
     ] = "qwen_image"
     """Family of the model, as in SimpleTuner. Why: qedit trains Qwen-Image-Edit alone."""
     model_flavour: Literal["edit-v1", "edit-v2", "edit-v2+", "edit-v3"]
-    """Release of the model: Qwen-Image-Edit (edit-v1, one reference), 2509 (edit-v2, up to three),
-    2509 with references at timestep 0 (edit-v2+), or 2511 (edit-v3).
-    Why: it decides what the encoders see, and must be the checkpoint's own."""
+    """Release of the model: the first (edit-v1, one reference), 2509 (edit-v2, up to three), 2509
+    with references at timestep 0 (edit-v2+), or 2511 (edit-v3). Why: the checkpoint decides it."""
     model_kwargs: ModelKwargs = ModelKwargs()
     """Arguments of the model. Why: each has a default of its own."""
     pretrained_model_name_or_path: Text | None = None
@@ -92,8 +91,7 @@ class Encoding(Written):
     """Number format in which Qwen2.5-VL computes; embeds are stored in bf16.
     Why: the pipelines run it so, and fp32 takes twice the memory."""
     text_encoder_precision: Literal["no_change", "int8-quanto"] = "no_change"
-    """Number format of the weights of Qwen2.5-VL; int8 halves their 16 GB.
-    Why: the embeds are then those of inference."""
+    """Number format of Qwen2.5-VL; int8 halves its 16 GB. Why: exact embeds, as at inference."""
     cache_compression: Literal["none", "zstd"] = "none"
     """Compresses cached rows without loss. Why: it saves about a quarter of the disk, and reading
     a row takes 2 to 20 ms longer."""
@@ -109,7 +107,7 @@ class Previews(Written):
     target, or exactly "1024x768!". Unit: pixels. Why: the model's own size."""
     validation_guidance: Annotated[float, Field(ge=1), IS_NUMBER] = 4.0
     """Guidance of previews, the pipelines' `true_cfg_scale`; 1 is none, in half the time.
-    Why: the pipelines' default; 3.5 to 4.5 is usual."""
+    Why: as in the pipelines; 3.5 to 4.5 is usual."""
     validation_num_inference_steps: Count = 30
     """Denoising steps of a preview. Unit: steps. Why: 3/5 of the time of the pipelines' 50."""
     validation_step_interval: Count = DEFAULT_INTERVAL
@@ -147,15 +145,14 @@ class Output(Written):
     checkpoint_step_interval: Count = DEFAULT_INTERVAL
     """Distance of two checkpoints. Unit: optimizer steps. Why: a crash costs no more than these."""
     checkpoints_total_limit: Count = 5
-    """Checkpoints that are kept; the oldest is removed first. Unit: checkpoints.
-    Why: a way back that does not fill the disk."""
+    """Checkpoints kept; the oldest goes first. Unit: checkpoints. Why: ways back, at some disk."""
     resume_from_checkpoint: Text | None = "latest"
     """Where a run continues: latest, none, or the name or path of a checkpoint.
     Why: after a stop, the same command continues the run."""
     report_to: Annotated[
         Literal["none", "tensorboard", "wandb"],
         BeforeValidator(
-            lambda value: "none" if value is None else value,
+            lambda name: "none" if name is None else name,
             json_schema_input_type=Literal["none", "tensorboard", "wandb"] | None,
         ),
     ] = "none"

@@ -1,4 +1,4 @@
-"""The nearest known word to one that is not known."""
+"""Finds the known word that is nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEARLY_EQUAL = 0.9
 
 
 def nearest(word: str, known: Iterable[str], *, alike: float = ALIKE) -> str | None:
-    """The known word that `word` was probably meant to be, or None.
+    """Return the known word that `word` was probably meant to be, or None.
 
     `alike`: difflib's ratio from which two words are taken for one, from 0 to 1.
     """
@@ -20,7 +20,7 @@ def nearest(word: str, known: Iterable[str], *, alike: float = ALIKE) -> str | N
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question to end a sentence with: "; did you mean `lora_rank`?", or nothing."""
+    """Return the end of a sentence: "; did you mean `lora_rank`?", or nothing."""
     close = nearest(word, known)
     return f"; did you mean `{close}`?" if close else ""
 

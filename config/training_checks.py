@@ -1,4 +1,4 @@
-"""What the keys of training must agree on, as far as no model is needed to see it."""
+"""Checks what the keys of training must agree on, as far as no model is needed for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PARTS_OF_BASE = ("pissa", "olora")
 
 
 def check_training(settings: Settings, *, wrong: Collection[str]) -> Iterator[Finding]:
-    """What is wrong between the keys that decide what is trained, and how.
+    """Yield what is wrong between the keys that decide what is trained, and how.
 
     Args:
         wrong: keys whose values are no such values; `settings` has defaults in their places,

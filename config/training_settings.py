@@ -78,8 +78,7 @@ class Training(Written):
     """The optimizer. adamw-8bit, prodigy, lion and came need `pip install 'qedit[optimizers]'`.
     Why: it needs no further package, and learning rates are mostly given for it."""
     optimizer_config: dict[str, Any] | None = None
-    """Further arguments of the optimizer's class, like `{"weight_decay": 0.01}`.
-    Why: that class has defaults."""
+    """Further arguments of its class, like `{"weight_decay": 0.01}`. Why: they have defaults."""
     lr_scheduler: Literal[
         "constant",
         "constant_with_warmup",
@@ -98,14 +97,12 @@ class Training(Written):
     """Steps in which the learning rate rises from 0. Unit: optimizer steps.
     Why: a new LoRA changes nothing yet, so its first steps do little harm."""
     max_grad_norm: NotNegative = 1.0
-    """Gradients with a larger norm are scaled down to it; 0 scales none.
-    Why: one odd sample then cannot spoil the weights."""
+    """Larger gradients are scaled to this norm; 0 scales none. Why: odd samples do less harm."""
     loss_type: Literal["l2", "huber", "smooth_l1"] = "l2"
     """Measure of the error of the predicted velocity: its square, or a pseudo-Huber loss, in which
     large errors count less. Why: the square is the loss of flow matching."""
     huber_c: Positive = 0.1
-    """Error at which huber and smooth_l1 turn from square to linear.
-    Why: the default of diffusers' training scripts."""
+    """Error at which huber and smooth_l1 become linear. Why: as in diffusers' scripts."""
     caption_dropout_probability: Probability = 0.0
     """Share of samples that are trained with the null prompt in place of their caption.
     Why: no edit can be guessed without its instruction; 0.05 to 0.1 supports guidance."""
@@ -125,9 +122,8 @@ class Memory(Written):
     """These keys say how a step is fitted into the memory of the device."""
 
     gradient_checkpointing: bool = True
-    """Computes activations of blocks again in the backward. A LoRA on a GPU does so for as many
-    blocks as its memory asks for, whatever this says. Why: at 1024 x 1024 with one reference all
-    activations take 73 GB, and what checkpointing keeps 3 GB."""
+    """Computes activations again in the backward; a LoRA on a GPU decides that by its memory alone.
+    Why: at 1024 x 1024 with one reference all activations take 73 GB, the others 3 GB."""
     base_model_precision: Literal[
         "no_change", "int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "nf4-bnb"
     ] = "no_change"
@@ -172,14 +168,12 @@ class LoRA(Written):
     """Layers that get an adapter: a preset, or names (or ends of names) as diffusers has them.
     Why: the four attention layers of the image stream are enough for most edits."""
     init_lora: Text | None = None
-    """LoRA file, with any tool's names, or its folder: training begins with it.
-    Why: a LoRA begins without effect."""
+    """LoRA file of any tool, or its folder, to begin with. Why: a LoRA begins without effect."""
     lora_init_type: Literal["default", "gaussian", "pissa", "olora"] = "default"
     """First weights: Kaiming uniform, Gaussian, or taken out of the base (pissa, olora).
     Why: it begins without effect and fits a quantised base."""
     lora_format: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
-    """Tool whose names the saved tensors have. Why: diffusers loads it as it is, and `qedit export`
-    writes the other two."""
+    """Tool whose names tensors get. Why: diffusers loads them; `qedit export` writes others."""
 
 
 class NoiseSchedule(Written):
@@ -191,8 +185,7 @@ class NoiseSchedule(Written):
     flow_schedule_auto_shift: bool = Field(
         default_factory=lambda data: data.get("flow_schedule_shift") is None
     )
-    """Takes the shift from the number of target tokens: 1.7 at 512 x 512, 2.0 at 1024 x 1024.
-    Why: inference does so."""
+    """Takes the shift of inference: 1.7 at 512 x 512, 2.0 at 1024 x 1024. Why: training fits it."""
     flow_sigmoid_scale: Positive = 1.0
     """Spread of sigma, the sigmoid of this times a normal number; below 1 it gathers in the middle.
     Why: the usual logit-normal distribution."""
@@ -201,11 +194,9 @@ class NoiseSchedule(Written):
     flow_use_beta_schedule: bool = False
     """Draws sigma from a beta distribution. Why: the sigmoid is usual."""
     flow_beta_schedule_alpha: Positive = 2.0
-    """First parameter of the beta distribution; a larger one moves sigma towards noise.
-    Why: 2 and 2 are a hill in the middle."""
+    """First parameter of the beta distribution; more is noisier. Why: 2, 2 favour the middle."""
     flow_beta_schedule_beta: Positive = 2.0
-    """Second parameter of the beta distribution; a larger one moves sigma towards the picture.
-    Why: 2 and 2 are a hill in the middle."""
+    """Second parameter of the beta distribution; more is cleaner. Why: 2, 2 favour the middle."""
     scheduled_sampling_max_step_offset: Annotated[int, Field(ge=0, le=999), IS_NUMBER] = 0
     """Longest rollout: the model denoises a sample from so much more noise before it learns from
     it; 0 is off. Unit: 1/1000 of sigma. Why: each unit of a rollout is one more forward."""
@@ -213,15 +204,13 @@ class NoiseSchedule(Written):
     """How the length of a rollout is drawn: evenly, more often short (biased_early), or more often
     long (biased_late). Why: no length is preferred."""
     scheduled_sampling_probability: Probability = 0.0
-    """Share of samples that are rolled out, where there is no ramp. Why: rollouts are off."""
+    """Share of samples rolled out, where there is no ramp. Why: rollouts are off."""
     scheduled_sampling_prob_start: Probability = 0.0
-    """Share of samples that are rolled out at the start of the ramp.
-    Why: plain samples are learned first."""
+    """Share of samples rolled out where the ramp begins. Why: plain samples come first."""
     scheduled_sampling_prob_end: Probability = 0.5
-    """Share of samples that are rolled out at the end of the ramp. Why: half stay plain."""
+    """Share of samples rolled out where the ramp ends. Why: half of them stay plain."""
     scheduled_sampling_ramp_steps: CountFromZero = 0
-    """Length of the ramp; 0 is no ramp. Unit: optimizer steps.
-    Why: scheduled_sampling_probability decides."""
+    """Length of the ramp; 0 is none. Unit: optimizer steps. Why: the share stays the same."""
     scheduled_sampling_start_step: CountFromZero = 0
     """First step with rollouts. Unit: optimizer steps. Why: from the first step."""
     scheduled_sampling_ramp_shape: Literal["linear", "cosine"] = "linear"
@@ -234,8 +223,8 @@ class NoiseSchedule(Written):
     """Adds the two ReflexFlow losses (arXiv 2512.04904) of samples that were rolled out.
     Why: it costs one more forward, and the paper is under revision."""
     scheduled_sampling_reflexflow_alpha: NotNegative = 1.0
-    """How much more errors count that arise in the rollout. Why: SimpleTuner's default."""
+    """How much more errors count that arise in the rollout. Why: as in SimpleTuner."""
     scheduled_sampling_reflexflow_beta1: NotNegative = 10.0
-    """Weight of the loss that pulls back towards the picture. Why: SimpleTuner's default."""
+    """Weight of the loss that pulls back towards the picture. Why: as in SimpleTuner."""
     scheduled_sampling_reflexflow_beta2: NotNegative = 1.0
-    """Weight of the usual loss of samples that were rolled out. Why: SimpleTuner's default."""
+    """Weight of the usual loss of samples that were rolled out. Why: as in SimpleTuner."""

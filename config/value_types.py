@@ -1,4 +1,4 @@
-"""Kinds of values: what a user may write for each, read kindly where the meaning is clear."""
+"""Types of values: each accepts what a user may write for it, where the meaning is clear."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ Folder = Annotated[Path, BeforeValidator(_path)]
 
 
 def names_of(value: Any) -> Any:
-    """One name or a list of names, as a tuple of names."""
+    """Return one name or a list of names as a tuple of names."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError("must be a text or a list of texts")
@@ -117,7 +117,7 @@ AutoOrCount = Annotated[
 
 
 def only(wanted: str, otherwise: str) -> Callable[[Any], Any]:
-    """A check that lets `wanted` through and answers everything else with `otherwise`."""
+    """Return a check that accepts `wanted` alone, and refuses all else with `otherwise`."""
 
     def check(value: Any) -> Any:
         if value != wanted:
@@ -129,7 +129,7 @@ def only(wanted: str, otherwise: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True, slots=True)
 class PreviewSize:
-    """How large previews are.
+    """The size of previews.
 
     Attributes:
         width, height: in pixels. Unless `exact`, only their product counts: it is the area
@@ -143,7 +143,7 @@ class PreviewSize:
 
     @property
     def area(self) -> int:
-        """In square pixels."""
+        """The area in square pixels."""
         return self.width * self.height
 
     def __str__(self) -> str:

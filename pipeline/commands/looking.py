@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,18 @@ def keys(word: str | None, **shared: Any) -> None:
     """
     word, shared["assignments"] = _word_among((word, *shared["assignments"]))
     with reporting(**shared) as (progress, finish):
-        from ..key_lines import found_keys, key_lines, key_object
+        from ..key_lines import found_keys, key_lines, values_in_effect
 
         given = any(shared[name] for name in ("config", "data", "sets", "assignments"))
         configuration = configuration_of(progress, dry_run=True, **shared) if given else None
         found, note = found_keys(word)
         if note:
             progress.say(f"{note}\n")
+        objects = []
         for key in found:
-            progress.say("\n".join([*key_lines(key, configuration), ""]))
-        objects = [key_object(key, configuration) for key in found]
+            here = values_in_effect(key, configuration) if configuration else []
+            progress.say("\n".join([*key_lines(key, here), ""]))
+            objects.append({**asdict(key), "here": here})
         finish({"stage": "keys", "keys": objects, "note": note})
 
 

@@ -74,14 +74,14 @@ VALUES: dict[str, dict[str, str]] = {
     # config/
     "mistakes.py": {
         "'\\n'.join([heading, *(f'  {line}' for line in lines)])": (
-            "The configuration has 2 mistakes:\nconfig.json: `lora_rnk` is not a key. Did you mean "
-            "`lora_rank`?\ndata.json, dataset edited: `resolution` must be greater than 0"
+            "The configuration has 2 mistakes:\nconfig.json: `lora_rnk` is not a known key; "
+            "did you mean `lora_rank`?\ndata.json, dataset edited: `resolution` must be more than 0, not 0"
         ),
     },
     # pipeline/
     "collect.py": {"folder": "output/dogs", "holder": _HOLDER},
     "examples.py": {"assignment": "lora_rank=32"},
-    "key_lines.py": {"word": "'sharpness'"},
+    "key_lines.py": {"what": "No key has 'sharpness' in its name or meaning"},
     "run_command.py": {"folder": "my-run", "make_it": "Make it: `mkdir -p my-run`."},
     "caches.py": {
         "', '.join(gone)": "/mnt/dogs/cache/pairs/dogs",
