@@ -75,8 +75,8 @@ VALUES: dict[str, dict[str, str]] = {
     "mistakes.py": {
         "'\\n'.join([heading, *(f'  {line}' for line in lines)])": (
             "The configuration has 2 mistakes:\nconfig.json: `lora_rnk` is not a known key; "
-            "did you mean `lora_rank`?\ndata.json, dataset edited: `resolution` must be more than 0, "
-            "not 0"
+            "did you mean `lora_rank`?\ndata.json, dataset edited: `resolution` must be more than "
+            "0, not 0"
         ),
     },
     # pipeline/
