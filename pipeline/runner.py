@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..cache.errors import NotComplete, QeditError, WrongUse
@@ -37,7 +38,7 @@ def run_stages(
     progress: Progress,
     *,
     dry_run: bool = False,
-    options: dict[str, dict[str, object]] | None = None,
+    options: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> list[Outcome]:
     """Run the stages called `names` one after the other, saying a line after each.
 
@@ -49,36 +50,34 @@ def run_stages(
         refuse_source_folder(Path(folder))
     if "train" in names and len(names) > 1:
         from ..stages.train.plan.refusals import refuse_to_train
-        from ..stages.train.state.run_folder import refuse_folder
+        from ..stages.train.state.run_record import refuse_folder
 
         # hours before the training would say so itself
         refuse_folder(configuration.settings)
-        device = (options or {}).get("train", {}).get("device", "auto")
+        device = options.get("train", {}).get("device", "auto")
         refuse_to_train(configuration.settings, device=str(device))
     outcomes: list[Outcome] = []
-    decodes = Decodes(names, configuration, dry_run=dry_run)
-    for name in names:
-        if name == "cache-base" and len(names) > 1 and not has_work(configuration.settings):
-            continue
-        extra = (options or {}).get(name, {})
-        try:
-            with decodes.shared(name, extra) as extra:
-                run = Run(configuration)  # its own: the stage before changed what there is
-                given = run if name.startswith("cache-") else configuration
+    with closing(_with_spool(names, options, configuration, dry_run=dry_run)) as stages:
+        for name, extra in stages:
+            if name == "cache-base" and len(names) > 1 and not has_work(configuration.settings):
+                continue
+            run = Run(configuration)  # its own: the stage before changed what there is
+            given = run if name.startswith("cache-") else configuration
+            try:
                 outcome = stage_named(name)(given, progress, dry_run=dry_run, **extra)
-        except NotComplete as missing:
-            if not (dry_run and outcomes):
-                raise
-            # a dry run of several stages: what the earlier ones would make is not there yet
-            progress.say(f"{name:12}  cannot be counted before the stages above. {missing.what}")
-            break
-        if dry_run and name in SHARING:
-            orphaned = _count_unused(run, name)
-            outcome = replace(outcome, facts=outcome.facts | {"orphaned": orphaned})
-        for line in outcome.lines:
-            progress.say(line)
-        progress.say(summary(outcome, dry_run=dry_run))
-        outcomes.append(outcome)
+            except NotComplete as missing:
+                if not (dry_run and outcomes):
+                    raise
+                # what the earlier stages would make is not there yet
+                what = f"cannot be counted before the stages above. {missing.what}"
+                progress.say(f"{name:12}  {what}")
+                break
+            if dry_run and name in SHARING:
+                orphaned = _count_unused(run, name)
+                outcome = replace(outcome, facts=outcome.facts | {"orphaned": orphaned})
+            for line in (*outcome.lines, summary(outcome, dry_run=dry_run)):
+                progress.say(line)
+            outcomes.append(outcome)
     return outcomes
 
 
@@ -93,36 +92,34 @@ def _count_unused(run: Run, stage: str) -> int | None:
         return None  # what is to be done is known all the same; `gc` says what is wrong
 
 
-class Decodes:
-    """Lets `cache-vae` leave pictures for `cache-embeds` where one command runs both."""
+def _with_spool(
+    names: Sequence[str],
+    options: Mapping[str, dict[str, Any]],
+    configuration: Configuration,
+    *,
+    dry_run: bool,
+) -> Generator[tuple[str, dict[str, Any]], None, None]:
+    """Yield each stage with its options.
 
-    def __init__(
-        self, names: Sequence[str], configuration: Configuration, *, dry_run: bool
-    ) -> None:
-        self._both = set(SHARING) <= set(names) and not dry_run
-        self._cache_dir = Path(configuration.settings.cache_dir)
-        self._stack = ExitStack()
-        self._folder: Path | None = None
+    Where both caching stages run, `cache-vae` leaves pictures for `cache-embeds` in a folder,
+    which is gone after the second.
+    """
+    shared = set(SHARING) <= set(names) and not dry_run
+    with ExitStack() as stack:
+        folder = None
+        for name in names:
+            extra = options.get(name, {})
+            if shared and name in SHARING:
+                from ..stages.encoding.device_options import DeviceOptions
+                from ..stages.encoding.spool import spool_in
 
-    @contextmanager
-    def shared(self, name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Give the options of stage `name` with the shared folder; gone after the second stage."""
-        if not self._both or name not in SHARING:
-            yield options
-            return
-        from ..stages.encoding.device_options import DeviceOptions
-        from ..stages.encoding.spool import spool_in
-
-        if self._folder is None:
-            self._folder = self._stack.enter_context(spool_in(self._cache_dir))
-        try:
-            device = options.get("options") or DeviceOptions()
-            yield options | {"options": replace(device, spool=self._folder)}
-        except BaseException:
-            self._stack.close()
-            raise
-        if name == SHARING[-1]:
-            self._stack.close()
+                cache_dir = Path(configuration.settings.cache_dir)
+                folder = folder or stack.enter_context(spool_in(cache_dir))
+                device = extra.get("options") or DeviceOptions()
+                extra = extra | {"options": replace(device, spool=folder)}
+            yield name, extra
+            if name == SHARING[-1]:
+                stack.close()
 
 
 def refuse_several_processes(names: Sequence[str]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from ..terminal.options import device_option, dry_run_option, shared_options
-from ..terminal.run_command import reporting
-from .running import configuration_of, run_named
+from ..terminal.run_command import configuration_of, reporting, run_named
 
 LISTED = 20
 

@@ -18,7 +18,7 @@ from ..terminal.options import (
     vae_batch_option,
     ways_options,
 )
-from .running import run_named
+from ..terminal.run_command import run_named
 
 
 @click.command()

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from ..terminal.options import shared_options
-from ..terminal.run_command import reporting, with_options
-from .running import configuration_of
+from ..terminal.run_command import configuration_of, reporting, with_options
 
 
 @click.command()

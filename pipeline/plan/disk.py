@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,15 @@ from ...stages.samples.sample import Sample
 from ...stages.samples.table import captions_beside, used_main_datasets
 
 PUBLISHED_BYTES = 2  # of each number of a transformer that a run leaves, in bfloat16
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes that a checkpoint's config files say, and how it is to be trained."""
+
+    flavour: Flavour
+    sizes: Dimensions
+    encoders: Encoders
 
 
 class Part(NamedTuple):
@@ -84,9 +93,7 @@ class Disk:
 def disk_of(
     configuration: Configuration,
     samples: Sequence[Sample],
-    flavour: Flavour,
-    encoders: Encoders,
-    sizes: Dimensions,
+    model: Model,
     *,
     pairs: int,
 ) -> Disk:
@@ -101,60 +108,50 @@ def disk_of(
     pictures = [dataset for main in mains for dataset in (main, *configuration.references_of(main))]
     beside = captions_beside(settings)
 
-    def of_mains(
-        what: str,
-        folder_of: Callable[[Dataset], Path],
-        rows_of: Callable[[list[Sample]], Rows],
-        own: Sequence[Sample] = samples,
-    ) -> Kind:
-        folders = _by_folder(mains, folder_of).items()
-        return _kind(
-            what,
-            {
-                folder: rows_of([sample for sample in own if sample.dataset in names])
-                for folder, names in folders
-            },
-        )
+    def of(names: Collection[str], count: int | None = None) -> list[Sample]:
+        return [sample for sample in samples[:count] if sample.dataset in names]
 
     kinds = [
-        of_mains("pairs", configuration.pairs_folder, pair_rows, samples[:pairs]),
+        _kind("pairs", mains, configuration.pairs_folder, lambda own: pair_rows(of(own, pairs))),
         _kind(
             "latents",
-            {
-                folder: latent_rows(samples, encoders, datasets=names)
-                for folder, names in _by_folder(pictures, configuration.vae_folder).items()
-            },
+            pictures,
+            configuration.vae_folder,
+            lambda own: latent_rows(samples, model.encoders, datasets=own),
         ),
-        of_mains(
+        _kind(
             "image prefixes",
+            mains,
             configuration.image_embeds_folder,
-            lambda own: prefix_rows(own, flavour, encoders),
+            lambda own: prefix_rows(of(own), model.flavour, model.encoders),
         ),
-        of_mains(
+        _kind(
             "text tails",
+            mains,
             configuration.text_embeds_folder,
-            lambda own: tail_rows(own, beside, encoders),
+            lambda own: tail_rows(of(own), beside, model.encoders),
         ),
     ]
     if wants_table(settings):
         rows = len(every_timestep(lowest_sigma=lowest_sigma(settings)))
-        table = Rows(rows, rows * table_row_bytes(sizes))
-        kinds.append(_kind("modulation table", {base_folder(settings): table}))
-    kinds += _results(configuration, sizes)
+        folder, count_bytes = base_folder(settings), rows * table_row_bytes(model.sizes)
+        part = Part(folder, count_bytes, _bytes_in(folder))
+        kinds.append(Kind("modulation table", rows, (part,)))
+    kinds += _results(configuration, model.sizes)
     return Disk(tuple(kinds), tuple(_room(kinds)))
 
 
-def _by_folder(
-    datasets: Iterable[Dataset], folder_of: Callable[[Dataset], Path]
-) -> dict[Path, set[str]]:
-    """Return the ids of the datasets that each folder holds rows of."""
-    folders: dict[Path, set[str]] = {}
+def _kind(
+    what: str,
+    datasets: Iterable[Dataset],
+    folder_of: Callable[[Dataset], Path],
+    rows_of: Callable[[Collection[str]], Rows],
+) -> Kind:
+    """Return the kind of rows that `rows_of` counts, given the ids of datasets in one folder."""
+    folders: dict[Path, set[str]] = defaultdict(set)
     for dataset in datasets:
-        folders.setdefault(folder_of(dataset), set()).add(dataset.id)
-    return folders
-
-
-def _kind(what: str, rows: Mapping[Path, Rows]) -> Kind:
+        folders[folder_of(dataset)].add(dataset.id)
+    rows = {folder: rows_of(names) for folder, names in folders.items()}
     parts = (Part(folder, own.count_bytes, _bytes_in(folder)) for folder, own in rows.items())
     return Kind(what, sum(own.how_many for own in rows.values()), tuple(parts))
 

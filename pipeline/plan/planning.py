@@ -35,19 +35,10 @@ from ...stages.samples.sample import Sample
 from ...stages.samples.table import read_pairs, used_main_datasets
 from ...stages.stores.previewed import foreseen_previews
 from ...stages.train.data.batches import Order, Source
-from .disk import Disk, disk_of
+from .disk import Disk, Model, disk_of
 
 WORTH_NAMING = 0.01  # of the memory of a step
 USUAL_FLOPS = 400e12  # what a large GPU of today gives in training, for a first idea of time
-
-
-@dataclass(frozen=True)
-class Model:
-    """The sizes that a checkpoint's config files say, and how it is to be trained."""
-
-    flavour: Flavour
-    sizes: Dimensions
-    encoders: Encoders
 
 
 @dataclass(frozen=True)
@@ -132,6 +123,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         WrongUse, NotComplete: as `qedit pair` does, or a model whose config cannot be had.
     """
     settings = configuration.settings
+    vram_bytes = None if vram_gb is None else round(vram_gb * GIGABYTE)
     model = _model_of(settings)
     samples, rejected, found_by = _samples(configuration, model.flavour)
     every = [sample for found in samples.values() for sample in found]
@@ -157,9 +149,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         disk=disk_of(
             configuration,
             [*every, *foreseen_previews(configuration, samples, model.flavour)],
-            model.flavour,
-            model.encoders,
-            model.sizes,
+            model,
             pairs=len(every),
         ),
         memory=_memory(model.sizes, load, way, settings),
@@ -169,8 +159,8 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         flops=settings.gradient_accumulation_steps
         * step_flops(model.sizes, load, checkpointing=settings.gradient_checkpointing),
         step_seconds=step_seconds(settings.output_dir),
-        vram_bytes=_in_bytes(vram_gb),
-        limit_bytes=_in_bytes(_limit_gb(settings, vram_gb)),
+        vram_bytes=vram_bytes,
+        limit_bytes=_limit(settings, vram_bytes),
     )
     if plan.budget_bytes is None:
         return plan
@@ -182,15 +172,11 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
     return plan
 
 
-def _limit_gb(settings: Settings, vram_gb: float | None) -> float | None:
-    """Return the limit in GB; `memory` is for adapters, as in `train`."""
-    if vram_gb is None or settings.model_type == "full" or not isinstance(settings.memory, int):
-        return vram_gb
-    return min(vram_gb, float(settings.memory))
-
-
-def _in_bytes(gigabytes: float | None) -> int | None:
-    return None if gigabytes is None else round(gigabytes * GIGABYTE)
+def _limit(settings: Settings, vram_bytes: int | None) -> int | None:
+    """Return what the run may take of the device; `memory` is for adapters, as in `train`."""
+    if vram_bytes is None or settings.model_type == "full" or not isinstance(settings.memory, int):
+        return vram_bytes
+    return min(vram_bytes, settings.memory * GIGABYTE)
 
 
 def _memory(sizes: Dimensions, load: Load, way: Way, settings: Settings) -> Memory:

@@ -124,12 +124,12 @@ def summary(outcome: Outcome, *, dry_run: bool = False) -> str:
     if dry_run:
         counts.append(f"{outcome.wanted - outcome.kept - outcome.failed} to do")
         counts += _foreseen(outcome.facts)
-        return f"{name}  {', '.join(counts)}"
-    if outcome.computed == 0:
-        return f"{name}  {', '.join([*counts, 'nothing to do'])}"
-    made = counted(outcome.computed, outcome.unit.removesuffix("s"))
-    done = f"{made} made in {duration(outcome.seconds)}"
-    return f"{name}  {', '.join([*counts, done])}"
+    elif outcome.computed == 0:
+        counts.append("nothing to do")
+    else:
+        made = counted(outcome.computed, outcome.unit.removesuffix("s"))
+        counts.append(f"{made} made in {duration(outcome.seconds)}")
+    return f"{name}  {', '.join(counts)}"
 
 
 def details(outcome: Outcome) -> Iterator[str]:

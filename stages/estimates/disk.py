@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 from ...cache.format.grid import chunk_length
 from ...config.latent_geometry import LATENT_CHANNELS, LATENT_PIXELS
 from ..models.flavours import Flavour
-from ..samples.sample import Picture, Sample
+from ..samples.sample import Sample
 
 NUMBER_BYTES = 2  # bfloat16, in which rows are stored
 # Of a picture's place in the prompt, beside the picture's own tokens: <|vision_start|> and
@@ -48,12 +49,12 @@ def latent_rows(
 ) -> Rows:
     """Return the rows of the distinct pictures of `datasets`, as latents."""
     latents = {
-        picture.latent_key: _latent_numbers(picture, encoders) * encoders.channels * NUMBER_BYTES
+        picture.latent_key: prod(edge // encoders.factor for edge in picture.size)
         for sample in samples
         for picture in (sample.target, *sample.references)
         if picture.dataset in datasets
     }
-    return Rows(len(latents), sum(latents.values()))
+    return Rows(len(latents), sum(latents.values()) * encoders.channels * NUMBER_BYTES)
 
 
 def prefix_rows(samples: Iterable[Sample], flavour: Flavour, encoders: Encoders) -> Rows:
@@ -106,10 +107,6 @@ def picture_tokens(size: tuple[int, int], patch: int) -> int:
     """
     across, down = (max(1, round(edge / patch)) for edge in size)
     return across * down
-
-
-def _latent_numbers(picture: Picture, encoders: Encoders) -> int:
-    return (picture.size[0] // encoders.factor) * (picture.size[1] // encoders.factor)
 
 
 def _embeds(lengths: Sequence[int], encoders: Encoders) -> Rows:

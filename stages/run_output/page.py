@@ -7,7 +7,8 @@ has written beside the previews.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from ...cache.files.atomic import sweep, write_text
 from ...config.configuration import Configuration
 from ..models.lora.lora_file import LORA_FILE
 from ..pages.html_page import page_text, picture_link
-from .as_run import write_as_run
-from .curves import by_sigma, curves_of
 from .metrics_file import METRICS_FILE, read_metrics
 from .previews import (
     PREVIEWS,
@@ -27,11 +26,13 @@ from .previews import (
     stored_previews,
     thinned,
 )
-from .run_file import read_run
+from .run_file import read_run, write_as_run
 
 PAGE_FILE = "index.html"
 # The page holds its pictures: of a long run the steps are thinned to this many.
 MOST_STEPS = 24
+MOST_POINTS = 800  # of a curve: more than a screen has columns for it
+PLAIN = ("loss", "lr", "grad_norm", "seconds", "data_wait_seconds", "memory_bytes", "held_out")
 _MADE_BY = '<meta name="generator" content="qedit run page">'
 _LINKED = (
     ("The LoRA", LORA_FILE),
@@ -43,6 +44,9 @@ _LINKED = (
     ("Film strips", f"{PREVIEWS}/strips"),
     ("Configuration as run", "as-run"),
 )
+
+Curve = list[tuple[int, float | int]]
+"""Pairs of (step, value)."""
 
 
 def write_page(configuration: Configuration, *, steps: int | None = None) -> bool:
@@ -78,6 +82,9 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
     lines = read_metrics(output_dir)
     run = read_run(output_dir) or {}
     stored = list(stored_previews(output_dir))
+    by_sample: dict[str, list[Stored]] = defaultdict(list)
+    for preview in stored:
+        by_sample[preview.sample].append(preview)
     return {
         "title": output_dir.absolute().name,
         "about": [
@@ -96,7 +103,7 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
             "held_out": by_sigma(lines, held_out=True),
         },
         "drift": _drift(output_dir, stored),
-        "samples": [_sample(output_dir, of_one) for of_one in _by_sample(stored)],
+        "samples": [_sample(output_dir, previews) for previews in by_sample.values()],
         "datasets": run.get("datasets", {}),
         "fingerprints": {**run.get("recipes", {}), **_model(run)},
         "command": shlex.join(
@@ -117,13 +124,6 @@ def _changed(path: Path) -> str:
 def _model(run: Mapping[str, Any]) -> dict[str, str]:
     digest = run.get("model", {}).get("transformer")
     return {"transformer": str(digest)} if digest else {}
-
-
-def _by_sample(stored: Sequence[Stored]) -> Iterable[list[Stored]]:
-    samples: dict[str, list[Stored]] = {}
-    for one in stored:
-        samples.setdefault(one.sample, []).append(one)
-    return samples.values()
 
 
 def _sample(output_dir: Path, stored: Sequence[Stored]) -> dict[str, Any]:
@@ -161,3 +161,47 @@ def _drift(output_dir: Path, stored: Sequence[Stored]) -> dict[str, list[dict[st
                 kept = {key: one[key] for key in one if key not in ("recipe", "sample", "part")}
                 found.setdefault(one["sample"], []).append({"step": step, **kept})
     return found
+
+
+def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Return each plain curve by its name, the held-out loss among them as `held_out`."""
+    curves: dict[str, Curve] = defaultdict(list)
+    for line in lines:
+        held_out = (line.get("held_out") or {}).get("loss")
+        for name, value in _numbers({**line, "held_out": held_out}):
+            if name in PLAIN:
+                curves[name].append((line["step"], value))
+    return {name: shortened(curves[name]) for name in PLAIN if name in curves}
+
+
+def by_sigma(lines: Sequence[Mapping[str, Any]], *, held_out: bool) -> dict[str, Curve]:
+    """Return a curve for each noise level (or band of them), of the training or held-out loss."""
+    curves: dict[str, Curve] = defaultdict(list)
+    for line in lines:
+        losses = (line.get("held_out") or {}).get("by_sigma")
+        for name, value in _numbers(losses if held_out else line.get("loss_by_sigma")):
+            curves[name].append((line["step"], value))
+    return {name: shortened(curves[name]) for name in sorted(curves)}
+
+
+def shortened(curve: Curve, *, most: int = MOST_POINTS) -> Curve:
+    """Return at most `most` points: means of neighbours, at their last step; ends stay."""
+    if len(curve) <= most:
+        return [(step, _short(value)) for step, value in curve]
+    result: Curve = []
+    for number in range(most):
+        start, end = (at * len(curve) // most for at in (number, number + 1))
+        values = [value for _, value in curve[start:end]]
+        result.append((curve[end - 1][0], _short(sum(values) / len(values))))
+    return result
+
+
+def _numbers(values: Any) -> Iterator[tuple[str, float | int]]:
+    """Yield the items of a mapping whose values are numbers; none of anything else."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield str(name), value
+
+
+def _short(value: float | int) -> float:
+    return float(f"{value:.6g}")

@@ -20,7 +20,7 @@ from ..models.memory_saving.recompute import recompute_blocks
 from ..samples.sample import NULL_CAPTION, Sample
 from ..stores.run_stores import RunStores
 from .data.batches import tokens_of
-from .data.mixture import Mixture
+from .data.phases import Mixture
 from .plan.training_plan import Plan
 
 # The texts of so many samples of each of so many of the largest shapes are measured.
@@ -36,19 +36,20 @@ def fit_of(plan: Plan, device: torch.device) -> Fit:
     """
     settings, checkpoint = plan.settings, plan.checkpoint
     budget = memory_budget_bytes(settings, device)
-    if budget is None or settings.model_type == "full":
-        return without_counting(settings)
+    streamed = settings.blocks_to_stream if isinstance(settings.blocks_to_stream, int) else None
+    if budget is None or settings.model_type == "full":  # memory is not counted
+        recomputation = Recomputation() if settings.gradient_checkpointing else None
+        return Fit(recomputation, streamed=streamed or 0)
     sizes = Dimensions.of_config(
         config_in(checkpoint.transformer), zero_cond_t=checkpoint.zero_cond_t
     )
     table = wants_table(settings) and has_table(checkpoint, settings)
-    streamed = settings.blocks_to_stream
     return fit_into(
         budget,
         sizes,
         largest_load(plan.feed.order.samples, plan.feed.stores, batch=settings.train_batch_size),
         way_of(settings, table=table),
-        streamed=streamed if isinstance(streamed, int) else None,
+        streamed=streamed,
     )
 
 
@@ -111,12 +112,3 @@ def memory_budget_bytes(settings: Settings, device: torch.device) -> int | None:
     # the context is there by now: the free memory does not hold it any more
     there = min(free + CONTEXT_BYTES, allowed)
     return budget_of(there if wanted is None else min(wanted, there))
-
-
-def without_counting(settings: Settings) -> Fit:
-    """Return the fit where memory is not counted: settings alone decide it."""
-    streamed = settings.blocks_to_stream
-    return Fit(
-        Recomputation() if settings.gradient_checkpointing else None,
-        streamed=streamed if isinstance(streamed, int) else 0,
-    )

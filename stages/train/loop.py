@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,19 @@ from ..run_output.run_file import write_run
 from ..stage import Outcome, Progress
 from .apply_memory_plan import fit_of, memory_lines
 from .data.feed import padding_of
-from .evaluation.between_steps import Evaluations, is_evaluation_missing
+from .evaluation.evaluate import Evaluations, is_evaluation_missing
 from .evaluation.previews import Previews
 from .interrupt import finish_step_on_interrupt
-from .metrics import Metrics, NullMetrics, peak_memory_bytes
+from .metrics import Metrics, NullMetrics, peak_memory_bytes, tracker_of
 from .model import remarks
 from .pin_rows import pin_rows
-from .plan.initial_lora import read_initial_lora
 from .plan.training_plan import Plan, make_plan
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .results.best import BEST_FOLDER
-from .results.publish import EMA_FOLDER, publisher_of, result_of
+from .results.publish import EMA_FOLDER, Publisher, result_of
 from .state.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of
-from .state.run_folder import begun_run
-from .state.run_record import refuse_another_run
-from .trackers import tracker_of
+from .state.initial_lora import read_initial_lora
+from .state.run_record import begun_run, refuse_another_run
 from .trainer import Trainer
 
 STAGE = "train"
@@ -145,7 +143,7 @@ def _take_over(plan: Plan) -> Path | None:
         sweep(folder)
     write_run(where, plan.run)
     if begin:
-        publisher_of(plan).publish(begin)
+        Publisher(plan).publish(begin)
     return begin
 
 
@@ -167,20 +165,16 @@ def _steps_made(plan: Plan, begin: Path | None) -> int:
 # -- steps -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Steps:
     """Makes the steps of a run: holds what does not change from step to step."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        progress: Progress,
-        device: torch.device,
-        ranks: Ranks,
-        previews: Previews | None,
-        page: Callable[[], bool],
-    ) -> None:
-        self.plan, self.progress, self.device = plan, progress, device
-        self.ranks, self.previews, self.page = ranks, previews, page
+    plan: Plan
+    progress: Progress
+    device: torch.device
+    ranks: Ranks
+    previews: Previews | None
+    page: Callable[[], bool]
 
     def train(self, *, begin: Path | None, start: Lora | None) -> float | None:
         """Make every step after `begin`; return the loss of the last one, None if it was skipped.
@@ -227,7 +221,7 @@ class _Steps:
                 evaluations.at(step, stopping=stop_wanted)
                 clock = time.perf_counter()
         if self.ranks.is_first:
-            publisher_of(plan).write_card(plan.steps)  # the last previews are made by now
+            Publisher(plan).write_card(plan.steps)  # the last previews are made by now
             self.page()
         return loss
 
@@ -289,7 +283,7 @@ class _Steps:
             run=self.plan.run,
             limit=settings.checkpoints_total_limit,
         )
-        publisher_of(self.plan).publish(checkpoint)
+        Publisher(self.plan).publish(checkpoint)
         self.page()
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ...config.settings import Settings
 from ..frozen_base.modulation_rows import ModulationRows
 from ..frozen_base.modulation_table import (
     has_table,
@@ -20,7 +19,7 @@ from ..frozen_base.modulation_table import (
 from ..frozen_base.quantized import quantized_base, wants_quantized
 from ..models.lora.lora import CHANGES_BASE, add_lora, start_from, take_out_of_base, target_modules
 from ..models.lora.lora_file import Lora, lora_scale
-from ..models.quantization.quantize import Precision, precision_for
+from ..models.quantization.quantize import precision_for
 from ..models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from ..models.timesteps import spared_bytes
 from ..models.transformer.full_training import bytes_a_weight, train_weights
@@ -34,8 +33,8 @@ from ..models.weights.streaming import (
 )
 from .data.seeds import seed_of
 from .plan.training_plan import Plan
-from .results.initial_lora_file import read_initial_weights, write_initial_weights
 from .results.transformer_result import refuse_strange_transformer
+from .state.initial_lora import read_initial_weights, write_initial_weights
 
 # With less, Prodigy learns next to nothing.
 LEAST_FOR_PRODIGY = 0.1
@@ -65,12 +64,12 @@ def open_model(
         writes: whether this process keeps beside the run what the LoRA began as.
         computes_on: where it is used; None: there as well.
     """
-    settings, used_on = plan.settings, computes_on or device
-    if settings.model_type == "full":
+    settings, is_full = plan.settings, plan.settings.model_type == "full"
+    if is_full:
         refuse_strange_transformer(settings.output_dir)
-        transformer = _load_base(plan, device=device, computes_on=used_on)
+    transformer = _load_base(plan, device=device, computes_on=computes_on or device)
+    if is_full:
         return transformer, train_weights(transformer, subset_of(settings))
-    transformer = _load_base(plan, device=device, computes_on=used_on)
     weights = _add_adapter(plan, transformer, writes=writes)
     if start:
         start_from(
@@ -154,14 +153,18 @@ def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -
     """Load the frozen transformer, tensor by tensor, to the device where it stays."""
     checkpoint, settings = plan.checkpoint, plan.settings
     folder, dtype = checkpoint.transformer, training_dtype(plan)
-    precision = _precision(settings, device=computes_on)
     transformer = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
     if wants_table(settings) and has_table(checkpoint, settings):
         tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), folder))
     wanted = set(dict(transformer.named_parameters()))
-    if precision is None:
+    if not wants_quantized(settings):
         tensors = tensors_in(folder, wanted=wanted.__contains__)
         return fill(transformer, tensors, dtype=dtype, device=device, source=folder)
+    precision = precision_for(
+        settings.base_model_precision,
+        device=computes_on,
+        quantizes_activations=settings.quantize_activations,
+    )
     layers = quantize_layers(
         transformer, precision, quantizes_activations=settings.quantize_activations
     )
@@ -173,13 +176,3 @@ def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -
         read = tensors_in(folder, wanted=wanted.__contains__)
         tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
     return fill(transformer, tensors, dtype=dtype, device=device, source=folder)
-
-
-def _precision(settings: Settings, *, device: torch.device) -> Precision | None:
-    if not wants_quantized(settings):
-        return None
-    return precision_for(
-        settings.base_model_precision,
-        device=device,
-        quantizes_activations=settings.quantize_activations,
-    )

@@ -49,13 +49,11 @@ class Ranks:
     Attributes:
         rank: from 0; the first one alone writes and speaks.
         world: how many there are.
-        local_rank: its number on this machine, which is that of its GPU.
         gradients: the group that GPUs sum gradients in; None sums them on the CPU.
     """
 
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
     gradients: dist.ProcessGroup | None = None
 
     @property
@@ -217,23 +215,18 @@ def among_others(device: torch.device) -> Iterator[Ranks]:
         gradients = None
         if device.type == "cuda":
             gradients = dist.new_group(backend="nccl", timeout=LONGEST_SUM)
-        ranks = Ranks(dist.get_rank(), world, local_rank(), gradients)
+        ranks = Ranks(dist.get_rank(), world, gradients)
         with ranks.saying_who():
             yield ranks
     finally:
         dist.destroy_process_group()
 
 
-def local_rank() -> int:
-    """Return this process's number on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def device_of(name: str) -> torch.device:
     """Return the device called `name` for this process; each of several has its own GPU."""
     device = best_device(name)
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", local_rank())
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
 

@@ -323,7 +323,7 @@ VALUES: dict[str, dict[str, str]] = {
         "names": "pytorch_lora_weights.safetensors, optimizer.bin",
         "where": "output/edited",
     },
-    "trackers.py": {"name": "wandb"},
+    "metrics.py": {"name": "wandb"},
     "transformer_result.py": {"folder": "output/edited/transformer"},
     "quantized.py": {"settings.base_model_precision": "int8-quanto"},
     # preview, inspect, export, demo

@@ -17,8 +17,7 @@ from ....config.settings import Settings
 from ...samples.lazy_samples import Rows
 from ...samples.lazy_samples import shape_of as shape_of
 from ...samples.sample import Sample
-from .mixture import Mixture
-from .phases import Phase, borders_of, mix_at, open_phase
+from .phases import Mixture, Phase, borders_of, mix_at, open_phase
 from .phases import Source as Source
 from .phases import tokens_of as tokens_of
 from .seeds import seed_of, stream
@@ -169,11 +168,10 @@ class Order:
         """Return the batches of `step`, as places among the samples of its phase."""
         phase = self._phase(step)
         first = (step - phase.first_step) * self._accumulation
-        return [self._batch(phase, first + index) for index in range(self._accumulation)]
-
-    def _batch(self, phase: Phase, index: int) -> Rows:
-        epoch = self._epoch_with(phase, index)
-        rows: Rows = phase.rows[epoch.batches[index - epoch.first]]
+        rows = []
+        for index in range(first, first + self._accumulation):
+            epoch = self._epoch_with(phase, index)
+            rows.append(phase.rows[epoch.batches[index - epoch.first]])
         return rows
 
     def _epoch_with(self, phase: Phase, index: int) -> _Epoch:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from ...stores.sample_rows import naming_damaged, read_embeds, read_latents, rea
 from .batches import Order, shape_of
 from .scheduled_sampling import Rollouts
 from .seeds import stream
-from .shares import share_of
 from .sigmas import Sigmas
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,42 @@ class Feed:
         alternative = int(random.integers(len(sample.captions)))
         dropped = random.random() < self.caption_dropout
         return NULL_CAPTION if dropped else sample.captions[alternative]
+
+
+@dataclass(frozen=True)
+class Slice(Generic[Item]):
+    """Neighbours in a step that go through the model together.
+
+    Attributes:
+        first_position: the place of the first one among all samples of the step.
+    """
+
+    first_position: int
+    items: tuple[Item, ...]
+
+
+def share_of(batches: Sequence[Sequence[Item]], rank: int = 0, world: int = 1) -> list[Slice[Item]]:
+    """Return what process `rank` of `world` takes of a step's batches.
+
+    All samples of the step stand in one line, and each process takes the same number of
+    neighbours, give or take one; a batch is cut only where a border falls into it. Together
+    the shares are the step, each sample in one of them. A share may be empty, where a step
+    has fewer samples than there are processes. Positions are those in the whole step, and so
+    is what is drawn for them.
+
+    >>> share_of(["abc", "d"], rank=1, world=2)
+    [Slice(first_position=2, items=('c',)), Slice(first_position=3, items=('d',))]
+    """
+    total = sum(len(batch) for batch in batches)
+    begin, end = total * rank // world, total * (rank + 1) // world
+    slices = []
+    first = 0
+    for batch in batches:
+        low, high = max(begin - first, 0), min(end - first, len(batch))
+        if low < high:
+            slices.append(Slice(first + low, tuple(batch[low:high])))
+        first += len(batch)
+    return slices
 
 
 def forwards(batches: Sequence[Batch]) -> list[list[Batch]]:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,14 +32,14 @@ class Rollouts:
     """The settings of rollouts: how often samples are rolled out, how far, and by which solver.
 
     Attributes:
-        most_steps: of 1/1000 each, that a rollout may have.
+        max_step_offset: most steps, of 1/1000 each, that a rollout may have.
         probability: of a sample to be rolled out, where there is no ramp.
         prob_start, prob_end, ramp_steps, ramp_shape: it goes from one to the other within so
             many training steps; 0 of them is no ramp.
         start_step: the training step it begins at.
     """
 
-    most_steps: int
+    max_step_offset: int
     strategy: Strategy = "uniform"
     probability: float = 0.0
     prob_start: float = 0.0
@@ -78,36 +78,24 @@ class Rollouts:
 
     def _offset(self, share: float) -> int:
         if self.strategy == "uniform":
-            return math.floor(share * (self.most_steps + 1))
+            return math.floor(share * (self.max_step_offset + 1))
         early = self.strategy == "biased_early"
-        return round((share**2 if early else 1 - share**2) * self.most_steps)
+        return round((share**2 if early else 1 - share**2) * self.max_step_offset)
 
 
 def rollouts_of(settings: Settings) -> Rollouts | None:
     """Return what the settings ask for; None where nothing is ever rolled out."""
-    ramp = settings.scheduled_sampling_ramp_steps
-    top = (
-        max(settings.scheduled_sampling_prob_start, settings.scheduled_sampling_prob_end)
-        if ramp
-        else settings.scheduled_sampling_probability
-    )
-    if not settings.scheduled_sampling_max_step_offset or not top:
-        return None
-    reflex = Reflex(
-        alpha=float(settings.scheduled_sampling_reflexflow_alpha),
-        beta1=float(settings.scheduled_sampling_reflexflow_beta1),
-        beta2=float(settings.scheduled_sampling_reflexflow_beta2),
-    )
-    return Rollouts(
-        most_steps=settings.scheduled_sampling_max_step_offset,
-        strategy=settings.scheduled_sampling_strategy,
-        probability=settings.scheduled_sampling_probability,
-        prob_start=settings.scheduled_sampling_prob_start,
-        prob_end=settings.scheduled_sampling_prob_end,
-        ramp_steps=ramp,
-        start_step=settings.scheduled_sampling_start_step,
-        ramp_shape=settings.scheduled_sampling_ramp_shape,
-        sampler=settings.scheduled_sampling_sampler,
-        order=settings.scheduled_sampling_order,
-        reflex=reflex if settings.scheduled_sampling_reflexflow else None,
-    )
+    reflex = None
+    if settings.scheduled_sampling_reflexflow:
+        reflex = Reflex(**_keys_of(Reflex, settings, "scheduled_sampling_reflexflow_"))
+    keys = _keys_of(Rollouts, settings, "scheduled_sampling_")
+    rollouts = Rollouts(**{**keys, "reflex": reflex})
+    ramp = max(rollouts.prob_start, rollouts.prob_end)
+    happens = ramp if rollouts.ramp_steps else rollouts.probability
+    return rollouts if rollouts.max_step_offset and happens else None
+
+
+def _keys_of(kind: type[Rollouts | Reflex], settings: Settings, prefix: str) -> dict[str, Any]:
+    """Return the settings that are called as the fields of `kind`, after `prefix`."""
+    keys = ((field.name, prefix + field.name) for field in fields(kind))
+    return {name: getattr(settings, key) for name, key in keys if hasattr(settings, key)}

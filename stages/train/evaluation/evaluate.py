@@ -1,4 +1,6 @@
-"""The held-out loss: the same number for the same weights, with any number of processes.
+"""Evaluations between steps, which change nothing: the held-out loss and the previews.
+
+The held-out loss is the same for the same weights, with any number of processes.
 
 Each sample is measured alone, at every sigma of a fixed grid, with noise that belongs to the
 sample. The mean over the grid is the loss: it does not depend on how training draws sigmas.
@@ -9,6 +11,7 @@ have rows of whole references where training crops them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +20,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....cache.files.fingerprint import fingerprint
+from ...run_output.metrics_file import read_metrics
 from ..data.feed import Feed
+from ..metrics import Metrics, NullMetrics
 from ..objective.eval_mode import eval_mode
 from ..objective.step import Objective
 from ..plan.training_plan import Plan
 from ..ranks import ALONE, Ranks
+from ..results.best import Best
+from ..results.publish import Publisher
 from ..state.run_record import identity
+from ..trainer import Trainer
+from .previews import Previews
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -84,3 +93,48 @@ def held_out_of(plan: Plan, objective: Objective, ranks: Ranks = ALONE) -> HeldO
 def _number(value: float) -> float | None:
     """Return `value`, or None for a NaN or infinity, which JSON cannot hold."""
     return value if math.isfinite(value) else None
+
+
+class Evaluations:
+    """Measures the held-out loss and makes previews, where a step is due and has none yet."""
+
+    def __init__(
+        self, plan: Plan, trainer: Trainer, log: Metrics | NullMetrics, *, previews: Previews | None
+    ) -> None:
+        self._plan, self._trainer, self._log, self._previews = plan, trainer, log, previews
+        self._held_out = held_out_of(plan, trainer.objective, trainer.ranks)
+        self._best = None
+        if self._held_out and plan.settings.keep_best and trainer.ranks.is_first:
+            self._best = Best(Publisher(plan), self._held_out.name)
+
+    def at(self, step: int, *, stopping: Callable[[], bool]) -> None:
+        """Make what is due at `step`; previews are left for the next start when `stopping`."""
+        if self._held_out and _is_due(self._plan, step):
+            owed = self._trainer.ranks.of_the_first(is_evaluation_missing(self._plan, step))
+            if owed:
+                self._measure(self._held_out, step)
+        if self._previews and self._previews.due(step):
+            self._previews.make(self._trainer, step, stopping=stopping)
+
+    def _measure(self, held_out: HeldOut, step: int) -> None:
+        found = held_out.measure(self._trainer.transformer)
+        if step and self._trainer.trained.ema:
+            with self._trainer.averaged():
+                found["ema"] = held_out.measure(self._trainer.transformer)
+        # the best first: a run killed between the two measures once more, and keeps the same
+        if step and self._best:
+            self._best.consider(step, found, self._trainer.trained)
+        self._log.add(step=step, held_out=found)
+
+
+def is_evaluation_missing(plan: Plan, step: int) -> bool:
+    """Return whether a held-out loss is due at `step` and is not in the log."""
+    return _is_due(plan, step) and step not in {
+        line["step"] for line in read_metrics(plan.settings.output_dir, having="held_out")
+    }
+
+
+def _is_due(plan: Plan, step: int) -> bool:
+    """Return whether the held-out loss of `step` is wanted; that of step 0 is the baseline."""
+    at_interval = step % plan.settings.eval_steps_interval == 0
+    return plan.held_out is not None and (at_interval or step == plan.steps)

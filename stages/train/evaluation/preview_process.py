@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from ....config.configuration import Configuration
-from ...run_output.as_run import write_as_run
 from ...run_output.previews import PREVIEWS
+from ...run_output.run_file import write_as_run
 from ...stage import Progress
 
 LOG_FILE = "preview.log"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from ....cache.files.fingerprint import fingerprint
 from ....config.configuration import Configuration
 from ....config.latent_geometry import latent_size
-from ....config.settings import Settings
 from ...models.device import is_out_of_memory
 from ...models.transformer.denoise import denoise, load_scheduler
 from ...run_output.previews import (
@@ -105,8 +105,8 @@ class Previews:
 
     def make(
         self, trainer: Trainer, step: int, *, stopping: Callable[[], bool] = lambda: False
-    ) -> dict[str, float]:
-        """Denoise what is due at `step` and have pictures made of it; return counts and seconds.
+    ) -> None:
+        """Denoise what is due at `step`, and have pictures made of it.
 
         Args:
             stopping: asked before each preview; what is left then is made by the next start.
@@ -117,15 +117,14 @@ class Previews:
                 with weights_of(trainer, part), eval_mode(trainer.transformer):
                     for preview in (preview for preview in missing if preview.part == part):
                         if stopping():
-                            return {"previews": 0.0}
+                            return
                         failed += not self._make(trainer, preview)
                         advance(1)
-        seconds, made = time.monotonic() - began, len(missing) - failed
-        if made:
+        if made := len(missing) - failed:
+            seconds = time.monotonic() - began
             self._progress.say(f"Previews of step {step}: {made} made in {seconds:.1f} s.")
         if self._decoding:
             self._decoding.start(beside=trainer.objective.device, trained=step > 0)
-        return {"previews": float(made), "previews_failed": float(failed), "seconds": seconds}
 
     def _missing(self, step: int) -> list[Preview]:
         """Return what is wanted at `step` and neither there nor known to fail."""
@@ -137,25 +136,18 @@ class Previews:
             parts.append((step, "now"))
             if settings.use_ema:
                 parts.append((step, "ema"))
-        wanted = [
-            (at, part, place, path)
-            for at, part in parts
-            for place, path in enumerate(self._paths(at, part))
-            if path not in self._settled
-        ]
         missing = []
-        for at, part, place, path in wanted:
-            preview = self._preview(self._samples[place], part, at, path)
+        for (at, part), (place, sample) in product(parts, enumerate(self._samples)):
+            name = f"{stem_of(place, sample.name)}.{part}{LATENTS}"
+            path = step_folder(settings.output_dir, at) / name
+            if path in self._settled:
+                continue
+            preview = self._preview(sample, part, at, path)
             if was_tried(path, recipe=preview.recipe):
                 self._settled.add(path)
             else:
                 missing.append(preview)
         return missing
-
-    def _paths(self, step: int, part: Part) -> list[Path]:
-        folder = step_folder(self._plan.settings.output_dir, step)
-        names = [stem_of(place, sample.name) for place, sample in enumerate(self._samples)]
-        return [folder / f"{name}.{part}{LATENTS}" for name in names]
 
     def _preview(self, sample: Sample, part: Part, step: int, path: Path) -> Preview:
         settings = self._plan.settings
@@ -217,7 +209,8 @@ def edit_of(sample: Sample, trainer: Trainer, plan: Plan) -> Float[Tensor, "1 ch
         )
     # drawn on the CPU in the dtype of the forward: what a pipeline draws from a CPU generator
     shape = (1, references[0].shape[1], height, width)
-    noise = torch.randn(shape, generator=_generator(settings), dtype=dtype)
+    generator = torch.Generator().manual_seed(settings.validation_seed)
+    noise = torch.randn(shape, generator=generator, dtype=dtype)
     return denoise(
         trainer.transformer,
         load_scheduler(plan.checkpoint.scheduler),
@@ -230,17 +223,11 @@ def edit_of(sample: Sample, trainer: Trainer, plan: Plan) -> Float[Tensor, "1 ch
     )
 
 
-@contextmanager
-def weights_of(trainer: Trainer, part: Part) -> Iterator[None]:
-    """Have the model be the base, the average, or what it is now, while the block runs."""
+def weights_of(trainer: Trainer, part: Part) -> AbstractContextManager[None]:
+    """Return a block in which the model is the base, the average, or what it is now."""
     if part == "base":
-        with _without_adapters(trainer.transformer):
-            yield
-    elif part == "ema" and trainer.trained.ema:
-        with trainer.averaged():
-            yield
-    else:
-        yield
+        return _without_adapters(trainer.transformer)
+    return trainer.averaged() if part == "ema" else nullcontext()
 
 
 @contextmanager
@@ -257,10 +244,6 @@ def _without_adapters(transformer: nn.Module) -> Iterator[None]:
         model.enable_adapters()
         for name, weight in transformer.named_parameters():
             weight.requires_grad_(asked[name])
-
-
-def _generator(settings: Settings) -> torch.Generator:
-    return torch.Generator().manual_seed(settings.validation_seed)
 
 
 def _facts(picture: Picture) -> dict[str, Any]:

@@ -147,25 +147,20 @@ def rolled_out(
     """
     paths = [start.path(sampler, order) for start in starts]
     with eval_mode(transformer):
-        while any(not path.arrived for path in paths):
-            moving = [pair for pair in zip(starts, paths, strict=True) if not pair[1].arrived]
-            shown = [_shown_at(start.shown, path) for start, path in moving]
+        while moving := [pair for pair in zip(starts, paths, strict=True) if not pair[1].arrived]:
+            shown = [
+                replace(
+                    start.shown,
+                    noisy=path.state.to(start.shown.noisy.dtype),
+                    sigma=torch.full_like(start.shown.sigma, path.sigma),
+                )
+                for start, path in moving
+            ]
             for (_, path), velocity in zip(
                 moving, predict_velocities(transformer, shown), strict=True
             ):
                 path.follow(velocity.float())
     return [path.state for path in paths]
-
-
-def _shown_at(shown: Shown, path: Path) -> Shown:
-    """Return the sample in its present state on the path."""
-    return Shown(
-        noisy=path.state.to(shown.noisy.dtype),
-        references=shown.references,
-        embeds=shown.embeds,
-        text_lengths=shown.text_lengths,
-        sigma=torch.full_like(shown.sigma, path.sigma),
-    )
 
 
 def frequency_weights(

@@ -91,9 +91,6 @@ class Objective:
         """
         return self._losses(transformer, [batch])
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
-
     def _shown(
         self,
         batch: Batch,
@@ -117,7 +114,8 @@ class Objective:
         Args:
             step: given where they are trained on: samples are rolled out, dropout is drawn.
         """
-        placed = [batch.changed(self._to_device) for batch in batches]
+        to_device = partial(Tensor.to, device=self.device, non_blocking=True)
+        placed = [batch.changed(to_device) for batch in batches]
         states = [noised(batch.target.float(), batch.noise, batch.sigma) for batch in placed]
         shown = [
             self._shown(batch, state, sigma=own.sigma)
@@ -131,16 +129,14 @@ class Objective:
                     rolled_batch.shown if rolled_batch else own
                     for rolled_batch, own in zip(rolled, shown, strict=True)
                 ]
-            self._seed_dropouts(batches, step=step)
+            places = [batch.first_position + row for batch in batches for row in range(len(batch))]
+            seed_dropouts(
+                self.dropouts, (stream(self.seed, "dropout", step, place) for place in places)
+            )
         velocities = predict_velocities(transformer, shown)
         return torch.cat(
             [self._loss_of(*each) for each in zip(placed, velocities, rolled, strict=True)]
         )
-
-    def _seed_dropouts(self, batches: Sequence[Batch], *, step: int) -> None:
-        places = [batch.first_position + row for batch in batches for row in range(len(batch))]
-        randoms = (stream(self.seed, "dropout", step, place) for place in places)
-        seed_dropouts(self.dropouts, randoms)
 
     def _loss_of(
         self,

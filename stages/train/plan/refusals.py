@@ -11,10 +11,10 @@ from ...models.layers import chosen_layers
 from ...models.lora.lora import refuse_other_layers
 from ...models.memory_estimate.dimensions import Dimensions
 from ...models.quantization.quantize import precision_for
+from ..metrics import refuse_missing_tracker
 from ..state.checkpoint import checkpoint_to_resume, step_of
+from ..state.initial_lora import read_initial_lora
 from ..state.optimizers import refuse_optimizer
-from ..trackers import refuse_missing_tracker
-from .initial_lora import read_initial_lora
 
 
 def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
@@ -41,7 +41,9 @@ def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
             device=best_device(device),
             quantizes_activations=settings.quantize_activations,
         )
-    linears = _linears(settings)
+    config = part_config(settings, "transformer")
+    zero_cond_t = FLAVOURS[settings.model_flavour].zero_cond_t
+    linears = Dimensions.of_config(config, zero_cond_t=zero_cond_t).linears()
     trained = chosen_layers(list(linears), settings.lora_target_modules)
     # a run that goes on has no more use for it
     if begin is None and (start := read_initial_lora(settings)) is not None:
@@ -51,10 +53,3 @@ def refuse_to_train(settings: Settings, *, device: str | None = None) -> None:
             rank=settings.lora_rank,
             source=str(settings.init_lora),
         )
-
-
-def _linears(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Return inputs and outputs of the transformer's linear layers, from its config.json alone."""
-    config = part_config(settings, "transformer")
-    zero_cond_t = FLAVOURS[settings.model_flavour].zero_cond_t
-    return Dimensions.of_config(config, zero_cond_t=zero_cond_t).linears()

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ....cache.files.fingerprint import fingerprint
+from ....cache.format.tables import table_in
 from ....cache.store.store import COMPRESSION
+from ....config.datasets import Dataset
 from ....config.loading import Configuration
 from ....config.settings import Settings
 from ...frozen_base.quantized import refuse_incomplete_base
 from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint
 from ...models.checkpoint.digests import digests_file, model_digest
 from ...samples.sample import NULL_CAPTION
+from ...samples.schema import flat
+from ...samples.store_keys import pairs_keys
 from ...samples.table import captions_beside
 from ...stores.row_kinds import RowKind
 from ...stores.run import Run
 from ...stores.run_stores import RunStores
 from ..data.batches import Order, Source
 from ..data.feed import Feed
-from ..data.mixture import Mixture
+from ..data.phases import Mixture
 from ..data.row_check import all_rows_are_there, samples_digest
 from ..data.scheduled_sampling import rollouts_of
-from ..data.sigmas import Distribution, Sigmas
-from ..memory_use import gc_frozen
+from ..data.sigmas import Sigmas
+from ..state.initial_lora import initial_lora_digest
 from ..state.run_record import describe_run
-from .held_out_overlap import overlap_warning
-from .initial_lora import initial_lora_digest
 from .refusals import refuse_to_train
 
 # How many held-out samples are measured; a larger `num_eval_images` asks for more.
 HELD_OUT_SAMPLES = 16
+_TARGETS = pa.schema({"sample": pa.string(), "digest": pa.string()})
+MANY_OBJECTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,26 @@ class Plan:
         return self.opened.checkpoint
 
 
+@contextmanager
+def gc_frozen() -> Iterator[None]:
+    """Switch the garbage collector off in the block, which makes millions of objects.
+
+    None of them is garbage, and looking for some would take the longest. If there are many, they
+    are frozen: the collector never looks at them again in this process.
+    """
+    was_on = gc.isenabled()
+    before = gc.get_count()[0]
+    gc.disable()
+    try:
+        yield
+        if gc.get_count()[0] - before > MANY_OBJECTS:
+            gc.freeze()
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@gc_frozen()
 def make_plan(configuration: Configuration) -> Plan:
     """Read the pairs, look every row up, and say how long the run is.
 
@@ -74,11 +103,6 @@ def make_plan(configuration: Configuration) -> Plan:
         WrongUse: the checkpoint contradicts the flavour, no dataset is in the mix, or what
             `refuse_to_train` refuses.
     """
-    with gc_frozen():
-        return _make_plan(configuration)
-
-
-def _make_plan(configuration: Configuration) -> Plan:
     settings = configuration.settings
     refuse_to_train(settings)
     opened = Run(configuration, spared=ENCODERS)
@@ -89,10 +113,7 @@ def _make_plan(configuration: Configuration) -> Plan:
     beside = (NULL_CAPTION,) if settings.caption_dropout_probability else ()
     digests = {}
     if all_rows_are_there(configuration, checkpoint, stores, beside=captions_beside(settings)):
-        digests = {
-            source.name: samples_digest(configuration, checkpoint, source.name)
-            for source in sources
-        }
+        digests = {main.id: samples_digest(configuration, checkpoint, main.id) for main in mains}
     else:
         samples = Mixture([source.samples for source in sources])
         stores.missing(samples, beside).refuse(len(samples), then="qedit train")
@@ -115,47 +136,42 @@ def _make_plan(configuration: Configuration) -> Plan:
         start=initial_lora_digest(settings),
     )
     steps = _steps(settings, order)
-    held_out = _held_out(opened, feed)
-    count = _held_out_count(settings, held_out)
+    held_out, count = _held_out(opened, feed)
     leak = overlap_warning(configuration, checkpoint)
     warnings = (*_cut_off(settings, order, sources), *((leak,) if leak else ()))
     return Plan(opened, feed, steps, run, held_out, count, warnings)
 
 
-def _held_out(opened: Run, feed: Feed) -> Feed | None:
-    """Return a feed of one held-out sample a step, in an order that training does not change."""
+def _held_out(opened: Run, feed: Feed) -> tuple[Feed | None, int]:
+    """Return a feed of one held-out sample a step, and how many of them are measured.
+
+    Their order does not change with the training. An evaluation must not take longer than it.
+    """
     settings = opened.settings
     sources = [
         Source(main.id, opened.accepted_samples(main))
         for main in opened.configuration.eval_datasets()
     ]
     if not any(source.samples for source in sources):
-        return None
+        return None, 0
     order = Order(sources, settings.validation_seed, batch_size=1, accumulation=1)
     held_out = replace(
         feed, order=order, seed=settings.validation_seed, caption_dropout=0.0, rollouts=None
     )
-    count = _held_out_count(settings, held_out)
+    count = min(order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
     measured = [order.step(place + 1)[0][0] for place in range(count)]
     feed.stores.missing(measured, ()).refuse(count, then="qedit train")
-    return held_out
-
-
-def _held_out_count(settings: Settings, held_out: Feed | None) -> int:
-    """Return how many are measured: an evaluation must not take longer than the training."""
-    if held_out is None:
-        return 0
-    return min(held_out.order.steps_for(1), max(HELD_OUT_SAMPLES, settings.num_eval_images))
+    return held_out, count
 
 
 def _recipes(stores: RunStores) -> dict[str, str]:
-    kinds = (RowKind.LATENTS, RowKind.PREFIXES, RowKind.TAILS)
-    return {kind.words: _name_of(stores.of(kind).stores()[0].recipe) for kind in kinds}
-
-
-def _name_of(recipe: Mapping[str, Any]) -> str:
-    """Return the fingerprint of a recipe; rows are the same whether they are packed or not."""
-    return fingerprint({key: value for key, value in recipe.items() if key != COMPRESSION})
+    """Return the fingerprint of each recipe; rows are the same whether they are packed or not."""
+    recipes = {}
+    for kind in (RowKind.LATENTS, RowKind.PREFIXES, RowKind.TAILS):
+        recipe = stores.of(kind).stores()[0].recipe
+        decides = {key: value for key, value in recipe.items() if key != COMPRESSION}
+        recipes[kind.words] = fingerprint(decides)
+    return recipes
 
 
 def _steps(settings: Settings, order: Order) -> int:
@@ -177,18 +193,47 @@ def _cut_off(settings: Settings, order: Order, sources: Sequence[Source]) -> Ite
         )
 
 
+def overlap_warning(configuration: Configuration, checkpoint: Checkpoint) -> str | None:
+    """Return a warning about held-out samples whose target is trained on too; None: no such.
+
+    Targets are compared by the content of their files, whatever their names.
+    """
+    held = _targets(configuration, configuration.eval_datasets(), checkpoint)
+    if not len(held):
+        return None
+    shown = _targets(configuration, configuration.main_datasets(), checkpoint)
+    leaked = held.filter(pc.is_in(held["digest"], value_set=shown["digest"]))["sample"].to_pylist()
+    if not leaked:
+        return None
+    verb = "is" if len(leaked) == 1 else "are"
+    return (
+        f"{len(leaked)} of {len(held)} held-out samples {verb} trained on as well, the first is "
+        f"{leaked[0]}: the held-out loss then falls by memorising, and `best/` follows it. Take "
+        "them out of one of the two datasets."
+    )
+
+
+def _targets(
+    configuration: Configuration, mains: Iterable[Dataset], checkpoint: Checkpoint
+) -> pa.Table:
+    """Return the name of each sample of `mains`, and the content digest of its target."""
+    tables = [_TARGETS.empty_table()]
+    for main in mains:
+        path = pairs_keys(configuration, main, checkpoint.flavour).path
+        table = table_in(path.read_bytes(), ["sample", "target.digest"])
+        columns = [flat(table["sample"]), flat(table["target"]).field("digest")]
+        tables.append(pa.table(columns, schema=_TARGETS))
+    return pa.concat_tables(tables)
+
+
 def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
     """Return how sigmas are drawn; the auto shift's constants are those of the scheduler."""
     config = None
     if settings.flow_schedule_auto_shift:
         config = json.loads((scheduler / "scheduler_config.json").read_text(encoding="utf-8"))
-    distribution: Distribution = "sigmoid"
-    if settings.flow_use_uniform_schedule:
-        distribution = "uniform"
-    elif settings.flow_use_beta_schedule:
-        distribution = "beta"
+    flat, beta = settings.flow_use_uniform_schedule, settings.flow_use_beta_schedule
     return Sigmas(
-        distribution=distribution,
+        distribution="uniform" if flat else "beta" if beta else "sigmoid",
         scale=settings.flow_sigmoid_scale,
         alpha=settings.flow_beta_schedule_alpha,
         beta=settings.flow_beta_schedule_beta,

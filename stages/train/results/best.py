@@ -15,11 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ....cache.files.atomic import readable_json, write_text
-from ...models.lora.lora_file import LORA_FILE
-from ...models.weights.tensor_file import metadata_in
 from ..state.checkpoint import STATE_FILE, Trained
-from .publish import Publisher
-from .transformer_result import about_transformer
+from .publish import Publisher, result_of
+from .transformer_result import metadata_of
 
 BEST_FOLDER = "best"
 KEY = "held_out"
@@ -39,12 +37,15 @@ class Best:
     @property
     def path(self) -> Path:
         """Return the path of the LoRA, or of the folder of a transformer."""
-        return self.publisher.output_dir / BEST_FOLDER / self.publisher.result
+        return result_of(self.publisher.settings, BEST_FOLDER)
 
     def so_far(self) -> dict[str, Any] | None:
         """Return the state of the best; None where none was kept, or by another measure."""
-        state = _state_in(self.path)
-        return state if state and state["measured_by"] == self.measured_by else None
+        try:
+            state: dict[str, Any] = json.loads(metadata_of(self.path)[KEY])
+        except (KeyError, ValueError):
+            return None
+        return state if state["measured_by"] == self.measured_by else None
 
     def consider(self, step: int, found: Mapping[str, Any], trained: Trained) -> bool:
         """Keep the weights, or their average, if their loss is the lowest; return whether it was.
@@ -52,20 +53,18 @@ class Best:
         Args:
             found: what `HeldOut.measure` gave of the weights; under "ema" that of the average.
         """
-        losses = {"weights": found["loss"]}
-        if "ema" in found:
-            losses["ema"] = found["ema"]["loss"]
-        known = {kind: loss for kind, loss in losses.items() if loss is not None}
+        measured = {"weights": found, "ema": found.get("ema", {})}
+        known = {kind: of for kind, of in measured.items() if of.get("loss") is not None}
         before = self.so_far()
-        kind = min(known, key=known.__getitem__) if known else None
-        if kind is None or (before is not None and known[kind] >= before["loss"]):
+        kind = min(known, key=lambda kind: known[kind]["loss"], default=None)
+        if kind is None or (before is not None and known[kind]["loss"] >= before["loss"]):
             self._say(before)
             return False
         state = {
             "step": step,
-            "loss": known[kind],
+            "loss": known[kind]["loss"],
             "weights": kind,
-            "by_sigma": (found if kind == "weights" else found["ema"])["by_sigma"],
+            "by_sigma": known[kind]["by_sigma"],
             "measured_by": self.measured_by,
         }
         tensors: Mapping[str, Tensor] = trained.weights
@@ -83,12 +82,3 @@ class Best:
         text = readable_json(state) if state else ""
         if state and not (path.is_file() and path.read_text(encoding="utf-8") == text):
             write_text(path, text)
-
-
-def _state_in(path: Path) -> dict[str, Any] | None:
-    metadata = metadata_in(path) if path.name == LORA_FILE else about_transformer(path)
-    try:
-        state: dict[str, Any] = json.loads(metadata[KEY])
-    except (KeyError, ValueError):
-        return None
-    return state

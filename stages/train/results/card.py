@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,14 @@ def model_card(
         caption: an instruction that it was trained on.
         sheet: where a sheet of previews lies, seen from the card.
     """
-    kind = _kind(settings)
+    kind = "full" if settings.model_type == "full" else settings.lora_type
     parts = [
-        _head(settings, flavour, about, steps=steps),
+        _head(kind, settings, flavour, about, steps=steps),
         _previews(sheet, settings),
-        f"## diffusers\n\n```python\n{_python(settings, flavour, caption)}```\n{_POSITIONS}",
+        f"## diffusers\n\n```python\n{_python(kind, settings, flavour, caption)}```\n{_POSITIONS}",
         _comfyui(kind, flavour),
-        _files(settings, kind),
-        "\n".join(("## Recipe\n", "| | |", "|---|---|", *_recipe(settings, about), "")),
+        _table("Files", _files(settings, kind)),
+        _table("Recipe", _recipe(settings, about)),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -79,12 +79,9 @@ def newest_sheet(output_dir: Path) -> str | None:
     return (folder / SHEET_FILE).relative_to(output_dir).as_posix()
 
 
-def _kind(settings: Settings) -> str:
-    return "full" if settings.model_type == "full" else settings.lora_type
-
-
-def _head(settings: Settings, flavour: Flavour, about: Mapping[str, Any], *, steps: int) -> str:
-    kind = _kind(settings)
+def _head(
+    kind: str, settings: Settings, flavour: Flavour, about: Mapping[str, Any], *, steps: int
+) -> str:
     named = "" if kind == "full" else f" Tensors are named for {settings.lora_format}."
     return f"""---
 base_model: {flavour.repository}
@@ -115,9 +112,8 @@ Each row: {what}{average}, and the target; seed {settings.validation_seed}, guid
 """
 
 
-def _python(settings: Settings, flavour: Flavour, caption: str) -> str:
+def _python(kind: str, settings: Settings, flavour: Flavour, caption: str) -> str:
     """Return lines that make a picture as the previews are made, to be run beside the card."""
-    kind = _kind(settings)
     own = kind == "full" or flavour.overrides_zero_cond_t
     imports = f"{flavour.pipeline}{', QwenImageTransformer2DModel' if own else ''}"
     arguments = [f'"{flavour.repository}"']
@@ -185,33 +181,33 @@ def _comfyui(kind: str, flavour: Flavour) -> str:
     )
 
 
-def _files(settings: Settings, kind: str) -> str:
+def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    lines = (f"| {name} | {value} |" for name, value in rows)
+    return "\n".join((f"## {title}\n", "| | |", "|---|---|", *lines, ""))
+
+
+def _files(settings: Settings, kind: str) -> Iterator[tuple[str, str]]:
     result = "transformer/" if kind == "full" else LORA_FILE
-    rows = [(f"`{result}`", "the weights after the last step")]
+    yield f"`{result}`", "the weights after the last step"
     if settings.use_ema:
-        rows.append((f"`ema/{result}`", "their average over the last steps"))
+        yield f"`ema/{result}`", "their average over the last steps"
     if settings.keep_best:
-        rows.append((f"`best/{result}`", "lowest loss on held-out pairs, where there are some"))
-    return "\n".join(("## Files\n", "| | |", "|---|---|", *map(_row, rows), ""))
+        yield f"`best/{result}`", "lowest loss on held-out pairs, where there are some"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _recipe(settings: Settings, about: Mapping[str, Any]) -> Iterator[str]:
-    yield _row(("base", f"`{about['base']}`"))
-    yield _row(("digest of its transformer", f"`{about['base_digest']}`"))
-    yield _row(("zero_cond_t", str(about["zero_cond_t"]).lower()))
+def _recipe(settings: Settings, about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "base", f"`{about['base']}`"
+    yield "digest of its transformer", f"`{about['base_digest']}`"
+    yield "zero_cond_t", str(about["zero_cond_t"]).lower()
     adapter = settings.model_type == "lora"
     if adapter:
         scale = lora_scale(alpha=float(settings.lora_alpha), rank=settings.lora_rank)
-        yield _row(("effective scale (alpha / rank)", f"{scale:g}"))
+        yield "effective scale (alpha / rank)", f"{scale:g}"
     values = settings.model_dump(mode="json")
     in_head = {"model_flavour", "model_family"}
     for key in (*_FIRST, *sorted(settings.model_fields_set - {*_FIRST, *in_head})):
         if decides(key) and (adapter or key not in _OF_ADAPTERS):
-            yield _row((key, _plain(values[key])))
+            yield key, _plain(values[key])
 
 
 def _plain(value: Any) -> str:

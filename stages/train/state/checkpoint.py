@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Trained:
             for name, tensor in read_tensors(checkpoint, EMA_FILE).items():
                 self.ema.shadow[name].copy_(tensor)
         # checkpoints of the first version count nothing
-        self.skips.restore(read_state(checkpoint).get("skips", Skips().as_object()))
+        self.skips = Skips(**read_state(checkpoint).get("skips", {}))
 
     def _in_place(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies of the optimizer's tensors on the devices of their weights, one by one.
@@ -107,7 +107,7 @@ def save_checkpoint(
         state = {
             "step": step,
             "of_steps": of_steps,
-            "skips": trained.skips.as_object(),
+            "skips": asdict(trained.skips),
             "files": digests,
             "run": dict(run),
         }

@@ -12,8 +12,11 @@ from ....cache.errors import AnotherRecipe
 from ....cache.files.fingerprint import fingerprint
 from ....config.schedules import SCHEDULE_OPTIONS
 from ....config.settings import Settings
+from ...models.lora.lora_file import LORA_FILE
+from ...run_output.run_file import read_run
 from ...samples.sample import Sample
 from ..data.batches import Source
+from .checkpoint import checkpoints, strangers
 
 # These may differ between two starts of one run: they decide nothing of it, or (models, encoders,
 # VAE, data) what they stand for is in the record itself. docs/resume.md says the same in words.
@@ -140,6 +143,35 @@ def refuse_strangers(foreign: Sequence[Path], *, where: Path) -> NoReturn:
         f"{where} holds what another trainer left: {names}. Nothing of it was touched.",
         "Choose another folder (`--set output_dir=…`), or move that one away.",
     )
+
+
+def begun_run(where: Path) -> dict[str, Any] | None:
+    """Return the run that has made a checkpoint or a LoRA in this folder; None if there is none.
+
+    One that came to nothing (out of memory, say) may be begun again with other settings.
+
+    Raises:
+        AnotherRecipe: what lies there was not made by qedit.
+    """
+    there, foreign, lora = read_run(where), strangers(where), where / LORA_FILE
+    came_to_something = bool(checkpoints(where)) or lora.exists()
+    if there is None and lora.exists() and not checkpoints(where):
+        foreign.append(lora)
+    if foreign:
+        refuse_strangers(foreign, where=where)
+    return there if came_to_something else None
+
+
+def refuse_folder(settings: Settings) -> None:
+    """Raise if the output_dir belongs to another training, as far as settings tell.
+
+    Raises:
+        AnotherRecipe: with every difference in words.
+    """
+    there = begun_run(settings.output_dir)
+    if there is not None:
+        now = {**there, "settings": decisive(settings)}
+        refuse_another_run(there, now, where=settings.output_dir)
 
 
 def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:

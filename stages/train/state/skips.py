@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ..objective.step import StepLosses
 from ..ranks import SameErrorOnAllRanks
@@ -26,14 +25,6 @@ class Skips:
 
     in_a_row: int = 0
     in_all: int = 0
-
-    def as_object(self) -> dict[str, int]:
-        """Return the counts for state.json."""
-        return asdict(self)
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Set the counts to those in a checkpoint's state.json."""
-        self.in_a_row, self.in_all = state["in_a_row"], state["in_all"]
 
     def made(self) -> None:
         """Count a step that was made."""

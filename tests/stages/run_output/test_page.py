@@ -19,10 +19,9 @@ from qedit.cache.files.atomic import write_json
 from qedit.config.configuration import Configuration
 from qedit.config.loading import load
 from qedit.stages.preview.pictures import save_preview
-from qedit.stages.run_output.as_run import as_run_files
-from qedit.stages.run_output.curves import MOST_POINTS, thinned
-from qedit.stages.run_output.page import page_data, write_page
+from qedit.stages.run_output.page import MOST_POINTS, page_data, shortened, write_page
 from qedit.stages.run_output.previews import Part, read_stored, step_folder, store
+from qedit.stages.run_output.run_file import as_run_files
 
 STEPS = (0, 10, 20)
 SAMPLES = {"cat.png": "make it night", "sea/boat.png": "</script><b>a “storm”</b>"}
@@ -137,11 +136,11 @@ def test_a_run_that_has_nothing_yet_has_a_page(tmp_path: Path) -> None:
 
 def test_long_curves_are_thinned_by_means() -> None:
     curve = [(step, float(step % 2)) for step in range(1, 8001)]
-    short = thinned(curve)
+    short = shortened(curve)
     assert len(short) == MOST_POINTS
     assert short[-1][0] == 8000
     assert np.allclose([value for _, value in short], 0.5)
-    assert thinned(curve[:5]) == curve[:5]
+    assert shortened(curve[:5]) == curve[:5]
 
 
 SCRIPT = """

@@ -14,7 +14,7 @@ from qedit.stages.samples.lazy_samples import SampleRows, groups_in, shape_of, s
 from qedit.stages.samples.sample import Sample
 from qedit.stages.samples.schema import PAIRS_SCHEMA, blocks_of
 from qedit.stages.train.data.batches import Order, Source
-from qedit.stages.train.data.mixture import Mixture
+from qedit.stages.train.data.phases import Mixture
 
 SIZES = [(64, 64), (64, 96), (96, 64), (128, 32)]
 

@@ -27,7 +27,7 @@ from qedit.stages.models.weights.tensor_file import write_tensors
 from qedit.stages.train import loop
 from qedit.stages.train.model import open_model
 from qedit.stages.train.plan.training_plan import make_plan
-from qedit.stages.train.results.initial_lora_file import (
+from qedit.stages.train.state.initial_lora import (
     START_FILE,
     read_initial_weights,
     write_initial_weights,

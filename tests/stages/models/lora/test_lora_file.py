@@ -18,7 +18,7 @@ from qedit.cache.errors import WrongUse
 from qedit.config.settings import Settings
 from qedit.stages.models.lora.lora import add_lora, start_from, target_modules
 from qedit.stages.models.lora.lora_file import Lora, LowRank, Style, as_file, lora_file, read_lora
-from qedit.stages.train.plan.initial_lora import read_initial_lora
+from qedit.stages.train.state.initial_lora import read_initial_lora
 
 PIPELINES = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 STYLES: tuple[Style, ...] = ("diffusers", "comfyui", "kohya")

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from qedit.stages.train.data.shares import Slice, share_of
+from qedit.stages.train.data.feed import Slice, share_of
 
 STEPS = (["abcd"], ["abc", "d", "ef"], ["a"], ["a", "b", "c", "d"], ["abcdefgh", "ij"])
 

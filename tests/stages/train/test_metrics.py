@@ -13,14 +13,13 @@ import pytest
 from training import metrics, train
 
 from qedit.cache.errors import WrongUse
-from qedit.stages.train import trackers
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_before_anything_is_loaded(
     made: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    monkeypatch.setattr("qedit.stages.train.metrics.find_spec", lambda package: None)
     configuration = made(report_to=name)
     with pytest.raises(WrongUse, match=f"needs the package {name}") as refused:
         train(configuration)
@@ -67,7 +66,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[WandbRun]:
 
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(trackers, "find_spec", lambda package: object())
+    monkeypatch.setattr("qedit.stages.train.metrics.find_spec", lambda package: object())
     return runs
 
 
