@@ -1,4 +1,4 @@
-"""What a LoRA begins as: the file that `init_lora` names, or a part taken out of the base.
+"""The start of a LoRA: the file that `init_lora` names, or a part taken out of the base.
 
 `pissa` and `olora` take their start out of the base. To go on, the same must be taken out again;
 and a published file, which meets a base that is whole, must subtract it. So it is kept beside the
