@@ -36,7 +36,7 @@ from qedit.stages.stores.row_kinds import SAMPLE_ROWS, RowKind
 from qedit.stages.stores.run import Run
 from qedit.stages.train.data.batches import Source
 from qedit.stages.train.plan import training_plan
-from qedit.stages.train.plan.initial_lora import initial_lora_digest
+from qedit.stages.train.state.initial_lora import initial_lora_digest
 from qedit.stages.train.state.run_record import describe_run, is_same_run
 
 FILE = ROOT / "config" / "changes.json"
