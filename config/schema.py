@@ -34,7 +34,7 @@ def schema_of(file: str) -> dict[str, Any]:
     for key in every_key():
         if key.file == file and (node := schema["properties"].get(key.name)):
             node["description"] = (
-                f"{' '.join(node['description'].split())} A change costs {key.change}."
+                f"{' '.join(node.get('description', '').split())} A change costs {key.change}."
             )
     others = "|".join(map(re.escape, sorted(known_elsewhere(model))))
     without_effect = {"description": "A key of SimpleTuner without effect.", "deprecated": True}

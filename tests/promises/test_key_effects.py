@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -333,9 +334,15 @@ def rows(run: Run) -> dict[str, set[Any]]:
             found["mask weights"].add((path, sample.mask.weight_key))
     found["base"] = {run.quantized_base and run.quantized_base.folder}
     if run.modulation_table is not None:
-        table, lowest = run.modulation_table.path, lowest_sigma(run.settings)
-        found["base"] |= {(table, row) for row in every_timestep(lowest_sigma=lowest)}
+        table = run.modulation_table.path
+        found["base"] |= {(table, row) for row in timesteps(lowest_sigma(run.settings))}
     return found
+
+
+@cache
+def timesteps(lowest: float) -> frozenset[int]:
+    """The rows of a modulation table down to this sigma."""
+    return frozenset(every_timestep(lowest_sigma=lowest))
 
 
 def record(run: Run) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_what_could_steer_a_terminal_is_escaped(text: str, shown: str) -> None:
 STEERING = "\x1b[31m\x9b2J\u202e\x7f"
 COMMANDS = (
     *("pair", "cache-vae", "cache-embeds", "train", "run", "status", "verify", "gc", "unlock"),
-    *("plan", "preview", "inspect"),
+    *("plan", "preview", "inspect", "keys"),
 )
 
 
@@ -80,6 +80,10 @@ def test_no_command_sends_control_characters(
             _is_plain(command, "--config", config, "--data", "data.json", *skip, as_json=as_json)
     _is_plain("inspect", f"{STEERING}p0.png", "--config", "config.json", "--data", "data.json")
     _is_plain("export", f"{STEERING}.safetensors", "--to", "out.safetensors", as_json=as_json)
+    _is_plain(
+        "keys", "--config", "config.json", "--data", "data.json", "--set", f"revision={STEERING}"
+    )
+    _is_plain("keys", STEERING, as_json=as_json)
     _is_plain("init", "edited", "reference-a", "-C", str(steering), as_json=as_json)
 
 
