@@ -1,7 +1,4 @@
-"""The fields of a dataset in the data file, in groups: meaning, values, and why each default is.
-
-Paths are relative to the working directory.
-"""
+"""The fields of a dataset in the data file, in groups: meaning, values, and why each default is."""
 
 from __future__ import annotations
 
@@ -209,7 +206,7 @@ class Folders(Written):
 
 # pydantic takes the fields of the last base first
 class Dataset(Folders, Mixture, Sizes, Captions, ReferencesAndMasks, Source):
-    """One entry of multidatabackend.json, frozen."""
+    """A dataset of multidatabackend.json. Paths are relative to the working directory."""
 
     @property
     def is_main(self) -> bool:

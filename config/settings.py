@@ -165,7 +165,7 @@ class Output(Written):
 class Settings(
     Output, Evaluation, Previews, NoiseSchedule, LoRA, Memory, Training, Encoding, Data, Model
 ):
-    """config.json, frozen. Defaults that depend on another key are resolved here alone.
+    """The keys of config.json. Defaults that depend on another key are resolved here alone.
 
     Paths are relative to the working directory; intervals and limits count optimizer steps.
     """

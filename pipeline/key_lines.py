@@ -29,16 +29,15 @@ def found_keys(word: str | None) -> tuple[Sequence[Key], str]:
     keys = every_key()
     if word is None:
         return keys, ""
-    found = [key for key in keys if key.name == word]
-    found = found or [key for key in keys if word.lower() in f"{key.name} {key.meaning}".lower()]
+    if found := [key for key in keys if key.name == word]:
+        return found, ""
+    found = [key for key in keys if word.lower() in f"{key.name} {key.meaning}".lower()]
     if word in known_elsewhere(Settings) | known_elsewhere(Dataset):
         return found, f"{word} is a key of SimpleTuner without effect here{what_instead(word)}."
     if found:
         return found, ""
-    what, close = (
-        f"No key has {word!r} in its name or meaning",
-        nearest(word, [key.name for key in keys]),
-    )
+    what = f"No key has {word!r} in its name or meaning"
+    close = nearest(word, [key.name for key in keys])
     if close is None:
         raise WrongUse(f"{what}.", "Type `qedit keys` to list all.")
     return [key for key in keys if key.name == close], f"{what}; the nearest is {close}."

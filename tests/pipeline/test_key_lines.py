@@ -89,6 +89,9 @@ def test_a_key_of_simpletuner_is_said_to_have_no_effect() -> None:
     found = said(qedit("keys", "lr_end", "--json"))
     assert [key["name"] for key in found["keys"]] == ["lr_scheduler_config"]
     assert "lr_scheduler_config.lr_end" in found["note"]
+    # one that is a field of a dataset here has an effect
+    found = said(qedit("keys", "resolution", "--json"))
+    assert ([key["name"] for key in found["keys"]], found["note"]) == (["resolution"], "")
 
 
 def test_the_value_in_effect_says_where_it_comes_from(here: Path) -> None:
