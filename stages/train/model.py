@@ -153,18 +153,20 @@ def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -
     """Load the frozen transformer, tensor by tensor, to the device where it stays."""
     checkpoint, settings = plan.checkpoint, plan.settings
     folder, dtype = checkpoint.transformer, training_dtype(plan)
+    precision = None
+    if wants_quantized(settings):  # refused here, where the device cannot compute in it
+        precision = precision_for(
+            settings.base_model_precision,
+            device=computes_on,
+            quantizes_activations=settings.quantize_activations,
+        )
     transformer = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
     if wants_table(settings) and has_table(checkpoint, settings):
         tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), folder))
     wanted = set(dict(transformer.named_parameters()))
-    if not wants_quantized(settings):
+    if precision is None:
         tensors = tensors_in(folder, wanted=wanted.__contains__)
         return fill(transformer, tensors, dtype=dtype, device=device, source=folder)
-    precision = precision_for(
-        settings.base_model_precision,
-        device=computes_on,
-        quantizes_activations=settings.quantize_activations,
-    )
     layers = quantize_layers(
         transformer, precision, quantizes_activations=settings.quantize_activations
     )
