@@ -101,7 +101,8 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
     verified.lines += _pairs_tables(run)
     verified.lines += _checkpoints(Path(run.settings.output_dir))
     own, base = run.stores.all_stores(), run.quantized_base
-    every = [*own, *([run.modulation_table] if run.modulation_table else [])]
+    table = run.modulation_table
+    every = [*own, *([table] if table is not None else [])]
     known = {store.path.resolve() for store in every}
     every += [
         store

@@ -112,6 +112,19 @@ def test_a_damaged_quantised_base_is_named_given_up_and_made_anew(
     assert _verified(run).lines == []
 
 
+def test_a_part_of_the_table_whose_rows_cannot_be_read_is_named_given_up_and_made_anew(
+    made: Callable[..., Configuration],
+) -> None:
+    run = made()
+    rows = _chunk(run).parent.parent / "rows.parquet"
+    flip(rows, -1)
+    (line,) = _verified(run).lines
+    assert str(rows.parent) in line
+    assert _verified(run, drops=True).dropped
+    assert _made_anew(run) > 0
+    assert _verified(run).lines == []
+
+
 def test_every_injury_of_a_quantised_base_is_found(made: Callable[..., Configuration]) -> None:
     run, chance = made(), random.Random(5)
     weights, said = _base_file(run), _base_file(run).with_name("quantized.json")
