@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ..errors import Broken
 from .checksum import crc32c
 from .fingerprint import canonical_json
+from .json_file import read_object
 
 CHECKSUM = "crc32c"
 
@@ -25,9 +28,24 @@ def unsealed(fields: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it is something else.
     """
     left = dict(fields)
-    if CHECKSUM in left and left.pop(CHECKSUM) != checksum_of(left):
+    # it is written last: where the last field has another name and holds it, the name is damaged
+    name = CHECKSUM if CHECKSUM in left else next(reversed(left), "")
+    if (left.pop(name, None) == checksum_of(left)) != (name == CHECKSUM):
         raise ValueError("it does not match its checksum")
-    return left
+    return left if name == CHECKSUM else dict(fields)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return the fields of the record at `path`, without the checksum.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Broken: it is not the record that was written, or the disk cannot read it.
+    """
+    try:
+        return unsealed(read_object(path))
+    except (ValueError, RecursionError) as error:
+        raise Broken(str(error)) from error
 
 
 def checksum_of(fields: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,16 +14,16 @@ import pyarrow.compute as pc
 from ...cache.errors import Broken, Damaged
 from ...cache.files.atomic import remove
 from ...cache.files.claims import alone_in
-from ...cache.files.failing_disk import bytes_of
 from ...cache.files.fingerprint import has_digest
 from ...cache.files.lock import writer_lock
-from ...cache.files.sealed import unsealed
+from ...cache.files.sealed import read_sealed
 from ...cache.format.index import spoilt_indices
 from ...cache.format.part import read_part
 from ...cache.store.dropping import drop
 from ...cache.store.store import Store
 from ...cache.store.verifying import Damage
 from ...stages.frozen_base.quantized import QuantizedBase
+from ...stages.run_output.run_file import damage_of_run
 from ...stages.stage import Progress
 from ...stages.stores.pins import pairs_pin
 from ...stages.stores.previewed import only_previewed
@@ -113,6 +112,7 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
     verified.lines += _records(caches)
     if verified.lines:
         drops = False  # which samples are affected is known from whole tables alone
+    verified.lines += _run_file(run.output_dir)
     verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
     damaged_stores: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
@@ -224,12 +224,17 @@ def _records(caches: Caches) -> Iterator[str]:
             yield found.what
 
 
+def _run_file(output_dir: Path) -> Iterator[str]:
+    if damage := damage_of_run(output_dir):
+        yield f"{damage} The next `qedit train` writes it anew."
+
+
 def _checkpoints(output_dir: Path) -> Iterator[str]:
     """Yield what is wrong with files of checkpoints, judged by their state.json."""
     for state in sorted(output_dir.glob("checkpoint-*/state.json")):
         try:
-            files = unsealed(json.loads(bytes_of(state)))["files"]
-        except (ValueError, KeyError, TypeError, Broken):
+            files = read_sealed(state)["files"]
+        except (KeyError, Broken):
             yield f"{state} cannot be read"
             continue
         for name, digest in files.items():

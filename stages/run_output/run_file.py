@@ -5,16 +5,18 @@ In `as-run/` beside it lie both configuration files as they were run, `--set` in
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import Damaged
+from ...cache.errors import Broken, Damaged
 from ...cache.files.atomic import readable_json, write_json, write_text
+from ...cache.files.sealed import read_sealed, sealed
 from ...config.configuration import Configuration
 
 RUN_FILE = "run.json"
+STATE_FILE = "state.json"  # in the folder of a checkpoint; it holds the run as well
 AS_RUN = "as-run"
 CONFIG_FILE = "config.json"
 DATA_FILE = "multidatabackend.json"
@@ -22,31 +24,67 @@ DATA_FILE = "multidatabackend.json"
 
 def write_run(output_dir: Path, run: Mapping[str, Any]) -> None:
     """Write `run`, as `train` describes it, into `output_dir`."""
-    write_json(output_dir / RUN_FILE, dict(run))
+    write_json(output_dir / RUN_FILE, sealed(run))
 
 
 def read_run(output_dir: Path) -> dict[str, Any] | None:
     """Return the run that `output_dir` holds; None if it holds none.
 
+    It is what run.json says or, where that is damaged or gone, what the newest checkpoint says.
+
     Raises:
-        Damaged: run.json is not a JSON object, or what it says of the run is none.
+        Damaged: run.json cannot be read, and there is no checkpoint.
     """
-    path = output_dir / RUN_FILE
-    if not path.is_file():
-        return None
     try:
-        run = json.loads(path.read_bytes())
-        if not isinstance(run, dict):
-            raise ValueError("it is not a JSON object")
-        for name in ("model", "recipes", "settings"):
-            if not isinstance(run.get(name, {}), dict):
-                raise ValueError(f"{name} in it is not a JSON object")
-    except ValueError as error:
-        raise Damaged(
-            f"{path} cannot be read: {error}.",
-            "Delete that file and run `qedit train`, which writes it again; or move the folder "
-            "away.",
-        ) from error
+        return _run_in(output_dir / RUN_FILE)
+    except (FileNotFoundError, Broken) as error:
+        run = _run_of_checkpoint(output_dir)
+        if run is None and isinstance(error, Broken):
+            raise Damaged(
+                f"{output_dir / RUN_FILE} cannot be read: {error}.",
+                "Delete that file if its folder holds no LoRA: `qedit train` then begins anew. "
+                "Else choose another `output_dir`: no checkpoint is left that says the same.",
+            ) from error
+        return run
+
+
+def damage_of_run(output_dir: Path) -> str | None:
+    """Return what is wrong with run.json, as a sentence; None if nothing is, or there is none."""
+    path = output_dir / RUN_FILE
+    try:
+        _run_in(path)
+    except FileNotFoundError:
+        return None
+    except Broken as error:
+        return f"{path} cannot be read: {error}."
+    return None
+
+
+def _run_of_checkpoint(output_dir: Path) -> dict[str, Any] | None:
+    """Return the run in the newest checkpoint whose state can be read; None if there is none."""
+    states = output_dir.glob(f"checkpoint-*/{STATE_FILE}")
+    for path in sorted(states, key=lambda path: (len(path.parent.name), path), reverse=True):
+        with contextlib.suppress(Broken, OSError):
+            return _run_in(path)
+    return None
+
+
+def _run_in(path: Path) -> dict[str, Any]:
+    """Return the run in run.json, or in the state.json of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Broken: it is not as it was written, or of another shape.
+    """
+    fields = read_sealed(path)
+    run: dict[str, Any] = fields if path.name == RUN_FILE else fields.get("run", {})
+    try:
+        parts = [run.get(name, {}) for name in ("settings", "model", "recipes", "datasets")]
+        is_a_run = all(isinstance(part, dict) for part in (*parts, *parts[-1].values()))
+    except AttributeError:
+        is_a_run = False
+    if not is_a_run:
+        raise Broken("it does not describe a run")
     return run
 
 

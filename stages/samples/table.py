@@ -13,7 +13,6 @@ reader of an older manifest goes on reading what it began with.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...cache.errors import Damaged, NotComplete
+from ...cache.errors import Broken, Damaged, NotComplete
 from ...cache.files import atomic
 from ...cache.files.fingerprint import fingerprint, has_digest
-from ...cache.files.sealed import sealed, unsealed
+from ...cache.files.sealed import read_sealed, sealed
 from ...cache.format.tables import table_blocks, table_in, write_blocks
 from ...cache.store.recipe_file import RECIPE_FILE
 from ...config.configuration import Configuration
@@ -184,12 +183,15 @@ def manifest_in(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     try:
-        manifest = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        manifest = read_sealed(path)
         if manifest["format"] == FORMAT:
             return manifest
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except Broken as error:
+        if isinstance(error.__cause__, OSError):  # nothing is to be deleted where the disk fails
+            raise error.__cause__ from None
+    except KeyError:
         pass
     raise Damaged(
         f"{path} is not a manifest of a pairs table.", f"Delete {folder}, then run `qedit pair`."

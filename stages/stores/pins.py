@@ -13,7 +13,6 @@ instead (`<store>/uses/<id>.json`); those are read, and go when their run writes
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,10 +22,9 @@ from typing import Any
 from ...cache.errors import Broken, Damaged
 from ...cache.files.atomic import remove, sweep, write_json
 from ...cache.files.claims import LOCK_PATIENCE_SECONDS
-from ...cache.files.failing_disk import bytes_of
 from ...cache.files.fingerprint import key_of
 from ...cache.files.lock import writer_lock
-from ...cache.files.sealed import sealed, unsealed
+from ...cache.files.sealed import read_sealed, sealed
 from ...cache.store.recipe_file import keep_recipe
 from ...cache.store.store import Store
 from ..samples.table import MANIFEST, table_folder
@@ -248,7 +246,7 @@ def _read(path: Path, folder: Path) -> Record | None:
         Damaged: what the run needs is unknown.
     """
     try:
-        found = unsealed(json.loads(bytes_of(path)))
+        found = read_sealed(path)
         place = folder
         if path.parent.name == OLD_NOTES:
             place = path.parent.parent

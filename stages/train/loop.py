@@ -30,7 +30,7 @@ from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora.lora_file import Lora
 from ..run_output.page import PAGE_FILE, write_page
-from ..run_output.run_file import write_run
+from ..run_output.run_file import damage_of_run, write_run
 from ..stage import Outcome, Progress
 from .apply_memory_plan import fit_of, memory_lines
 from .data.feed import padding_of
@@ -91,7 +91,7 @@ def run(
         # Lock: the first process writes for all of them.
         lock = writer_lock(plan.settings.output_dir, doing=STAGE)
         with lock if ranks.is_first else nullcontext():
-            begin = ranks.path_of_the_first(lambda: _take_over(plan))
+            begin = ranks.path_of_the_first(lambda: _take_over(plan, progress))
             kept = _steps_made(plan, begin)
             missing = is_evaluation_missing(plan, step_of(begin) if begin else 0)
             missing = missing or bool(previews and previews.due(kept))
@@ -135,12 +135,15 @@ def _result_lines(plan: Plan, loss: float | None) -> Iterator[str]:
         )
 
 
-def _take_over(plan: Plan) -> Path | None:
+def _take_over(plan: Plan, progress: Progress) -> Path | None:
     """Write run.json and make the published files those of the checkpoint, which is returned."""
     begin = _checkpoint_of(plan)  # another process may have gone on before this one's turn
     where = plan.settings.output_dir
     for folder in (where / EMA_FOLDER, where / BEST_FOLDER):
         sweep(folder)
+    if damage := damage_of_run(where):
+        named = f"{begin.name} says the same" if begin else "there is no checkpoint yet"
+        progress.warn(f"{damage} It is written anew: {named}.")
     write_run(where, plan.run)
     if begin:
         Publisher(plan).publish(begin)

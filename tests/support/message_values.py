@@ -234,7 +234,10 @@ VALUES: dict[str, dict[str, str]] = {
     "table.py:verified": {"path": f"{_TABLE}/pairs-9be1ac34.parquet"},
     # stages/stores
     "pins.py": {"path": "cache/vae/edited/runs/5d0c1f7e.json"},
-    "run_file.py": {"path": "output/edited/run.json"},
+    "run_file.py": {
+        "error": "it does not match its checksum",
+        "output_dir / RUN_FILE": "output/edited/run.json",
+    },
     "run_stores.py": {
         "beside": "",
         "command": "qedit cache-vae",

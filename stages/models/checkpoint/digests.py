@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....cache.errors import Damaged, NotComplete, QeditError
+from ....cache.errors import Broken, Damaged, NotComplete, QeditError
 from ....cache.files.atomic import write_json
 from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_file
-from ....cache.files.sealed import sealed, unsealed
+from ....cache.files.sealed import read_sealed, sealed
 from ....config.settings import Settings
 from .model_files import weight_files
 
@@ -214,8 +214,8 @@ def _recall(remember: Path | None) -> dict[str, Any]:
     if remember is None:
         return {}
     try:
-        return unsealed(json.loads(remember.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        return read_sealed(remember)
+    except (Broken, OSError):
         return {}
 
 

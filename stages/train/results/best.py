@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from ....cache.files.atomic import readable_json, write_text
-from ..state.checkpoint import STATE_FILE, Trained
+from ...run_output.run_file import STATE_FILE
+from ..state.checkpoint import Trained
 from .publish import Publisher, result_of
 from .transformer_result import metadata_of
 

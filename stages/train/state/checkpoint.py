@@ -8,7 +8,6 @@ never in memory once more. Batches and draws need no state: they are functions o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,15 +20,14 @@ from torch import Tensor, nn
 
 from ....cache.errors import Broken, Damaged, WrongUse
 from ....cache.files.atomic import new_folder, remove, sweep, write_json
-from ....cache.files.failing_disk import bytes_of
 from ....cache.files.fingerprint import has_digest
-from ....cache.files.sealed import sealed, unsealed
+from ....cache.files.sealed import read_sealed, sealed
 from ...models.weights.tensor_file import write_tensors
+from ...run_output.run_file import STATE_FILE
 from .ema import Ema
 from .optimizers import optimizer_tensors, restore_optimizer
 from .skips import Skips
 
-STATE_FILE = "state.json"
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -142,7 +140,7 @@ def step_of(checkpoint: Path) -> int:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return its state.json: `step`, the digests of its `files`, and the `run` it belongs to."""
     try:
-        state = unsealed(json.loads(bytes_of(checkpoint / STATE_FILE)))
+        state = read_sealed(checkpoint / STATE_FILE)
         int(state["step"])
     except (ValueError, KeyError, TypeError, Broken) as error:
         raise Damaged(f"{checkpoint / STATE_FILE} cannot be read.", _go_on(checkpoint)) from error

@@ -152,14 +152,16 @@ def begun_run(where: Path) -> dict[str, Any] | None:
 
     Raises:
         AnotherRecipe: what lies there was not made by qedit.
+        Damaged: run.json cannot be read, and no checkpoint says the same.
     """
-    there, foreign, lora = read_run(where), strangers(where), where / LORA_FILE
+    foreign, lora = strangers(where), where / LORA_FILE
     came_to_something = bool(checkpoints(where)) or lora.exists()
+    there = read_run(where) if came_to_something else None
     if there is None and lora.exists() and not checkpoints(where):
         foreign.append(lora)
     if foreign:
         refuse_strangers(foreign, where=where)
-    return there if came_to_something else None
+    return there
 
 
 def refuse_folder(settings: Settings) -> None:
@@ -175,6 +177,7 @@ def refuse_folder(settings: Settings) -> None:
 
 
 def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
+    there = {"settings": {}, "model": {}, "recipes": {}, "datasets": {}, **there}
     is_same_start = "start" in run and there.get("start") == run["start"]
     for key, value in run["settings"].items():
         before = there["settings"].get(key, _default(key))

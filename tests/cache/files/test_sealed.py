@@ -34,8 +34,7 @@ def test_a_flipped_bit_changes_nothing_that_is_believed() -> None:
             read = unsealed(json.loads(bytes(flipped)))
         except ValueError:
             continue
-        # in the checksum's name: then it is a field that nobody asks for
-        assert {name: read[name] for name in whole} == whole
+        assert read == whole
 
 
 def test_a_digest_that_is_remembered_wrongly_is_found_again(tmp_path: Path) -> None:
