@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...cache.errors import WrongUse
-from ..terminal.options import PATH, dry_run_option, workplace_options
-from ..terminal.run_command import reporting
+from ..terminal.options import (
+    PATH,
+    dry_run_option,
+    shared_options,
+    word_among,
+    workplace_options,
+)
+from ..terminal.output import TerminalProgress, size
+from ..terminal.run_command import configuration_of, reporting
 
 if TYPE_CHECKING:
     from ...stages.models.lora.lora_file import Style
 
 
 @click.command()
-@click.argument("lora", type=PATH)
+@click.argument("lora", required=False)
+@shared_options
 @click.option(
     "--format",
     "style",
@@ -27,41 +35,124 @@ if TYPE_CHECKING:
 @click.option(
     "--base",
     type=PATH,
-    help="With --merge: the checkpoint it was trained on, or its transformer's folder.",
+    help="With --merge, and of a DoRA for ComfyUI: the checkpoint it was trained on.",
 )
-@click.option("--to", type=PATH, required=True, help="The file (or folder) to write.")
-@workplace_options
-def export(
-    lora: Path, style: Style | None, merge: bool, base: Path | None, to: Path, **shared: Any
-) -> None:
+@click.option("--to", type=PATH, help="The file (or folder) to write.")
+@click.option(
+    "--workflow",
+    type=PATH,
+    metavar="FILE.json",
+    help="Write the graph for ComfyUI that shows it what training showed.",
+)
+def export(lora: str | None, workflow: Path | None, to: Path | None, **given: Any) -> None:
     """Write a LoRA as diffusers, ComfyUI or kohya's tools name it, or bake it into a transformer.
 
-    LORA is a file of any of these, or of names without a prefix, or a folder with a
-    pytorch_lora_weights.safetensors. Alphas are kept for kohya, folded in for the others.
-    """
-    with reporting(**shared) as (progress, finish):
-        from ...stages.export_lora import export_lora, merge_lora, other_base_in_words
+    LORA is a LoRA, DoRA or LoKr of any of these, or of names without a prefix, or a folder with a
+    pytorch_lora_weights.safetensors, or (for ComfyUI) the folder of a transformer. Alphas are kept
+    for kohya, folded in for the others.
 
-        if merge:
-            if base is None or style is not None:
-                raise WrongUse(
-                    "--merge writes a transformer: it takes --base, and no --format.",
-                    "Type `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
-                )
-            layers = len(merge_lora(lora, base, to).layers)
-            if other := other_base_in_words(lora, base):
-                progress.warn(other)
-            progress.say(f"Written: {to} (bfloat16, {layers} layers with the LoRA in them)")
-            finish({"stage": "export", "merged": True, "layers": layers, "where": str(to)})
-            return
-        if style is None or base is not None:
+    With --workflow, --config names the run, and LORA its file if that has got another name.
+    """
+    lora, given["assignments"] = word_among((lora, *given["assignments"]))
+    with reporting(**given) as (progress, finish):
+        if workflow is not None:
+            finish(_workflow(lora, workflow, to, progress, given))
+        elif lora is None or to is None:
             raise WrongUse(
-                "Without --merge, export takes --format and no --base.",
-                "Type `--format diffusers`, `comfyui` or `kohya`.",
+                "export takes a LoRA, and --to FILE.",
+                "Type `qedit export LORA --format comfyui --to FILE.safetensors`.",
             )
-        layers = len(export_lora(lora, to, style).layers)
+        else:
+            finish(_exported(Path(lora), to, progress, **given))
+
+
+def _exported(
+    lora: Path,
+    to: Path,
+    progress: TerminalProgress,
+    *,
+    style: Style | None,
+    merge: bool,
+    base: Path | None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Write what `export` is to write to `to`; return what --json says of it."""
+    from ...stages.export.lora_files import export_lora, refuse_target
+    from ...stages.export.merge import (
+        export_transformer,
+        is_transformer,
+        merge_lora,
+        other_base_in_words,
+    )
+    from ...stages.models.lora.lora_file import LORA_FILE
+
+    for_comfyui = style == "comfyui"
+    if merge and (base is None or style not in (None, "comfyui")):
+        raise WrongUse(
+            "--merge writes a transformer: it takes --base, and no --format but comfyui.",
+            "Type `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
+        )
+    if not merge and style is None:
+        raise WrongUse(
+            "Without --merge, export takes --format.",
+            "Type `--format diffusers`, `comfyui` or `kohya`.",
+        )
+    whole = not merge and for_comfyui and is_transformer(lora) and not (lora / LORA_FILE).is_file()
+    about: dict[str, Any] = {"stage": "export", "format": style, "where": str(to)}
+    if whole:
+        refuse_target(to)
+        export_transformer(lora, to)
+        progress.say(_where_a_model_goes(to))
+        return about | {"merged": False, "layers": 0}
+    if merge and for_comfyui:
+        refuse_target(to)
+    if merge:
+        assert base is not None, "refused above"
+        layers = merge_lora(lora, base, to, for_comfyui=for_comfyui)
+        progress.say(f"Written: {to} (bfloat16, {layers} layers with the LoRA in them)")
+        if for_comfyui:
+            progress.say(_where_a_model_goes(to))
+    else:
+        assert style is not None, "refused above"
+        layers = export_lora(lora, to, style, base=base)
         progress.say(f"Written: {to} ({layers} layers, for {style})")
-        finish({"stage": "export", "format": style, "layers": layers, "where": str(to)})
+    if base is not None and (other := other_base_in_words(lora, base)):
+        progress.warn(other)
+    return about | {"merged": merge, "layers": layers}
+
+
+def _where_a_model_goes(file: Path) -> str:
+    return f"{file} has {size(file.stat().st_size)}. Copy it to ComfyUI/models/diffusion_models/."
+
+
+def _workflow(
+    lora: str | None,
+    file: Path,
+    to: Path | None,
+    progress: TerminalProgress,
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the graph of a run to `file`; return what --json says of it."""
+    if to is not None or given["style"] or given["merge"] or given["base"]:
+        raise WrongUse(
+            "--workflow writes a graph: it takes no --to, --format, --merge or --base.",
+            "Type `qedit export --workflow FILE.json --config config.json`.",
+        )
+    from ...cache.files.atomic import write_json
+    from ...stages.export.workflow import model_of, workflow
+    from ...stages.stores.run import Run
+
+    if file.suffix != ".json":
+        raise WrongUse(f"--workflow {file} is no .json file.", f"Type `--workflow {file}.json`.")
+    if file.exists():
+        raise WrongUse(
+            f"--workflow {file} is there already.", "Choose another file, or move it away."
+        )
+    run = Run(configuration_of(progress, dry_run=True, **given))
+    model = Path(lora).name if lora else model_of(run)
+    write_json(file, workflow(run, model))
+    progress.say(f"Written: {file}. Open it in ComfyUI; a note in it says which files it needs.")
+    return {"stage": "export", "workflow": str(file), "model": model, "where": str(file)}
 
 
 @click.command("init")

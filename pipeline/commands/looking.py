@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..terminal.options import device_option, dry_run_option, shared_options
+from ..terminal.options import device_option, dry_run_option, shared_options, word_among
 from ..terminal.run_command import configuration_of, reporting, run_named
 
 LISTED = 20
@@ -33,7 +33,7 @@ def inspect(
 
     Without SAMPLE, list the samples.
     """
-    name, shared["assignments"] = _word_among((sample, *shared["assignments"]))
+    name, shared["assignments"] = word_among((sample, *shared["assignments"]))
     with reporting(**shared) as (progress, finish):
         from ...stages.inspect_sample import inspect_sample, sample_names
 
@@ -78,7 +78,7 @@ def keys(word: str | None, **shared: Any) -> None:
     WORD is a key, or a word in its name or meaning; without it, all keys are listed. With --config
     or example=NAME, the value in effect is shown, and where it came from.
     """
-    word, shared["assignments"] = _word_among((word, *shared["assignments"]))
+    word, shared["assignments"] = word_among((word, *shared["assignments"]))
     with reporting(**shared) as (progress, finish):
         from ..key_lines import found_keys, key_lines, values_in_effect
 
@@ -93,15 +93,6 @@ def keys(word: str | None, **shared: Any) -> None:
             progress.say("\n".join([*key_lines(key, here), ""]))
             objects.append({**asdict(key), "here": here})
         finish({"stage": "keys", "keys": objects, "note": note})
-
-
-def _word_among(words: tuple[str | None, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the first word that is no `example=NAME`, and the others."""
-    given = [word for word in words if word is not None]
-    name = next((word for word in given if not word.startswith("example=")), None)
-    if name is not None:
-        given.remove(name)
-    return name, tuple(given)
 
 
 @click.command()

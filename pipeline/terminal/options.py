@@ -159,3 +159,12 @@ def options_of(stage: str, given: Mapping[str, Any]) -> dict[str, object]:
 
         options["options"] = DeviceOptions(**chosen(_DEVICES))
     return options
+
+
+def word_among(words: Iterable[str | None]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the first of a command's words that is no `example=NAME`, and the others."""
+    given = [word for word in words if word is not None]
+    name = next((word for word in given if not word.startswith("example=")), None)
+    if name is not None:
+        given.remove(name)
+    return name, tuple(given)

@@ -46,7 +46,8 @@ COMMANDS = {
     "`qedit inspect`": ("stages/inspect_sample.py", "pipeline/commands/looking.py"),
     "`qedit plan`": ("pipeline/plan",),
     "`qedit export`": (
-        *("stages/export_lora.py", "pipeline/commands/files.py", "stages/models/lora/lora_file.py"),
+        *("stages/export", "pipeline/commands/files.py"),
+        *("stages/models/lora/lora_file.py", "stages/models/lora/adapter_reading.py"),
     ),
     "`qedit status`, `verify`, `gc` and `unlock`": (
         "pipeline/upkeep",

@@ -70,6 +70,15 @@ class LowRank:
         """The matrix `up` times the scale, for readers that assume a scale of 1."""
         return self.up if self.scale == 1 else self.up.float() * self.scale
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The [out, in] of the layer's weight."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """Return the layer's `weight` [out, in] in float32 with the change in it."""
+        return weight.float() + self.up.float() @ self.down.float() * self.scale
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -181,22 +190,35 @@ def read_lora(path: Path) -> Lora:
             this model's transformer; names the first of them.
     """
     path = lora_path(path)
+    return lora_in(*tensors_of(path), path)
+
+
+def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of an adapter's file by their names, and its metadata.
+
+    Raises:
+        WrongUse: no such file, or not a safetensors file.
+    """
     if not path.is_file():
         raise WrongUse(f"There is no LoRA file {path}.", "Give a .safetensors file.")
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
         raise WrongUse(
             f"{path} is no safetensors file: {error}.", "Convert it to .safetensors first."
         ) from error
+
+
+def lora_in(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Lora:
+    """Return the LoRA of the `tensors` of the file `path`; raises as `read_lora` does."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, what = _place_of(key, path)
         parts.setdefault(layer, {})[what] = tensor
     hidden = json.loads(metadata.get(_HIDDEN_ALPHA, "{}"))
-    layers = {layer: _pair(layer, parts[layer], hidden, path) for layer in parts}
+    layers = {layer: low_rank(layer, parts[layer], path, hidden=hidden) for layer in parts}
     if not layers:
         raise WrongUse(f"{path} holds no tensors.", "Give a LoRA that has some.")
     return Lora(layers, metadata)
@@ -205,7 +227,7 @@ def read_lora(path: Path) -> Lora:
 def _place_of(key: str, path: Path) -> tuple[str, str]:
     """Return the layer that a tensor belongs to, and its role: `down`, `up` or `alpha`."""
     found = _TENSOR.fullmatch(key)
-    layer = _layer_of(found["layer"]) if found else None
+    layer = layer_of(found["layer"]) if found else None
     if found is None or layer is None:
         raise WrongUse(
             f"{path}: {key} is not part of a plain LoRA on the Qwen-Image-Edit transformer.",
@@ -216,7 +238,8 @@ def _place_of(key: str, path: Path) -> tuple[str, str]:
     return layer, "down" if found["what"] in _DOWN else "up"
 
 
-def _layer_of(name: str) -> str | None:
+def layer_of(name: str) -> str | None:
+    """Return the transformer's name of a layer that a file calls `name`; None for another's."""
     if name.startswith(PREFIXES["kohya"]):
         return _unflattened(name.removeprefix(PREFIXES["kohya"]))
     for prefix in (PREFIXES["diffusers"], PREFIXES["comfyui"]):
@@ -235,9 +258,17 @@ def _unflattened(flat: str) -> str | None:
     return None
 
 
-def _pair(
-    layer: str, parts: Mapping[str, Tensor], hidden: Mapping[str, Any], path: Path
+def low_rank(
+    layer: str, parts: Mapping[str, Tensor], path: Path, *, hidden: Mapping[str, Any]
 ) -> LowRank:
+    """Return the change of `layer` that the tensors `down`, `up` and perhaps `alpha` make.
+
+    Args:
+        hidden: the alphas that diffusers writes beside the tensors.
+
+    Raises:
+        WrongUse: one is missing in the file `path`, or they do not fit each other.
+    """
     for what in ("down", "up"):
         if what not in parts:
             raise WrongUse(

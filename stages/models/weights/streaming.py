@@ -175,6 +175,11 @@ def count_numbers(folder: Path) -> int:
     return sum(prod(file.get_slice(name).get_shape()) for file, name in _names_in(folder))
 
 
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of the model in `folder`, by its files' headers."""
+    return {name: tuple(file.get_slice(name).get_shape()) for file, name in _names_in(folder)}
+
+
 def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return (outputs, inputs) of each layer in `folder` that `wanted` selects, by file headers."""
     names = layers_named(wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     *,
+    values: Callable[[str], Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> str:
@@ -54,6 +55,8 @@ def write_tensors(
     metadata give equal bytes.
 
     Args:
+        values: gives the values of a tensor by its name when it is its turn; `tensors` then have
+            no values. None: `tensors` have them.
         dtype: what the tensors are stored in; None: as they are.
     """
     # the widest first: so each begins at a multiple of its own size
@@ -67,7 +70,7 @@ def write_tensors(
         start = end
     digest = new_digest()
     with new_file(path) as file:
-        for piece in _pieces(header, (tensors[name] for name in names), dtype):
+        for piece in _pieces(header, map(values or tensors.__getitem__, names), dtype):
             file.write(piece)
             digest.update(piece)
     return digest.hexdigest()

@@ -156,29 +156,40 @@ def _joined(arguments: Sequence[str]) -> str:
 
 
 def _comfyui(kind: str, flavour: Flavour) -> str:
+    """Return where ComfyUI finds the result, what makes its form of it, and its size."""
+    export = "`qedit export {} --format comfyui --to FILE.safetensors`"
     if kind == "full":
-        return ""
-    if kind == "dora":
-        return (
-            "## ComfyUI\n\nIt reads DoRAs of another form, and would leave out the norms of this "
-            "one: load it in diffusers.\n"
-        )
-    export = (
-        "It reads these names as well as its own, under\n"
-        f"which `qedit export {LORA_FILE} --format comfyui --to FILE` writes it."
-    )
-    method = ""
-    if flavour.zero_cond_t:
-        method = (
-            "\n\nReferences were shown at timestep 0: put the node "
-            '"FluxKontextMultiReferenceLatentMethod"\nwith `index_timestep_zero` behind both '
-            "conditionings."
-        )
-    return (
-        f"## ComfyUI\n\nCopy `{LORA_FILE}` to `ComfyUI/models/loras/` and load it with\n"
-        f'"Load LoRA (Model Only)" at strength 1.{"" if kind == "lokr" else " " + export}'
-        f"{method}\n"
-    )
+        lines = [
+            f"{export.format('transformer')} writes one file of about",
+            "41 GB (bfloat16). Copy it to `ComfyUI/models/diffusion_models/`.",
+        ]
+    elif kind == "dora":
+        lines = [
+            "ComfyUI divides by other norms. "
+            + export.format(f"{LORA_FILE} --base CHECKPOINT")
+            + " writes its form,",
+            "which computes the same. Copy that file to `ComfyUI/models/loras/`.",
+        ]
+    else:
+        lines = [
+            f"Copy `{LORA_FILE}` to `ComfyUI/models/loras/` and load it with",
+            '"Load LoRA (Model Only)" at strength 1. Or bake it into the transformer:',
+            f"`qedit export {LORA_FILE} --merge --base CHECKPOINT --format comfyui --to FILE`",
+            "writes one file of about 41 GB (bfloat16) for `ComfyUI/models/diffusion_models/`.",
+        ]
+    if flavour.zero_cond_t and kind != "full":
+        lines += [
+            "",
+            "References were shown at timestep 0: put the node",
+            '"FluxKontextMultiReferenceLatentMethod" with `index_timestep_zero` behind both',
+            "conditionings.",
+        ]
+    lines += [
+        "",
+        "`qedit export --workflow FILE.json --config config.json` writes a graph that shows",
+        "ComfyUI what training showed.",
+    ]
+    return "\n".join(("## ComfyUI", "", *lines, ""))
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -76,7 +76,7 @@ class Shown(Exception):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lora_type": "dora"}, "load it in diffusers"),
+        ({"lora_type": "dora"}, "--base CHECKPOINT --format comfyui"),
         ({"lora_type": "lokr"}, "ComfyUI/models/loras"),
         ({"model_type": "full", "mixed_precision": "bf16"}, "A fine-tune of"),
     ],

@@ -13,7 +13,7 @@ from tiny_transformer import made_transformer, one_forward, randomize
 from torch import nn
 
 from qedit.cache.errors import WrongUse
-from qedit.stages.export_lora import merge_lora
+from qedit.stages.export.merge import merge_lora
 from qedit.stages.models.checkpoint.digests import model_digest
 from qedit.stages.models.lora.lora import add_lora, target_modules
 from qedit.stages.models.lora.lora_file import LORA_FILE, lora_file
