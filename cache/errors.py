@@ -9,7 +9,7 @@
     ├── Locked             6   another process is writing there
     └── OfOneProcess       1   one of several processes failed, and the others do not know it
 
-    Broken                 -   raised inside cache/ only; whoever knows the file raises Damaged
+    Broken                 -   whoever knows the file names it in another error
 
 Besides these, a command ends with 0 when all is done and with 130 after Ctrl-C. An error says
 what is wrong, where, and what to type next; `pipeline/terminal/run_command.py` alone prints it.
@@ -74,4 +74,4 @@ class OfOneProcess(QeditError):
 
 
 class Broken(Exception):
-    """Raised inside cache/ for unreadable data; says how, not where. Callers make it a Damaged."""
+    """Raised for unreadable data; says how, not where. Callers name the file in their error."""

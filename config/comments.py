@@ -6,6 +6,9 @@ import json
 import re
 from typing import Any, NoReturn
 
+from ..cache.errors import Broken
+from ..cache.regular_file import json_in
+
 # A string comes first: whatever looks like a comment inside of one is text.
 TOKENS = re.compile(
     r"""
@@ -17,6 +20,7 @@ TOKENS = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+MOST_DIGITS = 300  # a float holds such a number, and Python reads it
 
 
 class NotJson(ValueError):
@@ -28,18 +32,21 @@ def parse(text: str) -> Any:
 
     Raises:
         NotJson: a syntax error, a comment without an end, a key given twice in one object,
-            NaN or Infinity.
+            NaN or Infinity, a number of hundreds of digits, too many levels of nesting.
     """
     try:
-        return json.loads(
-            _plain(text), object_pairs_hook=_object_of, parse_constant=_refuse_constant
+        return json_in(
+            _plain(text),
+            object_pairs_hook=_object_of,
+            parse_constant=_refuse_constant,
+            parse_int=_whole_number,
         )
     except json.JSONDecodeError as error:
         raise NotJson(
             f"line {error.lineno}, column {error.colno}: {_in_words(error.msg)}"
         ) from error
-    except RecursionError as error:
-        raise NotJson("lists or objects are nested too deeply") from error
+    except Broken as error:
+        raise NotJson(str(error)) from error
 
 
 def _plain(text: str) -> str:
@@ -93,3 +100,9 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise NotJson(f"{name} is not a number that can be used here")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise NotJson(f"the number {digits[:10]}... has {len(digits)} digits")
+    return int(digits)

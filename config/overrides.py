@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache.errors import Broken
+from ..cache.regular_file import json_in
 from .mistakes import Mistake
 from .spelling import did_you_mean
 
@@ -46,8 +47,8 @@ def read_sets(sets: Iterable[str], mistakes: list[Mistake]) -> list[Change]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json_in(text)
+    except (ValueError, Broken):
         return text
 
 

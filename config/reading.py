@@ -7,11 +7,14 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from ..cache.errors import Broken
+from ..cache.regular_file import content_of
 from .comments import NotJson, parse
 from .mistakes import Mistake
 from .spelling import did_you_mean, nearest
 
-LARGEST_BYTES = 1_000_000  # of a file that may be meant
+LARGEST_BYTES = 10_000_000
+LARGEST_ALIKE_BYTES = 1_000_000  # of a file that may be meant
 CONFIG_NAME, DATA_NAME = "config.json", "multidatabackend.json"
 
 
@@ -47,19 +50,28 @@ def read_json(
         beside: a file in whose folder a missing one may lie instead.
     """
     try:
-        value = parse(file.read_text(encoding="utf-8-sig"))
+        value = parse(_text_of(file, LARGEST_BYTES))
         wanted = "one object in braces" if kind is dict else "one list of datasets in brackets"
         return value if isinstance(value, kind) else Mistake(label, f"must hold {wanted}")
     except FileNotFoundError:
         return Mistake(label, f"there is no such file{_alike(file, beside, kind)}")
-    except IsADirectoryError:
-        return Mistake(label, f"is a folder; name the file in it, like {label}/{CONFIG_NAME}")
     except OSError as error:
         return Mistake(label, f"cannot be read: {error.strerror}")
+    except Broken as error:
+        if file.is_dir():
+            return Mistake(label, f"is a folder; name the file in it, like {label}/{CONFIG_NAME}")
+        return Mistake(label, f"cannot be read: {error}")
     except UnicodeDecodeError:
         return Mistake(label, "is not a text in UTF-8")
     except NotJson as error:
         return Mistake(label, str(error))
+
+
+def _text_of(file: Traversable, most_bytes: int) -> str:
+    """Return the text of a file; of one on the disk, if it is regular and not too large."""
+    if isinstance(file, Path):
+        return content_of(file, most_bytes).decode("utf-8-sig")
+    return file.read_text(encoding="utf-8-sig")
 
 
 def _alike(file: Traversable, beside: Path | None, kind: type) -> str:
@@ -75,8 +87,6 @@ def _alike(file: Traversable, beside: Path | None, kind: type) -> str:
 
 def _holds(path: Path, kind: type) -> bool:
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            return False
-        return isinstance(parse(path.read_text(encoding="utf-8-sig")), kind)
-    except (OSError, UnicodeDecodeError, NotJson):
+        return isinstance(parse(_text_of(path, LARGEST_ALIKE_BYTES)), kind)
+    except (OSError, ValueError, Broken):
         return False

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import Broken
+from ..regular_file import content_of
 
 # a sector that cannot be read, what has gone from a network's disk, and what file systems
 # answer that find their own tables damaged
@@ -25,7 +26,11 @@ def io_errors_as_damaged() -> Iterator[None]:
         raise Broken(f"the disk cannot read it ({error.strerror})") from error
 
 
-def bytes_of(path: Path) -> bytes:
-    """Return the content of the file at `path`; raise Broken if the disk cannot read it."""
+def bytes_of(path: Path, most_bytes: int | None = None) -> bytes:
+    """Return the content of the file at `path`.
+
+    Raises:
+        Broken: the disk cannot read it, or as `content_of`.
+    """
     with io_errors_as_damaged():
-        return path.read_bytes()
+        return content_of(path, most_bytes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import Broken
+from ..regular_file import json_in
 from .failing_disk import bytes_of
+
+LARGEST_BYTES = 1 << 24
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -15,13 +17,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        Broken: it holds something else, or the disk cannot read it.
+        Broken: it holds something else, is no regular file or too large, or the disk cannot
+            read it.
     """
     try:
-        value = json.loads(bytes_of(path))
-    except IsADirectoryError as error:
-        raise Broken("it is a folder") from error
-    except (ValueError, RecursionError) as error:
+        value = json_in(bytes_of(path, LARGEST_BYTES))
+    except ValueError as error:
         raise Broken(f"it is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise Broken("it is not a JSON object")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import Locked
+from ..errors import Broken, Locked
 from .atomic import create, readable_json, remove, sweep, write_bytes
 from .fingerprint import digest_bytes
+from .json_file import read_object
 from .owner import Owner, is_dead, this_process
 
 LOCK_FILE = "writer.json"
@@ -146,10 +146,10 @@ def read_held(path: Path, parse: Callable[[dict[str, Any]], _Held]) -> _Held | N
         Locked: the file cannot be read.
     """
     try:
-        return parse(json.loads(path.read_bytes()))
+        return parse(read_object(path))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (Broken, TypeError, KeyError) as error:
         raise Locked(
             f"{path} says that another qedit is at work there, but it cannot be read: {error}.",
             f"If no other qedit is at work there, delete {path}.",

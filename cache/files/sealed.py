@@ -44,7 +44,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         return unsealed(read_object(path))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Broken(str(error)) from error
 
 

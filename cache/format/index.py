@@ -19,6 +19,7 @@ from ..errors import Broken
 from ..files.atomic import remove, write_bytes
 from ..files.checksum import crc32c
 from ..files.failing_disk import bytes_of
+from ..regular_file import json_in
 from .grid import grid_in
 from .listing import Listing
 from .tables import table_bytes, table_in
@@ -58,7 +59,7 @@ def read_index(path: Path, *, store: str) -> Listing | None:
     about = table.schema.metadata
     if about[b"format"] != FORMAT or about[b"store"].decode() != store:
         return None
-    parts = json.loads(about[b"parts"])
+    parts = json_in(about[b"parts"])
     return Listing(
         [name for name, _, _ in parts],
         [grid_in(grid) for _, _, grid in parts],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import Broken
 from ..files.atomic import readable_json
 from ..files.failing_disk import bytes_of
+from ..files.json_file import read_object
 from ..files.sealed import CHECKSUM, checksum_of
+from ..regular_file import json_in
 from .grid import Grid, grid_in
 
 MANIFEST_FILE = "manifest.json"
@@ -49,7 +50,7 @@ def manifest_text(manifest: Manifest) -> str:
 def is_as_written(part: Path) -> bool:
     """Return whether the readable manifest of `part` is, byte by byte, what was written."""
     data = bytes_of(part / MANIFEST_FILE)
-    return data == readable_json(json.loads(data)).encode()
+    return data == readable_json(json_in(data)).encode()
 
 
 def read_manifest(part: Path) -> Manifest | None:
@@ -59,11 +60,7 @@ def read_manifest(part: Path) -> Manifest | None:
         Broken: it is not the one that was written, or of a format this version cannot read.
     """
     try:
-        data = bytes_of(part / MANIFEST_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        fields = json.loads(data)
+        fields = read_object(part / MANIFEST_FILE)
         if fields.pop(CHECKSUM) != checksum_of(fields):
             raise Broken("its manifest does not match its checksum")
         if fields["format"] != FORMAT:
@@ -78,6 +75,8 @@ def read_manifest(part: Path) -> Manifest | None:
             files=fields["files"],
             checksums={name: int(crc, 16) for name, crc in fields["checksums"].items()},
         )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Broken("its manifest cannot be read") from error
 

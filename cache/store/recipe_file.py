@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import AnotherRecipe, Broken
 from ..files.atomic import write_json
-from ..files.failing_disk import bytes_of
 from ..files.fingerprint import fingerprint
+from ..files.json_file import read_object
 
 RECIPE_FILE = "recipe.json"
 
@@ -18,10 +17,9 @@ RECIPE_FILE = "recipe.json"
 def read_recipe(folder: Path) -> dict[str, Any] | None:
     """Return the recipe.json in `folder`; None if it is missing or unreadable."""
     try:
-        recipe = json.loads((folder / RECIPE_FILE).read_bytes())
-    except (OSError, ValueError):
+        return read_object(folder / RECIPE_FILE)
+    except (OSError, Broken):
         return None
-    return recipe if isinstance(recipe, dict) else None
 
 
 def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
@@ -52,7 +50,7 @@ def wrong_recipe(folder: Path, recipe: Mapping[str, Any], *, has_parts: bool) ->
             yield f"{RECIPE_FILE} is missing"
         return
     try:
-        found = fingerprint(json.loads(bytes_of(path)))
+        found = fingerprint(read_object(path))
     except (ValueError, Broken):
         found = ""
     if found != name:

@@ -9,13 +9,13 @@ counts more than its rejection. No picture library and no torch in here: `train`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..errors import Damaged
+from ..errors import Broken, Damaged
 from ..files.atomic import LEFTOVER, remove, sweep, write_json
+from ..files.json_file import read_object
 
 FOLDER = "rejected"
 SUFFIX = ".json"
@@ -66,10 +66,10 @@ class RejectedRows:
         """
         path = self._path(key)
         try:
-            return RejectedRow(**json.loads(path.read_bytes()))
+            return RejectedRow(**read_object(path))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        except (Broken, TypeError) as error:
             raise Damaged(
                 f"{path} does not say why a row was rejected: {error}.",
                 "Delete that file: its row is then tried again.",

@@ -6,7 +6,6 @@ reference in what the caption says and in nothing else.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ...cache.errors import WrongUse
 from ...cache.files.atomic import new_folder, remove, write_json
+from ...cache.files.json_file import read_object
 from .scenes import COLOURS, GROUNDS, Scene, Size, Thing, picture_of
 
 # Raised whenever other pictures are drawn, so that old ones are drawn anew.
@@ -72,7 +72,7 @@ def draw_demo_pictures(folder: Path) -> Path:
 
 def _mark_in(folder: Path) -> object:
     path = folder / MARK_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Nothing heavy is imported before something is found missing.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from ..encoding.device_options import BatchSize, DeviceOptions
 from ..encoding.reference_sets import WantedSets, find_sets, parts_of, still_missing
 from ..encoding.run_on_device import Work
 from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.model_files import config_in
 from ..stores.row_kinds import RowKind
 from ..stores.run import Run
 
@@ -78,5 +78,5 @@ run = CacheEmbeds()
 
 def _channels(checkpoint: Checkpoint) -> int:
     """Return the width of the language model's states, which the rows hold."""
-    config = json.loads((checkpoint.text_encoder / "config.json").read_text(encoding="utf-8"))
+    config = config_in(checkpoint.text_encoder)
     return int(config.get("hidden_size") or config["text_config"]["hidden_size"])

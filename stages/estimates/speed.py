@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cache.errors import Broken
 from ...cache.files.atomic import write_json
+from ...cache.files.json_file import read_object
 from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 
@@ -48,7 +49,6 @@ class Rate:
 def _rates(path: Path) -> dict[str, Any]:
     """Return the stored rates; nothing if the file is not ours."""
     try:
-        rates = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return read_object(path)
+    except (FileNotFoundError, Broken):
         return {}
-    return dict(rates) if isinstance(rates, dict) else {}

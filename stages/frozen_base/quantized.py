@@ -5,7 +5,6 @@ No torch: `status` and a run with nothing to do read this.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ...cache.errors import Broken, NotComplete
 from ...cache.files.atomic import readable_json
 from ...cache.files.failing_disk import io_errors_as_damaged
 from ...cache.files.fingerprint import fingerprint, has_digest
+from ...cache.files.json_file import read_object
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file, model_digest
@@ -57,9 +57,9 @@ def bases_in(folder: Path) -> Iterator[QuantizedBase]:
     """Yield every quantised base in `folder` whose recipe is the one that it is named after."""
     for path in sorted(folder.glob(f"*/{QUANTIZED_FILE}")):
         try:
-            recipe = json.loads(path.read_bytes())
+            recipe = read_object(path)
             recipe.pop("files")
-        except (ValueError, KeyError, AttributeError):
+        except (Broken, KeyError):
             continue
         if fingerprint(recipe) == path.parent.name:
             yield QuantizedBase(path.parent, recipe)
@@ -86,7 +86,7 @@ class QuantizedBase:
 
     def files(self) -> dict[str, str]:
         """Return the names of its files with their digests."""
-        index = json.loads((self.folder / QUANTIZED_FILE).read_text(encoding="utf-8"))
+        index = read_object(self.folder / QUANTIZED_FILE)
         files: dict[str, str] = index["files"]
         return files
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,8 +20,9 @@ from ....cache.errors import Broken, Damaged, NotComplete, QeditError
 from ....cache.files.atomic import write_json
 from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_file
 from ....cache.files.sealed import read_sealed, sealed
+from ....cache.regular_file import json_in
 from ....config.settings import Settings
-from .model_files import weight_files
+from .model_files import config_in, weight_files
 
 REMEMBERED_DIGESTS = "model-digests.json"
 
@@ -59,7 +59,7 @@ def model_digest(folder: Path, *, remember: Path | None) -> str:
             f"{folder} holds no model: {missing[0]} is missing.",
             "Finish the download of the model.",
         )
-    meaning = _without_bookkeeping(json.loads(config.read_text(encoding="utf-8")))
+    meaning = _without_bookkeeping(config_in(folder))
     tensors = _hex(sum(_remembered(files, remember)))
     digest = digest_bytes(canonical_json({"config": meaning, "tensors": tensors}).encode())
     known, name = _recall(remember), str(folder.resolve())
@@ -144,7 +144,7 @@ def _tensors(path: Path) -> Iterator[_Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(length)) if length <= path.stat().st_size else None
+            header = json_in(file.read(length)) if length <= path.stat().st_size else None
         except ValueError:
             header = None
     if not isinstance(header, dict):

@@ -6,11 +6,11 @@ ignored. If they were digested too, exchanging two names would change the model 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ....cache.errors import NotComplete
+from ....cache.errors import Broken, NotComplete
+from ....cache.files.json_file import read_object
 
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names
 
@@ -22,17 +22,14 @@ def json_object(path: Path) -> dict[str, Any]:
         NotComplete: there is no such file, or something else in it.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise NotComplete(
             f"The checkpoint is not complete: {path} is missing.",
             "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
         ) from None
-    except ValueError as error:
-        raise NotComplete(f"{path} is not JSON: {error}.", "Download the file again.") from error
-    if not isinstance(value, dict):
-        raise NotComplete(f"{path} does not hold a JSON object.", "Download the file again.")
-    return value
+    except Broken as error:
+        raise NotComplete(f"{path} cannot be read: {error}.", "Download the file again.") from error
 
 
 def config_in(folder: Path) -> dict[str, Any]:

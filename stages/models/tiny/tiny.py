@@ -18,6 +18,7 @@ import torch
 
 from ....cache.errors import WrongUse
 from ....cache.files.atomic import new_folder, remove
+from ....cache.files.json_file import read_object
 from ..flavours import FLAVOURS, Flavour
 from .copy_transformer import HEAD_WIDTH, HEADS, LAYERS, teach_to_copy
 from .handmade_vae import sighted_vae, small_vae
@@ -81,7 +82,7 @@ def _checkpoint_flavour(name: str) -> Flavour:
 
 def _recipe_in(folder: Path) -> Any:
     path = folder / RECIPE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def _clear(folder: Path) -> None:

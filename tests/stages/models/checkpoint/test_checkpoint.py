@@ -107,7 +107,7 @@ def test_every_shard_that_an_index_names_must_be_there(folder: Path) -> None:
 
 def test_a_configuration_cut_short_is_named(folder: Path) -> None:
     (folder / "model_index.json").write_text('{"_class')
-    with pytest.raises(NotComplete, match=r"model_index\.json is not JSON"):
+    with pytest.raises(NotComplete, match=r"model_index\.json cannot be read: it is not JSON"):
         open_checkpoint(settings_for(folder))
 
 
