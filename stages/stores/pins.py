@@ -263,7 +263,7 @@ def _read(path: Path, folder: Path) -> Record | None:
         return Record(path, output_dir, pins, found.get("folder") != str(place.resolve()))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, Broken) as error:
         raise Damaged(
             f"{path} records what a run needs of these caches, and it cannot be read: {error}.",
             "Run the caching stages of that run again: they write it anew. If there is no such "

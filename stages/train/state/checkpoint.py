@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ....cache.errors import Damaged, WrongUse
+from ....cache.errors import Broken, Damaged, WrongUse
 from ....cache.files.atomic import new_folder, remove, sweep, write_json
 from ....cache.files.fingerprint import has_digest
 from ....cache.files.sealed import read_sealed, sealed
@@ -142,7 +142,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = read_sealed(checkpoint / STATE_FILE)
         int(state["step"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, Broken) as error:
         raise Damaged(f"{checkpoint / STATE_FILE} cannot be read.", _go_on(checkpoint)) from error
     return state
 
