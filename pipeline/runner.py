@@ -17,6 +17,8 @@ from ..config.configuration import Configuration
 from ..stages.frozen_base.quantized import has_work
 from ..stages.stage import Outcome, Progress
 from ..stages.stores.run import Run
+from .plan.disk import refuse_full_disks
+from .plan.planning import foreseen_disk
 from .terminal.output import summary
 from .upkeep.caches import Caches
 from .upkeep.removable import removable_rows
@@ -78,6 +80,9 @@ def run_stages(
             for line in (*outcome.lines, summary(outcome, dry_run=dry_run)):
                 progress.say(line)
             outcomes.append(outcome)
+            if name == "pair" and len(names) > 1 and not dry_run:
+                # the stages would say so one by one, some of them after hours
+                refuse_full_disks(foreseen_disk(configuration))
     return outcomes
 
 

@@ -7,27 +7,39 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from ...cache.errors import QeditError
+from ...cache.files.free_space import SPARE_BYTES
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
+from ...config.settings import Settings
 from ...stages.estimates.disk import (
     Encoders,
     Rows,
     latent_rows,
+    mask_rows,
     pair_rows,
     prefix_rows,
     tail_rows,
 )
 from ...stages.frozen_base.modulation_table import base_folder, lowest_sigma, subset_of, wants_table
+from ...stages.frozen_base.quantized import bases_in, quantized_recipe, wants_quantized
 from ...stages.models.flavours import Flavour
 from ...stages.models.memory_estimate.dimensions import Dimensions, full_parameters, lora_parameters
-from ...stages.models.memory_estimate.memory import LORA_BYTES, OPTIMIZER_BYTES, table_row_bytes
+from ...stages.models.memory_estimate.memory import (
+    LORA_BYTES,
+    OPTIMIZER_BYTES,
+    base_bytes,
+    table_row_bytes,
+)
 from ...stages.models.timesteps import every_timestep
 from ...stages.samples.sample import Sample
 from ...stages.samples.table import captions_beside, used_main_datasets
 
+NEARLY = 0.05
 PUBLISHED_BYTES = 2  # of each number of a transformer that a run leaves, in bfloat16
 
 
@@ -117,7 +129,7 @@ def disk_of(
             "latents",
             pictures,
             configuration.vae_folder,
-            lambda own: latent_rows(samples, model.encoders, datasets=own),
+            partial(latent_rows, samples, model.encoders),
         ),
         _kind(
             "image prefixes",
@@ -132,13 +144,61 @@ def disk_of(
             lambda own: tail_rows(of(own), beside, model.encoders),
         ),
     ]
-    if wants_table(settings):
-        rows = len(every_timestep(lowest_sigma=lowest_sigma(settings)))
-        folder, count_bytes = base_folder(settings), rows * table_row_bytes(model.sizes)
-        part = Part(folder, count_bytes, _bytes_in(folder))
-        kinds.append(Kind("modulation table", rows, (part,)))
-    kinds += _results(configuration, model.sizes)
+    masks = [mask for main in mains if (mask := configuration.mask_of(main))]
+    if masks:
+        weights = partial(mask_rows, samples, model.encoders)
+        folder = configuration.vae_folder
+        # latents lie in the same folders, and are counted with them
+        kinds.append(
+            _kind("mask weights", masks, folder, lambda own: weights(datasets=own), there=0)
+        )
+    kinds += [*_base(settings, model.sizes), *_results(configuration, model.sizes)]
     return Disk(tuple(kinds), tuple(_room(kinds)))
+
+
+def refuse_full_disks(disk: Disk) -> None:
+    """Raise where a disk has no room for what a run is still to write there.
+
+    Raises:
+        QeditError: names each such disk by a folder on it; nothing has been written.
+    """
+    full = [room for room in disk.room if room.wanted_bytes + SPARE_BYTES > room.free_bytes]
+    if full:
+        lines = (
+            f"at {room.folder}: {room.wanted_bytes / 1e9:.1f} GB to come, "
+            f"{room.free_bytes / 1e9:.1f} GB free"
+            for room in full
+        )
+        raise QeditError(
+            f"The disk has no room for all that this run writes: {'; '.join(lines)}.",
+            "Make room, or choose folders on another disk: `cache_dir`, `output_dir`. `qedit plan` "
+            "shows what takes how much, `qedit gc` what of the caches is no longer needed.",
+        )
+
+
+def _base(settings: Settings, sizes: Dimensions) -> Iterator[Kind]:
+    """Foresee what `cache-base` writes: the modulation table, and the base in few bits."""
+    folder, tabulated = base_folder(settings), wants_table(settings)
+    bases = {base.folder: base.recipe for base in bases_in(folder)}
+    if tabulated:
+        rows = len(every_timestep(lowest_sigma=lowest_sigma(settings)))
+        there_bytes = _bytes_in(folder) - sum(map(_bytes_in, bases))
+        part = Part(folder, rows * table_row_bytes(sizes), there_bytes)
+        yield Kind("modulation table", rows, (part,))
+    if wants_quantized(settings):
+        wanted = quantized_recipe("", settings)  # the model's digest is not known here
+        there_bytes = sum(
+            _bytes_in(path) for path, own in bases.items() if {**own, "model": ""} == wanted
+        )
+        count_bytes = sum(
+            base_bytes(
+                sizes,
+                settings.base_model_precision,
+                number_bytes=2 if settings.mixed_precision == "bf16" else 4,
+                modulation=not tabulated,
+            )
+        )
+        yield Kind("quantised base", 1, (Part(folder, count_bytes, there_bytes),))
 
 
 def _kind(
@@ -146,13 +206,22 @@ def _kind(
     datasets: Iterable[Dataset],
     folder_of: Callable[[Dataset], Path],
     rows_of: Callable[[Collection[str]], Rows],
+    *,
+    there: int | None = None,
 ) -> Kind:
-    """Return the kind of rows that `rows_of` counts, given the ids of datasets in one folder."""
+    """Return the kind of rows that `rows_of` counts, given the ids of datasets in one folder.
+
+    Args:
+        there: bytes that are there; None: all in the folders.
+    """
     folders: dict[Path, set[str]] = defaultdict(set)
     for dataset in datasets:
         folders[folder_of(dataset)].add(dataset.id)
     rows = {folder: rows_of(names) for folder, names in folders.items()}
-    parts = (Part(folder, own.count_bytes, _bytes_in(folder)) for folder, own in rows.items())
+    parts = (
+        Part(folder, own.count_bytes, _bytes_in(folder) if there is None else there)
+        for folder, own in rows.items()
+    )
     return Kind(what, sum(own.how_many for own in rows.values()), tuple(parts))
 
 
@@ -166,6 +235,8 @@ def _results(configuration: Configuration, sizes: Dimensions) -> Iterator[Kind]:
         trained = lora_parameters(sizes, settings.lora_target_modules, rank=settings.lora_rank)
     each = LORA_BYTES * (2 if settings.use_ema else 1) + OPTIMIZER_BYTES[settings.optimizer]
     kept, where = settings.checkpoints_total_limit, settings.output_dir
+    if settings.max_train_steps:
+        kept = min(kept, -(-settings.max_train_steps // settings.checkpoint_step_interval))
     there = map(_bytes_in, where.glob("checkpoint-*") if is_full else [where])
     yield Kind("checkpoints", kept, (Part(where, round(kept * each * trained), sum(there)),))
     if not is_full:
@@ -190,7 +261,9 @@ def _bytes_in(folder: Path) -> int:
 def _room(kinds: Iterable[Kind]) -> Iterator[Room]:
     by_disk: dict[int, Counter[Path]] = defaultdict(Counter)
     for part in (part for kind in kinds for part in kind.parts):
+        # an estimate that is nearly reached is taken for reached
         to_come = max(0, part.count_bytes - part.there_bytes)
+        to_come *= to_come > NEARLY * part.count_bytes
         by_disk[os.stat(_nearest(part.folder)).st_dev][part.folder] += to_come
     for to_come_at in by_disk.values():
         ((folder, _),) = to_come_at.most_common(1)

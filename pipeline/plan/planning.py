@@ -146,12 +146,7 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         blocks=model.sizes.blocks,
         sample=sample,
         load=load,
-        disk=disk_of(
-            configuration,
-            [*every, *foreseen_previews(configuration, samples, model.flavour)],
-            model,
-            pairs=len(every),
-        ),
+        disk=_disk(configuration, samples, model),
         memory=_memory(model.sizes, load, way, settings),
         fits=fits,
         optimizer=settings.optimizer,
@@ -170,6 +165,19 @@ def make_plan(configuration: Configuration, *, vram_gb: float | None = None) -> 
         way = plan.chosen.rung.way
         plan.fitted = fit_into(budget, model.sizes, load, way, streamed=streamed)
     return plan
+
+
+def foreseen_disk(configuration: Configuration) -> Disk:
+    """Return what the run writes to disk; raises as `make_plan` does."""
+    model = _model_of(configuration.settings)
+    samples, _, _ = _samples(configuration, model.flavour)
+    return _disk(configuration, samples, model)
+
+
+def _disk(configuration: Configuration, samples: dict[str, Sequence[Sample]], model: Model) -> Disk:
+    every = [sample for found in samples.values() for sample in found]
+    previewed = foreseen_previews(configuration, samples, model.flavour)
+    return disk_of(configuration, [*every, *previewed], model, pairs=len(every))
 
 
 def _limit(settings: Settings, vram_bytes: int | None) -> int | None:

@@ -15,9 +15,11 @@ from ...cache.files.free_space import refuse_full_disk
 from ...cache.files.lock import writer_lock
 from ..frozen_base.modulation_table import wants_table
 from ..frozen_base.quantized import QUANTIZED_FILE, QuantizedBase
-from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.model_files import config_in
 from ..models.device import best_device
 from ..models.layers import sees_only_time
+from ..models.memory_estimate.dimensions import Dimensions
+from ..models.memory_estimate.memory import base_bytes
 from ..models.quantization.quantize import PRECISIONS
 from ..models.quantization.quantized_linear import quantize_layers, quantized_tensors
 from ..models.weights.streaming import empty_transformer, tensors_in
@@ -49,7 +51,7 @@ def write_quantized(base: QuantizedBase, run: Run, progress: Progress, *, device
         if not (tabulated and sees_only_time(name.rpartition(".")[0]))
     }
     via = best_device(device) if settings.quantize_via == "accelerator" else torch.device("cpu")
-    refuse_full_disk({base.folder: _count_bytes(checkpoint)}, what="the quantised base")
+    refuse_full_disk({base.folder: _count_bytes(run)}, what="the quantised base")
     with (
         writer_lock(base.folder.parent, doing="quantising the base"),
         progress.bar(len(wanted), "cache-base", unit="tensor") as advance,
@@ -92,6 +94,15 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest_bytes(data)
 
 
-def _count_bytes(checkpoint: Checkpoint) -> int:
-    """Return an upper bound of the bytes that are written: every format takes at most half."""
-    return sum(path.stat().st_size for path in checkpoint.transformer.glob("*.safetensors")) // 2
+def _count_bytes(run: Run) -> int:
+    """Return the bytes that are written, by the sizes in the transformer's configuration."""
+    settings, checkpoint = run.settings, run.checkpoint
+    config = config_in(checkpoint.transformer)
+    return sum(
+        base_bytes(
+            Dimensions.of_config(config, zero_cond_t=checkpoint.zero_cond_t),
+            settings.base_model_precision,
+            number_bytes=2 if settings.mixed_precision == "bf16" else 4,
+            modulation=not wants_table(settings),
+        )
+    )

@@ -44,9 +44,7 @@ class Rows(NamedTuple):
     count_bytes: int
 
 
-def latent_rows(
-    samples: Iterable[Sample], encoders: Encoders, *, datasets: Collection[str]
-) -> Rows:
+def latent_rows(samples: Iterable[Sample], encoders: Encoders, datasets: Collection[str]) -> Rows:
     """Return the rows of the distinct pictures of `datasets`, as latents."""
     latents = {
         picture.latent_key: prod(edge // encoders.factor for edge in picture.size)
@@ -55,6 +53,16 @@ def latent_rows(
         if picture.dataset in datasets
     }
     return Rows(len(latents), sum(latents.values()) * encoders.channels * NUMBER_BYTES)
+
+
+def mask_rows(samples: Iterable[Sample], encoders: Encoders, datasets: Collection[str]) -> Rows:
+    """Return the rows of the distinct masks of `datasets`, as weights of latent pixels."""
+    weights = {
+        sample.mask.weight_key: prod(edge // encoders.factor for edge in sample.mask.size)
+        for sample in samples
+        if sample.mask and sample.mask.dataset in datasets
+    }
+    return Rows(len(weights), sum(weights.values()) * NUMBER_BYTES)
 
 
 def prefix_rows(samples: Iterable[Sample], flavour: Flavour, encoders: Encoders) -> Rows:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from samples import made_picture, made_sample
 from small_run import cache_rows, make_run, qedit, said, with_files
 
-from qedit.stages.estimates.disk import picture_tokens
+from qedit.cache.files.free_space import SPARE_BYTES
+from qedit.stages.estimates.disk import Encoders, mask_rows, picture_tokens
+
+MORE = ("fp8-quanto", "int2-quanto", "nf4-bnb")  # than the two that people use most
+
+
+def widen(transformer: Path) -> None:
+    """Put a random transformer of width 512 and two blocks in the place of the tiny one."""
+    from diffusers import QwenImageTransformer2DModel
+
+    config = json.loads((transformer / "config.json").read_text())
+    kept = {name: config[name] for name in ("joint_attention_dim", "in_channels", "out_channels")}
+    wide = {"num_attention_heads": 4, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)}
+    shutil.rmtree(transformer)
+    made = QwenImageTransformer2DModel(num_layers=2, patch_size=2, **kept, **wide)
+    made.save_pretrained(transformer)
 
 
 def planned(*arguments: str) -> dict[str, Any]:
@@ -265,3 +283,55 @@ def test_whole_references_of_previews_are_foreseen(
         assert foreseen[kind]["count"] == made[kind]["wanted"]
         assert plain[kind]["count"] < foreseen[kind]["count"]
     assert foreseen["pairs"] == plain["pairs"]
+
+
+@pytest.mark.parametrize(
+    "precision",
+    ["int8-quanto", "int4-quanto", *(pytest.param(f, marks=pytest.mark.full) for f in MORE)],
+)
+def test_the_quantised_base_takes_what_is_foreseen(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a width at which scales and headers are as small a share as in the real model."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, flavour="edit-v2", mixed_precision="bf16", base_model_precision=precision)
+    widen(tmp_path / "model" / "transformer")
+    foreseen = results(planned())
+    base, table = foreseen["quantised base"], foreseen["modulation table"]
+    assert (base["count"], base["there_bytes"], table["there_bytes"]) == (1, 0, 0)
+    qedit("pair", "--config", "config.json", "--data", "data.json")
+    qedit("cache-base", "--config", "config.json", "--data", "data.json")
+    written = sum(path.stat().st_size for path in tmp_path.glob("caches/base/*/base-*.safetensors"))
+    rows = sum(path.stat().st_size for path in tmp_path.glob("caches/base/**/c.*"))
+    assert base["bytes"] == pytest.approx(written, rel=0.02)
+    assert table["bytes"] == pytest.approx(rows, rel=0.02)
+    there = results(planned())
+    assert there["quantised base"]["there_bytes"] == pytest.approx(written, rel=0.02)
+    assert there["modulation table"]["there_bytes"] == pytest.approx(rows, rel=0.05)
+    another = "int2-quanto" if precision != "int2-quanto" else "int4-quanto"
+    other = results(planned("--set", f"base_model_precision={another}"))["quantised base"]
+    assert other["there_bytes"] == 0, "a base of another format is not this one"
+
+
+def test_a_run_that_no_disk_holds_ends_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, mixed_precision="bf16", base_model_precision="int8-quanto")
+    whole = planned()["disk"]["bytes"]
+    free = SimpleNamespace(free=whole // 2 + SPARE_BYTES)
+    monkeypatch.setattr("qedit.pipeline.plan.disk.shutil.disk_usage", lambda folder: free)
+    result = qedit("run", "--config", "config.json", "--data", "data.json", expect=1)
+    assert "no room for all that this run writes" in " ".join(result.stderr.split())
+    assert not list(tmp_path.glob("caches/vae/**/c.*"))
+    assert list(tmp_path.glob("caches/pairs/**/*.parquet")), "the pairs tell what is to come"
+
+
+def test_masks_are_counted() -> None:
+    """One weight of two bytes for each latent pixel of the target."""
+    masked = [
+        replace(made_sample(name, size=size), mask=made_picture(name, dataset=dataset, size=size))
+        for name, size, dataset in (("a", (64, 96), "masks"), ("b", (32, 32), "others"))
+    ]
+    rows = mask_rows([*masked, made_sample("c")], Encoders(), {"masks"})
+    assert (rows.how_many, rows.count_bytes) == (1, 2 * 8 * 12)
