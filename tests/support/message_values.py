@@ -331,6 +331,7 @@ VALUES: dict[str, dict[str, str]] = {
     "quantized.py": {"settings.base_model_precision": "int8-quanto"},
     # preview, inspect, export, demo
     "denoise.py": {"steps": "1"},
+    "disk.py": {"'; '.join(lines)": "at cache: 21.4 GB to come, 12.9 GB free"},
     "lora_files.py": {
         "_named_so(to)": "out/cat-hats.safetensors",
         "adapter.kind": "dora",
