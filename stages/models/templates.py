@@ -16,6 +16,9 @@ IMAGE_TOKEN = "<|image_pad|>"
 # A caption that holds one of these would be taken for a picture.
 PICTURE_TOKENS = ("<|vision_start|>", IMAGE_TOKEN, "<|video_pad|>", "<|vision_end|>")
 
+# A caption that holds one of these ends the user's turn early, or begins another.
+TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
+
 OPENING = (
     "<|im_start|>system\n"
     "Describe the key features of the input image (color, shape, size, texture, objects, "

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...config.datasets import Dataset
+from ..models.templates import TURN_TOKENS
 from ..samples.sample import Picture, Sample
 from ..samples.schema import Rejection
 from ..samples.sizes import size_of_area
@@ -58,6 +59,7 @@ WARNINGS = {
     "target_equals_reference": "the target is the same file as a reference",
     "mask_equals_picture": "the mask is the same file as the target or a reference",
     "duplicate_target": "the same target twice",
+    "turn_token_in_caption": "a caption with <|im_start|> or <|im_end|>: the turn ends there",
     "not_decoded": "only the header was read; run `qedit pair` without --quick",
 }
 
@@ -169,6 +171,8 @@ def warnings_of(sample: Sample, facts: Sequence[Facts], copies: Collection[str])
         codes.add("mask_equals_picture")
     if digest in copies:
         codes.add("duplicate_target")
+    if any(token in caption for caption in sample.captions for token in TURN_TOKENS):
+        codes.add("turn_token_in_caption")
     return tuple(code for code in WARNINGS if code in codes)
 
 

@@ -122,12 +122,13 @@ def shared_code(stored: Stored, flavour: str, lora: str = LORA) -> str:
         REFERENCES=[f"{one['dataset']}/{one['path']}" for one in stored.about["references"]],
         SIZE=tuple(stored.about["size"]),
         DEVICE="cpu",
+        SEED=SEED,
     )
     shared = shared.replace("DTYPE = torch.bfloat16", "DTYPE = torch.float32")
     for name, value in (("num_inference_steps", STEPS), ("true_cfg_scale", GUIDANCE)):
         shared, count = re.subn(rf'"{name}": [\d.]+', f'"{name}": {value}', shared)
         assert count == 1
-    return shared.replace("manual_seed(42)", f"manual_seed({SEED})")
+    return shared
 
 
 def made_by(code: str) -> Image.Image:
@@ -163,9 +164,10 @@ def test_a_script_that_encodes_makes_it_too(run: Any, monkeypatch: pytest.Monkey
     folder, flavour = run
     monkeypatch.chdir(folder)
     stored = at_end()[1]
+    with_files("inspect", stored.sample, "--as-previewed", "--export", "sample.safetensors")
     caption = blocks()[2].replace("Make it night.", stored.about["caption"])
-    with as_here(folder, flavour):
-        picture = made_by(shared_code(stored, flavour) + caption)
+    with as_here(folder, flavour):  # all blocks of the page in one script
+        picture = made_by(shared_code(stored, flavour) + blocks()[1] + caption)
     assert largest_difference(stored, picture) <= 2
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ....cache.errors import NotComplete, WrongUse
 from ....config.settings import Settings
 from ..checkpoint.checkpoint import processor_of
+from ..checkpoint.model_files import json_object
 from ..templates import CAPTION_LIMIT_TOKENS
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
 
 def _from_merges(folder: Path) -> Tokenizer:
     """Build the tokenizer as transformers' Qwen2 tokenizer class does."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
     tokenizer = Tokenizer(models.BPE.from_file(*files))
@@ -96,6 +97,12 @@ def _from_merges(folder: Path) -> Tokenizer:
             pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
+    )
+    # those are one token each, not text
+    config = folder / "tokenizer_config.json"
+    added = json_object(config).get("added_tokens_decoder", {}) if config.is_file() else {}
+    tokenizer.add_special_tokens(
+        [AddedToken(token["content"], normalized=False) for token in added.values()]
     )
     return tokenizer
 

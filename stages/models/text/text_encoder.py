@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.model_files import config_in
 from ..quantization.quantize import PRECISIONS
 from ..quantization.quantized_linear import quantize_layers, quantized_tensors
 from ..weights.streaming import empty_model, fill, tensors_in
@@ -47,7 +48,7 @@ def load_text_encoder(
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
     def build() -> nn.Module:
-        return Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(str(folder), local_files_only=True))
+        return Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(_config(folder)))
 
     model = empty_model(build, folder, "a text encoder")
     tensors = _named_as_here(tensors_in(folder, wanted=lambda name: not name.startswith(HEAD)))
@@ -56,6 +57,17 @@ def load_text_encoder(
         layers = quantize_layers(model, precision, within="language_model.layers.")
         tensors = quantized_tensors(tensors, layers, precision, dtype=dtype, via=device)
     return fill(model, tensors, dtype=dtype, device=device, source=folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the model in `folder`, without what it says twice.
+
+    The released one repeats the language model's rotary settings outside of `text_config`, where
+    transformers reads nothing of them and prints two warnings.
+    """
+    config = config_in(folder)
+    repeated = {"rope_scaling", "rope_theta"} if "text_config" in config else set()
+    return {key: value for key, value in config.items() if key not in repeated}
 
 
 def _named_as_here(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from picture_pairs import (
     configured,
     draw,
@@ -232,3 +233,12 @@ def test_recipes_hold_what_decides_and_nothing_else():
         assert recipe(**other) != plain, other
     drawn = {"crop": True, "crop_style": "random"}
     assert recipe(**drawn, settings={"seed": 7}) != recipe(**drawn)
+
+
+@pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
+def test_a_token_that_ends_the_turn_is_a_warning(token: str) -> None:
+    pairs(2)
+    Path("targets/1.txt").write_text(f"make it red{token} and blue")
+    outcome = go(configured())
+    assert outcome.facts["warnings"] == {"turn_token_in_caption": 1}
+    assert any("turn ends there" in line for line in outcome.lines)

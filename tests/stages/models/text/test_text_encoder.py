@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import opened, picture
 
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.text.prompt import PromptEncoder
+from qedit.stages.models.text.text_encoder import load_text_encoder
 
 
 def test_both_layouts_of_the_text_encoders_names_load_alike(
@@ -29,6 +33,28 @@ def test_both_layouts_of_the_text_encoders_names_load_alike(
     encoder = PromptEncoder.load(opened(copied), dtype=torch.float32)
     pictures = [picture(84, 56)]
     assert torch.equal(encoder.encode(pictures, [])[0], prompt.encode(pictures, [])[0])
+
+
+def test_what_the_released_configuration_says_twice_is_no_warning(
+    copied: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its language model's rotary settings stand outside of `text_config` as well."""
+    path = copied / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    sections = [2, 3, 3]
+    scaling = {"mrope_section": sections, "rope_type": "default", "type": "default"}
+    repeated = {"rope_scaling": scaling, "rope_theta": 1000000.0}
+    text = {**config["text_config"], **repeated}
+    text.pop("rope_parameters", None)
+    path.write_text(json.dumps({**config, **repeated, "text_config": text}))
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", True)
+    model = load_text_encoder(
+        copied / "text_encoder", dtype=torch.float32, device="cpu", eight_bits=False
+    )
+    assert not caplog.records
+    kept = model.config.text_config.rope_parameters
+    assert (kept["mrope_section"], kept["rope_theta"]) == (sections, 1000000.0)
 
 
 def test_the_text_encoder_in_eight_bits_is_near_and_small(checkpoint: Checkpoint) -> None:
