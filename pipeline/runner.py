@@ -15,6 +15,7 @@ from ..cache.errors import NotComplete, QeditError, WrongUse
 from ..cache.files.workspace import refuse_source_folder
 from ..config.configuration import Configuration
 from ..stages.frozen_base.quantized import has_work
+from ..stages.models.checkpoint.checkpoint import is_model_local
 from ..stages.stage import Outcome, Progress
 from ..stages.stores.run import Run
 from .plan.disk import refuse_full_disks
@@ -51,13 +52,7 @@ def run_stages(
     for folder in (configuration.settings.cache_dir, configuration.settings.output_dir):
         refuse_source_folder(Path(folder))
     if "train" in names and len(names) > 1:
-        from ..stages.train.plan.refusals import refuse_to_train
-        from ..stages.train.state.run_record import refuse_folder
-
-        # hours before the training would say so itself
-        refuse_folder(configuration.settings)
-        device = options.get("train", {}).get("device", "auto")
-        refuse_to_train(configuration.settings, device=str(device))
+        _refuse_early(configuration, device=options.get("train", {}).get("device", "auto"))
     outcomes: list[Outcome] = []
     with closing(_with_spool(names, options, configuration, dry_run=dry_run)) as stages:
         for name, extra in stages:
@@ -84,6 +79,17 @@ def run_stages(
                 # the stages would say so one by one, some of them after hours
                 refuse_full_disks(foreseen_disk(configuration))
     return outcomes
+
+
+def _refuse_early(configuration: Configuration, *, device: Any) -> None:
+    """Raise what the training, or the opening of a model, would raise hours later."""
+    from ..stages.train.plan.refusals import refuse_to_train
+    from ..stages.train.state.run_record import refuse_folder
+
+    refuse_folder(configuration.settings)
+    if is_model_local(configuration.settings):
+        _ = Run(configuration).checkpoint
+    refuse_to_train(configuration.settings, device=str(device))
 
 
 def _count_unused(run: Run, stage: str) -> int | None:

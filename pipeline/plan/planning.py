@@ -15,7 +15,12 @@ from ...config.configuration import Configuration
 from ...config.settings import Settings
 from ...stages.estimates.disk import Encoders, text_tokens
 from ...stages.estimates.memory import way_of
-from ...stages.models.checkpoint.checkpoint import flavour_of, part_config
+from ...stages.models.checkpoint.checkpoint import (
+    flavour_of,
+    is_model_local,
+    open_checkpoint,
+    part_config,
+)
 from ...stages.models.flavours import Flavour
 from ...stages.models.memory_estimate.dimensions import Dimensions
 from ...stages.models.memory_estimate.memory import (
@@ -204,6 +209,8 @@ def _memory(sizes: Dimensions, load: Load, way: Way, settings: Settings) -> Memo
 
 def _model_of(settings: Settings) -> Model:
     flavour = flavour_of(settings)
+    if is_model_local(settings):
+        open_checkpoint(settings)
     text = part_config(settings, "text_encoder")
     text = text.get("text_config", text)
     vision = part_config(settings, "processor", "preprocessor_config.json")

@@ -15,7 +15,7 @@ from ...cache.files.free_space import refuse_full_disk
 from ...cache.files.lock import writer_lock
 from ..frozen_base.modulation_table import wants_table
 from ..frozen_base.quantized import QUANTIZED_FILE, QuantizedBase
-from ..models.checkpoint.model_files import config_in
+from ..models.checkpoint.config_values import config_in
 from ..models.device import best_device
 from ..models.layers import sees_only_time
 from ..models.memory_estimate.dimensions import Dimensions

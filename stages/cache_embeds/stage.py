@@ -15,7 +15,7 @@ from ..encoding.device_options import BatchSize, DeviceOptions
 from ..encoding.reference_sets import WantedSets, find_sets, parts_of, still_missing
 from ..encoding.run_on_device import Work
 from ..models.checkpoint.checkpoint import Checkpoint
-from ..models.checkpoint.model_files import config_in
+from ..models.checkpoint.config_values import config_in
 from ..stores.row_kinds import RowKind
 from ..stores.run import Run
 

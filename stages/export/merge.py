@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...cache.errors import WrongUse
-from ..models.checkpoint.model_files import config_in
+from ..models.checkpoint.config_values import config_in
 from ..models.lora.adapter_reading import Adapter, read_adapter
 from ..models.lora.lora_file import lora_path
 from ..models.weights.streaming import tensor_shapes, tensors_by_name

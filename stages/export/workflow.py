@@ -16,7 +16,7 @@ from typing import Any
 
 from ...cache.errors import NotComplete
 from ...config.latent_geometry import image_tokens
-from ..models.checkpoint.model_files import json_object
+from ..models.checkpoint.config_values import config_object
 from ..models.flavours import Flavour
 from ..models.lora.lora_file import LORA_FILE
 from ..models.timesteps import shift_exponent
@@ -210,7 +210,7 @@ def _conditioning(
 
 def _shift(run: Run, width: int, height: int) -> float:
     """Return the factor exp(mu) by which the checkpoint's scheduler shifts sigmas at this size."""
-    scheduler = json_object(run.checkpoint.scheduler / "scheduler_config.json")
+    scheduler = config_object(run.checkpoint.scheduler / "scheduler_config.json")
     if not scheduler.get("use_dynamic_shifting", True):
         return float(scheduler.get("shift", 1.0))
     return round(exp(shift_exponent(scheduler, image_tokens((width, height)))), 4)

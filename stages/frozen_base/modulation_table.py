@@ -13,8 +13,8 @@ from typing import Any
 from ...cache.store.store import Store
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.config_values import config_in
 from ..models.checkpoint.digests import digests_file, model_digest
-from ..models.checkpoint.model_files import config_in
 from ..models.layers import trains_modulation
 from ..models.timesteps import every_timestep, row_key
 from ..stores.row_kinds import RowKind

@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from ...config.latent_geometry import LATENT_PIXELS
 from ..models.checkpoint.checkpoint import Checkpoint
+from ..models.checkpoint.config_values import config_object
 from ..models.checkpoint.digests import files_digest, model_digest
-from ..models.checkpoint.model_files import json_object
 from ..models.templates import CLOSING, DROPPED_TOKENS, prefix_text
 from .row_kinds import RowKind
 
@@ -122,7 +122,7 @@ def _picture_settings(processor: Path) -> dict[str, Any]:
 
     transformers 5 writes it into a file for the whole processor, which it then prefers.
     """
-    written = json_object(processor / "preprocessor_config.json")
+    written = config_object(processor / "preprocessor_config.json")
     if (processor / "processor_config.json").is_file():
-        written = json_object(processor / "processor_config.json").get("image_processor", written)
+        written = config_object(processor / "processor_config.json").get("image_processor", written)
     return {name: written[name] for name in _PICTURE_SETTINGS if name in written}

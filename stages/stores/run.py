@@ -13,6 +13,7 @@ from ...config.settings import Settings
 from ..frozen_base.modulation_table import modulation_table, wants_table
 from ..frozen_base.quantized import QuantizedBase, quantized_base, wants_quantized
 from ..models.checkpoint.checkpoint import Checkpoint, flavour_of, open_checkpoint
+from ..models.checkpoint.matching_sizes import refuse_other_sizes
 from ..models.flavours import Flavour
 from ..samples.sample import Sample
 from ..samples.store_keys import PairsKeys, pairs_keys
@@ -57,8 +58,10 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint; raises as `open_checkpoint` does."""
-        return open_checkpoint(self.settings, spared=self._spared)
+        """The checkpoint; raises as `open_checkpoint` and `refuse_other_sizes` do."""
+        checkpoint = open_checkpoint(self.settings, spared=self._spared)
+        refuse_other_sizes(checkpoint, spared=self._spared)
+        return checkpoint
 
     @cached_property
     def stores(self) -> RunStores:

@@ -11,7 +11,7 @@ from torch import nn
 from ...config.settings import Settings
 from ..estimates.memory import way_of
 from ..frozen_base.modulation_table import has_table, wants_table
-from ..models.checkpoint.model_files import config_in
+from ..models.checkpoint.config_values import config_in
 from ..models.memory_estimate.dimensions import Dimensions
 from ..models.memory_estimate.memory import CONTEXT_BYTES, Load
 from ..models.memory_estimate.memory_plan import GIGABYTE, Fit, Recomputation, budget_of, fit_into

@@ -13,6 +13,7 @@ _HOLDER = "process 4711 on gpu-box (train, since 2026-11-30 20:15)"
 _HF_FOLDER = "/models/Qwen-Image-Edit-2509"
 _STORE = "cache/vae/edited/4ab4ae5a9f0831b1"
 _TABLE = "cache/pairs/edited/f7990e7d51013abf"
+_FETCH_AGAIN = "Delete the file and download it again, from where the model came."
 _NOT_JSON = "Expecting value: line 1 column 1 (char 0)"
 
 VALUES: dict[str, dict[str, str]] = {
@@ -23,6 +24,7 @@ VALUES: dict[str, dict[str, str]] = {
         "caption": "7",
         "dataset": "edited",
         "error": _NOT_JSON,
+        "fetch_again(path)": _FETCH_AGAIN,
         "flavour.name": "edit-v2",
         "here": "[16, 3072]",
         "key": "48defbf53e5fbd1dcdf8b1aec8e12428",
@@ -136,9 +138,8 @@ VALUES: dict[str, dict[str, str]] = {
     "digests.py": {
         "folder": f"{_HF_FOLDER}/vae",
         "missing[0]": "config.json",
-        "path": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
         "remember": "cache/digests.json",
-        "self.file": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
+        "path": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
     },
     "hub.py": {
         "_by_hand(repository)": (
@@ -153,7 +154,29 @@ VALUES: dict[str, dict[str, str]] = {
         "repository": "Qwen/Qwen-Image-Edit-2509",
         "revision": "v2",
     },
-    "model_files.py": {"path": f"{_HF_FOLDER}/vae/config.json"},
+    "config_values.py": {
+        "allowed": "a whole number from 1 to 1000",
+        "key": "num_layers",
+        "path": f"{_HF_FOLDER}/transformer/config.json",
+        "value": "1000000000",
+    },
+    "matching_sizes.py": {
+        "folder": f"{_HF_FOLDER}/transformer",
+        "found": "txt_in.weight is [3072, 3584]",
+        "wanted": "[3072, 4096]",
+    },
+    "model_files.py": {
+        "fetch_again(index)": _FETCH_AGAIN,
+        "index": f"{_HF_FOLDER}/transformer/diffusion_pytorch_model.safetensors.index.json",
+        "int(numbered[1])": "9",
+        "len(names)": "8",
+        "path": f"{_HF_FOLDER}/vae/config.json",
+    },
+    "weights_header.py": {
+        "name": "img_in.bias",
+        "path": f"{_HF_FOLDER}/vae/diffusion_pytorch_model.safetensors",
+        "why": ": it has 253806000 bytes, and its header promises 253806278",
+    },
     "streaming.py": {
         "error": "header too large",
         "folder": f"{_HF_FOLDER}/vae",

@@ -13,8 +13,10 @@ from typing import Any
 from ....cache.errors import NotComplete, WrongUse
 from ....config.settings import Settings
 from ..flavours import FLAVOURS, Flavour
+from .config_values import config_in, config_object
 from .hub import fetched, fetched_file, local_folder
 from .model_files import files_named, json_object
+from .weights_header import refuse_damaged_weights
 
 # Parts that only make rows: whoever reads the rows does without them.
 ENCODERS = ("vae", "text_encoder")
@@ -93,23 +95,34 @@ def flavour_of(settings: Settings) -> Flavour:
     return replace(flavour, **areas)
 
 
+def is_model_local(settings: Settings) -> bool:
+    """Return whether every part lies in a folder, so that nothing is downloaded to open it."""
+    own = "pretrained_model_name_or_path"
+    keys = [key for part in _WEIGHTS if getattr(settings, key := _override_key(part))]
+    return all(local_folder(getattr(settings, key), key) for key in (own, *keys))
+
+
+def _override_key(part: str) -> str:
+    return f"pretrained_{part}_model_name_or_path"
+
+
 def open_checkpoint(settings: Settings, *, spared: Collection[str] = ()) -> Checkpoint:
     """Find every part of the checkpoint that `settings` name; download missing parts from the hub.
 
     Args:
-        spared: parts that may be gone: what was made with them lies in the caches.
+        spared: parts that may be gone, and whose weights are not looked at: what was made with
+            them lies in the caches.
 
     Raises:
         WrongUse: a folder or repository that cannot be had, or a checkpoint that contradicts
             `model_flavour`.
         NotComplete: a file of a part is missing.
+        Damaged: a file of weights is cut short, or its header is wrong.
     """
     flavour = flavour_of(settings)
     source = settings.pretrained_model_name_or_path or flavour.repository
     overrides = {
-        part: name
-        for part in _WEIGHTS
-        if (name := getattr(settings, f"pretrained_{part}_model_name_or_path"))
+        part: name for part in _WEIGHTS if (name := getattr(settings, _override_key(part)))
     }
     root = local_folder(source, "pretrained_model_name_or_path")
     if root is None:
@@ -120,6 +133,10 @@ def open_checkpoint(settings: Settings, *, spared: Collection[str] = ()) -> Chec
         parts[part] = _override(part, name)
     there = {part: path for part, path in parts.items() if part not in spared or path.is_dir()}
     _refuse_gaps(root, there)
+    for part, folder in there.items():
+        config_object(folder / _FILES[part])
+        if part in _WEIGHTS and part not in spared:
+            refuse_damaged_weights(folder, _WEIGHTS[part])
     _refuse_contradiction(flavour, root, transformer=parts["transformer"], source=source)
     return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
 
@@ -135,18 +152,18 @@ def part_config(settings: Settings, part: str, file: str = CONFIG_FILE) -> dict[
         NotComplete: a local checkpoint without this file.
     """
     flavour = flavour_of(settings)
-    own = getattr(settings, f"pretrained_{part}_model_name_or_path", None)
+    own = getattr(settings, _override_key(part), None)
     repository = own or settings.pretrained_model_name_or_path or flavour.repository
     folder = Path(repository).expanduser()
     if folder.is_dir():
         path = folder / part / file if (folder / part).is_dir() or own is None else folder / file
-        return json_object(path)
+        return config_object(path)
     revision = settings.revision if own is None else None
     found = fetched_file(repository, f"{part}/{file}", revision=revision)
     if found is None and own is not None:
         found = fetched_file(repository, file, revision=None)
     if found is not None:
-        return json_object(found)
+        return config_object(found)
     if repository == flavour.repository:
         return {}
     raise WrongUse(
@@ -179,7 +196,7 @@ def _patterns(parts: list[str]) -> list[str]:
 
 def _override(part: str, name: str) -> Path:
     """Return the folder of `part` in `name`: the part itself, or a checkpoint that has it."""
-    folder = local_folder(name, f"pretrained_{part}_model_name_or_path")
+    folder = local_folder(name, _override_key(part))
     if folder is None:
         stem = _WEIGHTS[part]
         patterns = ["config.json", f"{stem}*", *_patterns([part])]
@@ -211,11 +228,11 @@ def _refuse_contradiction(
     flavour: Flavour, root: Path, *, transformer: Path, source: str = ""
 ) -> None:
     """Raise WrongUse where the checkpoint's config files belong to another flavour."""
-    index, config = root / INDEX_FILE, transformer / "config.json"
+    index, config = root / INDEX_FILE, transformer / CONFIG_FILE
     if not (index.is_file() and config.is_file()):
         return  # a half checkpoint: `open_checkpoint` says what is missing
     pipeline = json_object(index).get("_class_name")
-    zero_cond_t = bool(json_object(config).get("zero_cond_t"))
+    zero_cond_t = bool(config_in(transformer).get("zero_cond_t"))
     if (pipeline, zero_cond_t) == (flavour.pipeline, flavour.zero_cond_t_on_disk):
         return
     source = source or str(root)

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from ....cache.errors import Broken, Damaged, NotComplete, QeditError
 from ....cache.files.atomic import write_json
 from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_file
 from ....cache.files.sealed import read_sealed, sealed
-from ....cache.regular_file import json_in
 from ....config.settings import Settings
-from .model_files import config_in, weight_files
+from .model_files import fetch_again, json_object, weight_files
+from .weights_header import TensorEntry, tensor_entries
 
 REMEMBERED_DIGESTS = "model-digests.json"
 
@@ -59,7 +58,7 @@ def model_digest(folder: Path, *, remember: Path | None) -> str:
             f"{folder} holds no model: {missing[0]} is missing.",
             "Finish the download of the model.",
         )
-    meaning = _without_bookkeeping(config_in(folder))
+    meaning = _without_bookkeeping(json_object(config))
     tensors = _hex(sum(_remembered(files, remember)))
     digest = digest_bytes(canonical_json({"config": meaning, "tensors": tensors}).encode())
     known, name = _recall(remember), str(folder.resolve())
@@ -116,53 +115,28 @@ def _without_bookkeeping(value: Any) -> Any:
 # -- tensors ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """One tensor as a safetensors header describes it; `start` counts from the file's begin."""
-
-    file: Path
-    label: str
-    start: int
-    nbytes: int
-
-    def digest(self) -> int:
-        digest = hashlib.blake2b(self.label.encode(), digest_size=DIGEST_BYTES)
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            left = self.nbytes
-            while left:
-                block = file.read(min(BLOCK_BYTES, left))
-                if not block:
-                    raise Damaged(f"{self.file} is cut short.", "Download the file again.")
-                digest.update(block)
-                left -= len(block)
-        return int.from_bytes(digest.digest(), "big")
-
-
-def _tensors(path: Path) -> Iterator[_Tensor]:
-    """Yield the tensors of a safetensors file (8 bytes of length, JSON header, tensors' bytes)."""
+def _digest(path: Path, entry: TensorEntry) -> int:
+    digest = hashlib.blake2b(entry.label, digest_size=DIGEST_BYTES)
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json_in(file.read(length)) if length <= path.stat().st_size else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise Damaged(f"{path} is not a safetensors file.", "Download the file again.")
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            label = canonical_json([name, entry["dtype"], entry["shape"]])
-            yield _Tensor(path, label, 8 + length + start, end - start)
+        file.seek(entry.start)
+        left = entry.nbytes
+        while left:
+            block = file.read(min(BLOCK_BYTES, left))
+            if not block:
+                raise Damaged(f"{path} is cut short.", fetch_again(path))
+            digest.update(block)
+            left -= len(block)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def _digests(files: Iterable[Path]) -> dict[Path, int]:
     """Return, for each file, the sum of its tensors' digests: independent of order and of files."""
-    tensors = [tensor for path in files for tensor in _tensors(path)]
+    tensors = [(path, entry) for path in files for entry in tensor_entries(path)]
     sums = dict.fromkeys(files, 0)
     with ThreadPoolExecutor(THREADS) as pool:  # hashing a large block releases the GIL
-        for tensor, digest in zip(tensors, pool.map(_Tensor.digest, tensors), strict=True):
-            sums[tensor.file] += digest
+        digests = pool.map(lambda tensor: _digest(*tensor), tensors)
+        for (path, _), digest in zip(tensors, digests, strict=True):
+            sums[path] += digest
     return sums
 
 

@@ -6,6 +6,7 @@ ignored. If they were digested too, exchanging two names would change the model 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,17 @@ def json_object(path: Path) -> dict[str, Any]:
             "Finish the download, or name a complete checkpoint in diffusers' folder layout.",
         ) from None
     except Broken as error:
-        raise NotComplete(f"{path} cannot be read: {error}.", "Download the file again.") from error
+        raise NotComplete(f"{path} cannot be read: {error}.", fetch_again(path)) from error
 
 
-def config_in(folder: Path) -> dict[str, Any]:
-    """Return the config.json of the model in `folder`."""
-    return json_object(folder / "config.json")
+def fetch_again(path: Path) -> str:
+    """Return what to do about a damaged file of a model.
+
+    In the hub's cache it is a link, and only without the file behind it is it fetched again.
+    """
+    if path.is_symlink():
+        return f"Delete {path.resolve()} and run the same command again: it downloads the file."
+    return f"Delete {path} and download the file again, from where the model came."
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -50,12 +56,37 @@ def files_named(folder: Path, stem: str) -> list[Path]:
     """Return the files that a model called `stem` must have: those in its index, or one.
 
     Raises:
-        NotComplete: the index cannot be read.
+        NotComplete: the index cannot be read, or does not name every file.
+    """
+    if not _index(folder, stem).is_file():
+        return [folder / f"{stem}.safetensors"]
+    return [folder / name for name in sorted(set(places_in(folder, stem).values()))]
+
+
+def places_in(folder: Path, stem: str) -> dict[str, str]:
+    """Return which file holds which tensor, as the index says; nothing where there is no index.
+
+    Raises:
+        NotComplete: the index cannot be read, or does not name every file.
     """
     index = _index(folder, stem)
     if not index.is_file():
-        return [folder / f"{stem}.safetensors"]
-    return [folder / name for name in sorted(set(json_object(index)["weight_map"].values()))]
+        return {}
+    places: Any = json_object(index).get("weight_map")
+    if not _is_map_of_names(places):
+        raise NotComplete(f"{index} does not say which file holds what.", fetch_again(index))
+    names = set(places.values())
+    numbered = re.fullmatch(r".+-\d+-of-(\d+)\.safetensors", min(names))
+    if numbered and int(numbered[1]) != len(names):
+        raise NotComplete(
+            f"{index} names {len(names)} of {int(numbered[1])} files.", fetch_again(index)
+        )
+    return dict(places)
+
+
+def _is_map_of_names(places: Any) -> bool:
+    names = [*places.values()] if isinstance(places, dict) else []
+    return bool(names) and all(isinstance(name, str) and name == Path(name).name for name in names)
 
 
 def _index(folder: Path, stem: str) -> Path:

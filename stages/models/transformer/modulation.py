@@ -17,7 +17,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checkpoint.model_files import config_in
+from ..checkpoint.config_values import config_in
 from ..timesteps import ZERO, Bits, row_shape
 from ..weights.streaming import tensors_by_name
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ....cache.errors import Damaged, WrongUse
-from ..checkpoint.model_files import weight_files
+from ..checkpoint.model_files import fetch_again, weight_files
+from ..checkpoint.weights_header import TensorEntry, tensor_entries
 from ..layers import fits_any, layers_named
 
 
@@ -165,14 +166,12 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise Damaged(
-            f"{path} is not a safetensors file: {error}.", "Download the file again."
-        ) from error
+        raise Damaged(f"{path} is not a safetensors file: {error}.", fetch_again(path)) from error
 
 
 def count_numbers(folder: Path) -> int:
     """Return the number of parameters of the model in `folder`, by its files' headers."""
-    return sum(prod(file.get_slice(name).get_shape()) for file, name in _names_in(folder))
+    return sum(prod(entry.shape) for entry in _entries_in(folder))
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -184,9 +183,12 @@ def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[i
     """Return (outputs, inputs) of each layer in `folder` that `wanted` selects, by file headers."""
     names = layers_named(wanted)
     shapes: dict[str, tuple[int, int]] = {}
-    for file, name in _names_in(folder):
-        layer, _, leaf = name.rpartition(".")
-        shape = file.get_slice(name).get_shape()
-        if leaf == "weight" and len(shape) == 2 and fits_any(layer, names):
-            shapes[layer] = shape[0], shape[1]
+    for entry in _entries_in(folder):
+        layer, _, leaf = entry.name.rpartition(".")
+        if leaf == "weight" and len(entry.shape) == 2 and fits_any(layer, names):
+            shapes[layer] = entry.shape[0], entry.shape[1]
     return shapes
+
+
+def _entries_in(folder: Path) -> Iterator[TensorEntry]:
+    return (entry for path in weight_files(folder) for entry in tensor_entries(path))

@@ -20,8 +20,8 @@ from ....config.loading import Configuration
 from ....config.settings import Settings
 from ...frozen_base.quantized import refuse_incomplete_base
 from ...models.checkpoint.checkpoint import ENCODERS, Checkpoint
+from ...models.checkpoint.config_values import config_object
 from ...models.checkpoint.digests import digests_file, model_digest
-from ...models.checkpoint.model_files import json_object
 from ...samples.sample import NULL_CAPTION
 from ...samples.schema import flat
 from ...samples.store_keys import pairs_keys
@@ -230,7 +230,7 @@ def sigmas_of(settings: Settings, scheduler: Path) -> Sigmas:
     """Return how sigmas are drawn; the auto shift's constants are those of the scheduler."""
     config = None
     if settings.flow_schedule_auto_shift:
-        config = json_object(scheduler / "scheduler_config.json")
+        config = config_object(scheduler / "scheduler_config.json")
     flat, beta = settings.flow_use_uniform_schedule, settings.flow_use_beta_schedule
     return Sigmas(
         distribution="uniform" if flat else "beta" if beta else "sigmoid",

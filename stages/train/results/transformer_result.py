@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....cache.errors import WrongUse
 from ....cache.files.atomic import remove, rename
-from ...models.checkpoint.model_files import config_in
+from ...models.checkpoint.config_values import config_in
 from ...models.weights.streaming import tensors_in
 from ...models.weights.tensor_file import as_text, metadata_in
 from ...models.weights.transformer_folder import write_transformer

@@ -160,7 +160,12 @@ def test_averages_of_8_bits_are_named_where_they_save_something(
     """Rank 64 of a layer of width 3072: 6 bytes of 8 for each number, 1 % of the memory or more."""
     config = here / "model" / "transformer" / "config.json"
     before = config.read_text()
-    large = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}
+    large = {
+        "num_layers": 60,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "axes_dims_rope": [16, 56, 56],
+    }
     config.write_text(json.dumps(json.loads(before) | large))
     few = ("mixed_precision=bf16", "base_model_precision=int8-quanto")
     settings = (*few, f"optimizer={optimizer}", f"lora_rank={rank}")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from qedit.cache.errors import Damaged, NotComplete
 from qedit.stages.models.checkpoint import digests
 from qedit.stages.models.checkpoint.digests import files_digest, model_digest
+from qedit.stages.models.checkpoint.weights_header import TensorEntry, tensor_entries
 from qedit.stages.models.weights.streaming import tensors_in
 
 
@@ -122,10 +123,10 @@ def test_weights_are_read_once(
     settle(folder)
     before = model_digest(folder / "vae", remember=remember)
 
-    def never(_: object) -> int:
+    def never(*_: object) -> int:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(digests._Tensor, "digest", never)
+    monkeypatch.setattr(digests, "_digest", never)
     assert model_digest(folder / "vae", remember=remember) == before
     os.utime(folder / "vae" / WEIGHTS["vae"], (1, 1))
     with pytest.raises(AssertionError, match="read again"):
@@ -156,13 +157,13 @@ def test_what_others_remember_meanwhile_is_kept(
     folder: Path, remember: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle(folder)
-    read = digests._Tensor.digest
+    read = digests._digest
 
-    def beside_another(tensor: digests._Tensor) -> int:
+    def beside_another(path: Path, entry: TensorEntry) -> int:
         digests._write(remember, {"another": {"model": "0" * 32}})
-        return read(tensor)
+        return read(path, entry)
 
-    monkeypatch.setattr(digests._Tensor, "digest", beside_another)
+    monkeypatch.setattr(digests, "_digest", beside_another)
     model_digest(folder / "vae", remember=remember)
     known = digests._recall(remember)
     assert known["another"] == {"model": "0" * 32}
@@ -206,6 +207,6 @@ def test_small_files_are_named_by_what_they_hold(folder: Path, tmp_path: Path) -
 def test_files_read_through_safetensors_are_what_was_digested(folder: Path) -> None:
     """The header is read by hand: the offsets must be those of the library."""
     path = folder / "vae" / WEIGHTS["vae"]
-    (tensor,) = digests._tensors(path)
+    (tensor,) = tensor_entries(path)
     data = path.read_bytes()[tensor.start : tensor.start + tensor.nbytes]
     assert data == load_file(path)["weight"].tobytes()

@@ -1,0 +1,59 @@
+"""The check that a model's weights are those that its configuration describes, by headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from ....cache.errors import WrongUse
+from ..memory_estimate.dimensions import Dimensions
+from .checkpoint import Checkpoint
+from .config_values import config_in
+from .model_files import weight_files
+from .weights_header import tensor_entries
+
+_LAYER = re.compile(r"(?:^|\.)(visual\.blocks|layers)\.(\d+)\.")
+
+
+def refuse_other_sizes(checkpoint: Checkpoint, *, spared: Collection[str] = ()) -> None:
+    """Raise if the transformer or the text encoder has other layers than its config.json says.
+
+    Else that would be found when it is loaded, hours after the first picture was encoded.
+
+    Args:
+        spared: parts that are not looked at, as in `open_checkpoint`.
+
+    Raises:
+        WrongUse: names the first tensor that differs.
+    """
+    shapes = _shapes_in(checkpoint.transformer)
+    sizes = Dimensions.of_config(config_in(checkpoint.transformer), zero_cond_t=False)
+    for layer, (inputs, outputs) in sizes.linears().items():
+        found = shapes.get(f"{layer}.weight")
+        if found != (outputs, inputs):
+            says = f"{layer}.weight is {list(found) if found else 'missing'}"
+            _refuse(checkpoint.transformer, says, f"[{outputs}, {inputs}]")
+    if "text_encoder" in spared:
+        return
+    config = config_in(checkpoint.text_encoder)
+    text, vision = (config.get(part) or config for part in ("text_config", "vision_config"))
+    counts = {"layers": text.get("num_hidden_layers"), "visual.blocks": vision.get("depth")}
+    found_layers = [_LAYER.search(name) for name in _shapes_in(checkpoint.text_encoder)]
+    for kind, count in counts.items():
+        there = {match[2] for match in found_layers if match and match[1] == kind}
+        if count is not None and len(there) != count:
+            _refuse(checkpoint.text_encoder, f"there are {len(there)} {kind}", str(count))
+
+
+def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    return {
+        entry.name: entry.shape for path in weight_files(folder) for entry in tensor_entries(path)
+    }
+
+
+def _refuse(folder: Path, found: str, wanted: str) -> None:
+    raise WrongUse(
+        f"The weights in {folder} are not those of its config.json: {found}, not {wanted}.",
+        "Put back the config.json that belongs to the weights, or download the model again.",
+    )
