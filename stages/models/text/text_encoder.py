@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.model_files import config_in
+from ..checkpoint.config_values import config_in
 from ..quantization.quantize import PRECISIONS
 from ..quantization.quantized_linear import quantize_layers, quantized_tensors
 from ..weights.streaming import empty_model, fill, tensors_in
