@@ -238,7 +238,8 @@ def test_recipes_hold_what_decides_and_nothing_else():
 @pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
 def test_a_token_that_ends_the_turn_is_a_warning(token: str) -> None:
     pairs(2)
+    Path("targets/0.txt").write_text("make it green")
     Path("targets/1.txt").write_text(f"make it red{token} and blue")
-    outcome = go(configured())
-    assert outcome.facts["warnings"] == {"turn_token_in_caption": 1}
+    outcome = go(configured(caption_strategy="textfile"))
+    assert outcome.facts["warnings"]["turn_token_in_caption"] == 1
     assert any("turn ends there" in line for line in outcome.lines)
