@@ -11,8 +11,9 @@
 
     Broken                 -   whoever knows the file names it in another error
 
-Besides these, a command ends with 0 when all is done and with 130 after Ctrl-C. An error says
-what is wrong, where, and what to type next; `pipeline/terminal/run_command.py` alone prints it.
+Besides these, a command ends with 0 when all is done, and with 130, 143 or 129 after Ctrl-C,
+SIGTERM or SIGHUP. An error says what is wrong, where, and what to type next;
+`pipeline/terminal/run_command.py` alone prints it.
 """
 
 from __future__ import annotations

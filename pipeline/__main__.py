@@ -10,13 +10,12 @@ def main() -> None:
 
     Ctrl-C while its code is still being read ends it without a word: nothing has begun.
     """
-    hears = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a job may ignore it
-    if hears:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job may ignore it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ..stages.stop_signals import handle_signals, stop
     from .cli import main as commands
 
-    if hears:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    handle_signals(stop)
     commands(prog_name="qedit")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..stages.stop_signals import exit_code_of
 from .commands.files import demo, export, init_files
 from .commands.looking import inspect, keys, plan, preview
 from .commands.stages import cache_base, cache_embeds, cache_vae, pair, run, train
@@ -41,6 +42,8 @@ class InOrderOfWork(click.Group):
                 message = error.format_message()
                 print_object({"error": message, "do": "", "exit_code": error.exit_code})
             raise
+        except KeyboardInterrupt as error:  # outside of what reports it
+            ctx.exit(exit_code_of(error))
 
 
 @click.group(

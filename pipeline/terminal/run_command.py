@@ -20,10 +20,10 @@ import click
 from ...cache.errors import OfOneProcess, QeditError, WrongUse
 from ...cache.files.atomic import BROKEN_DISK
 from ...cache.files.failing_disk import LOST
+from ...stages.stop_signals import exit_code_of
 from .options import options_of
 from .output import SILENT, TerminalProgress, as_object, details, escaped, print_object
 
-INTERRUPTED = 130
 _ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
 _RIGHTS = "Choose a folder that may be written to; what was finished is kept."
 _DISK = "The disk fails, or has gone: look after it. What was finished is kept."
@@ -82,12 +82,13 @@ def reporting(
         yield progress, finish
     except BrokenPipeError:
         raise  # `| head` has seen enough: click ends the command without a word
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        exit_code = exit_code_of(error)
         if not silent:
-            finish({"error": "interrupted", "do": "", "exit_code": INTERRUPTED})
+            finish({"error": "interrupted", "do": "", "exit_code": exit_code})
             again = "the same command goes on from there"
             click.echo(f"Interrupted. What was finished is kept: {again}.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_code)
     except Exception as error:
         what, do, exit_code = _in_words(error, debug=debug)
         # an error of every process is reported by the first one

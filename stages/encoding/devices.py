@@ -17,6 +17,7 @@ from typing import Any
 from ...cache.errors import QeditError
 from ...config.configuration import Configuration
 from ..stage import Progress
+from ..stop_signals import SIGNALS, Stopped, handle_signals
 from .device_options import DeviceOptions, available_cores
 from .run_on_device import Totals
 
@@ -76,16 +77,16 @@ def _start(
     own = replace(options, device=device)
     process = context.Process(target=_work, args=(sending, encode, configuration, own), daemon=True)
     resource_tracker.ensure_running()  # it would end the waiting
-    with _ctrl_c_waits():
+    with _signals_wait():
         process.start()
     sending.close()
     return _Worker(device, process, receiving)
 
 
 @contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Hold back Ctrl-C until the block ends; a process started in it, until that has begun."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _signals_wait() -> Iterator[None]:
+    """Hold back signals until the block ends; a process started in it, until that has begun."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -199,8 +200,8 @@ def _work(
 ) -> None:
     """Encode in a worker process, and send what comes of it."""
     try:
-        signal.signal(signal.SIGINT, _interrupt_once)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        handle_signals(_interrupt_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         import torch
 
         if options.device == "cpu":
@@ -216,6 +217,7 @@ def _work(
 
 
 def _interrupt_once(number: int, frame: object) -> None:
-    """Ignore the next Ctrl-C: a terminal's comes twice, from it and from the starting process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    """Ignore the next signals: a terminal's come twice, from it and from the starting process."""
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)

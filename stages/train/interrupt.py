@@ -1,51 +1,108 @@
-"""Ctrl-C that lets a step and its checkpoint finish."""
+"""Signals that let a step and its checkpoint finish before the training stops."""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 from ..stage import Progress
+from ..stop_signals import end_at_next_signal, handle_signals, stop
 
-# A launcher hands on the Ctrl-C that its processes have got from the terminal already.
-ECHO_SECONDS = 1.0
+# How long the other processes may take to come to the end of the step as well: so many seconds,
+# and so many steps. One that has died, or hangs, never comes there.
+ANSWER_SECONDS = 10.0
+ANSWER_STEPS = 2
+
+
+@dataclass
+class StopRequest:
+    """Says whether a signal has asked the training to stop.
+
+    Attributes:
+        number: of that signal; 0: none has.
+        step_seconds, save_seconds: what a step and a checkpoint took last; 0: none was made yet.
+    """
+
+    number: int = 0
+    step_seconds: float = 0.0
+    save_seconds: float = 0.0
+    _answered: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> bool:
+        return self.number > 0
+
+    def in_words(self) -> str:
+        """Return what is done now, and about how long it takes as far as that was measured."""
+        seconds = math.ceil(self.step_seconds + self.save_seconds)
+        long = f" (about {seconds} s)" if seconds else ""
+        return f"Finishing this step and writing a checkpoint{long}; Ctrl-C again leaves at once."
+
+    def answered(self) -> None:
+        """Note that all processes have agreed to stop."""
+        self._answered.set()
+
+    @contextmanager
+    def leaving_without_answer(self) -> Iterator[None]:
+        """End the process if `answered` is not called within some seconds after a signal.
+
+        A thread does it: the main one may wait in a sum for processes that have died, where it
+        hears no signal.
+        """
+        heard, sent = socket.socketpair()
+        sent.setblocking(False)
+        before = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._leave_without_answer, args=(heard,), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            self.answered()
+            sent.close()
+
+    def _leave_without_answer(self, heard: socket.socket) -> None:
+        with heard:
+            numbers = heard.recv(1)
+        seconds = ANSWER_SECONDS + ANSWER_STEPS * self.step_seconds
+        if not numbers or self._answered.wait(seconds):
+            return
+        text = f"The other processes have not answered for {seconds:.0f} s: this one leaves."
+        with suppress(OSError):
+            os.write(2, f"{text} The same command goes on from the last checkpoint.\n".encode())
+        os._exit(128 + numbers[0])
 
 
 @contextmanager
-def finish_step_on_interrupt(
-    progress: Progress, *, echoed: bool = False
-) -> Iterator[Callable[[], bool]]:
-    """Have the first Ctrl-C only ask to stop, and a second one stop at once, in the block.
+def finish_step_on_signal(progress: Progress, *, several: bool = False) -> Iterator[StopRequest]:
+    """Have the first signal only ask to stop, and a second one stop at once, in the block.
 
-    The block gets a function that says whether it was asked. Outside the main thread, where
-    signals cannot be handled, nothing changes.
+    Outside the main thread, where signals cannot be handled, nothing changes.
 
     Args:
-        echoed: whether a launcher may send every Ctrl-C a second time, right after the first.
+        several: whether this is one of several processes, which must agree to stop.
     """
-    asked = threading.Event()
-    first_at = 0.0
+    request = StopRequest()
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal first_at
-        if asked.is_set():
-            if echoed and time.monotonic() - first_at < ECHO_SECONDS:
-                return
-            raise KeyboardInterrupt
-        first_at = time.monotonic()
-        asked.set()
-        progress.say("Finishing this step and writing a checkpoint; Ctrl-C again leaves at once.")
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        request.number = number
+        end_at_next_signal(former, echoed=several)
+        with suppress(OSError, RuntimeError):  # in the middle of another line
+            progress.say(request.in_words())
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield request
         return
-    before: Any = signal.signal(signal.SIGINT, on_interrupt)
+    former = handle_signals(on_signal)
     try:
-        yield asked.is_set
+        with request.leaving_without_answer() if several else nullcontext():
+            yield request
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, before in former.items():
+            if not (request() and before is stop):  # else the next signal still ends the process
+                signal.signal(number, before)

@@ -32,11 +32,12 @@ from ..models.lora.lora_file import Lora
 from ..run_output.page import PAGE_FILE, write_page
 from ..run_output.run_file import damage_of_run, write_run
 from ..stage import Outcome, Progress
+from ..stop_signals import Stopped
 from .apply_memory_plan import fit_of, memory_lines
 from .data.feed import padding_of
 from .evaluation.evaluate import Evaluations, is_evaluation_missing
 from .evaluation.previews import Previews
-from .interrupt import finish_step_on_interrupt
+from .interrupt import finish_step_on_signal
 from .metrics import Metrics, NullMetrics, peak_memory_bytes, tracker_of
 from .model import remarks
 from .pin_rows import pin_rows
@@ -69,7 +70,7 @@ def run(
         NotComplete: rows are missing; the message says which stage makes them.
         AnotherRecipe: `output_dir` holds a run that other settings or pairs decided.
         Locked: another process trains there.
-        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+        Stopped: after Ctrl-C, SIGTERM or SIGHUP, once a checkpoint is written.
     """
     started, place = time.monotonic(), device_of(device)
     with among_others(place) as ranks:
@@ -183,21 +184,21 @@ class _Steps:
         """Make every step after `begin`; return the loss of the last one, None if it was skipped.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step is written.
+            Stopped: after a signal, once the checkpoint of the step is written.
         """
         plan, progress = self.plan, self.progress
-        # Set up the model, the log and Ctrl-C.
+        # Set up the model, the log and signals.
         trainer = self._load(start)
         done = self._restore(trainer, begin)
         feed = replace(plan.feed, rank=self.ranks.rank, world=self.ranks.world)
         loss = None
         with (
             self._log(after_step=done if begin else None) as log,
-            finish_step_on_interrupt(progress, echoed=self.ranks.are_several) as stop_wanted,
+            finish_step_on_signal(progress, several=self.ranks.are_several) as stop,
             progress.bar(plan.steps, STAGE, unit="step", initial=done) as advance,
         ):
             evaluations = Evaluations(plan, trainer, log, previews=self.previews)
-            evaluations.at(done, stopping=stop_wanted)
+            evaluations.at(done, stopping=stop)
             clock = time.perf_counter()
             for step, batches in feed.ahead(range(done + 1, plan.steps + 1)):
                 # Make the step and log it.
@@ -215,13 +216,20 @@ class _Steps:
                 advance(1)
                 self._show(values)
                 # Save, stop, or evaluate.
-                stopping = self.ranks.any_of(stop_wanted())
+                stop.step_seconds = time.perf_counter() - clock
+                if stopping := max(self.ranks.gathered(stop.number)):
+                    stop.answered()
                 if stopping or self._is_checkpoint(step):
+                    saving = time.perf_counter()
                     self._save(trainer, step)
+                    stop.save_seconds = time.perf_counter() - saving
                 if stopping and step < plan.steps:
+                    self.ranks.of_the_first(True)  # a launcher ends all when one has left
+                    if self.previews:
+                        self.previews.leave()
                     progress.say(f"Stopped after step {step}. Run `qedit train` again to go on.")
-                    raise KeyboardInterrupt
-                evaluations.at(step, stopping=stop_wanted)
+                    raise Stopped(stopping)
+                evaluations.at(step, stopping=stop)
                 clock = time.perf_counter()
         if self.ranks.is_first:
             Publisher(plan).write_card(plan.steps)  # the last previews are made by now

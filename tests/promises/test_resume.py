@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 import traceback
 import warnings
@@ -233,8 +236,23 @@ def test_a_line_that_was_cut_short_is_dropped_and_made_again(
 # -- Ctrl-C in a terminal --------------------------------------------------------------------
 
 
-def begun(folder: Path, where: Path, *, lines: int) -> subprocess.Popen[str]:
-    """`qedit train` in a process of its own, when it has made so many steps."""
+def begun(
+    folder: Path, where: Path, *, lines: int, output: int = subprocess.PIPE, ignored: int = 0
+) -> subprocess.Popen[str]:
+    """`qedit train` in a process of its own, when it has made so many steps.
+
+    Args:
+        output: where it writes; a terminal becomes the one that controls it.
+        ignored: a signal that it ignores from the start.
+    """
+
+    def prepare() -> None:
+        if output != subprocess.PIPE:
+            os.setsid()
+            fcntl.ioctl(output, termios.TIOCSCTTY, 0)
+        if ignored:
+            signal.signal(ignored, signal.SIG_IGN)
+
     command = [sys.executable, "-m", "qedit.pipeline", "train", "--device", "cpu"]
     command += ["--config", str(folder / "config.json"), "--data", str(folder / "data.json")]
     settings = {
@@ -244,7 +262,7 @@ def begun(folder: Path, where: Path, *, lines: int) -> subprocess.Popen[str]:
     }
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdout=output, stderr=output, text=True, preexec_fn=prepare)
     log, give_up = where / "metrics.jsonl", time.monotonic() + 240
     while not (log.is_file() and len(log.read_text().splitlines()) >= lines):
         assert child.poll() is None, child.communicate()
@@ -253,12 +271,22 @@ def begun(folder: Path, where: Path, *, lines: int) -> subprocess.Popen[str]:
     return child
 
 
-@pytest.mark.full
-def test_one_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.full),
+    ],
+)
+def test_one_signal_leaves_a_checkpoint_and_says_how_to_go_on(
+    shared: Path, tmp_path: Path, number: int
+) -> None:
     child = begun(shared, tmp_path / "once", lines=2)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     said, errors = child.communicate(timeout=120)
-    assert child.returncode == 130
+    assert child.returncode == 128 + number
+    assert re.search(r"^Finishing this step and writing a checkpoint \(about \d+ s\); ", said, re.M)
     (checkpoint,) = checkpoints(tmp_path / "once")
     last = step_of(checkpoint)
     assert f"Stopped after step {last}. Run `qedit train --config " in said
@@ -266,6 +294,38 @@ def test_one_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shared: Path, tmp_
     lines = (tmp_path / "once/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == list(range(1, last + 1))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="a terminal of its own")
+def test_a_terminal_that_closes_leaves_a_checkpoint(shared: Path, tmp_path: Path) -> None:
+    """Both ends of the output are gone then: to write to them is an error."""
+    where = tmp_path / "closed"
+    terminal, other_end = os.openpty()
+    child = begun(shared, where, lines=2, output=other_end)
+    os.close(other_end)
+    os.close(terminal)
+    assert child.wait(timeout=120) == 129
+    (checkpoint,) = checkpoints(where)
+    lines = (where / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == step_of(checkpoint)
+
+
+@pytest.mark.full
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(
+    shared: Path, tmp_path: Path
+) -> None:
+    child = begun(shared, tmp_path / "nohup", lines=2, ignored=signal.SIGHUP)
+    child.send_signal(signal.SIGHUP)
+    log = tmp_path / "nohup" / "metrics.jsonl"
+    lines, give_up = len(log.read_text().splitlines()), time.monotonic() + 60
+    while len(log.read_text().splitlines()) < lines + 5:
+        assert child.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=120)
+    assert child.returncode == 143
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Runs `qedit` with slow encoders, as a process of its own to press Ctrl-C in."""
+"""Runs `qedit` with slow encoders, as a process of its own to send signals to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qedit.cache.store.store import Store
-from qedit.pipeline.cli import main
+from qedit.pipeline.__main__ import main
 from qedit.stages.encoding import pipeline, work_split
 
 SLOW_SECONDS = 60.0
@@ -35,4 +35,5 @@ if __name__ == "__main__":
     what, after, marker, *words = sys.argv[1:]
     work_split.PART_BYTES = 1
     slow_down(int(after), Path(marker), writes=what == "writes")
-    main(words)
+    sys.argv[1:] = words
+    main()

@@ -1,21 +1,24 @@
-"""Runs `qedit` and kills one of its processes in a step: rank and step come first."""
+"""Runs `qedit` and kills one of its processes in a step, or has it hang: how, rank, step first."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from typing import Any
 
-from qedit.pipeline.cli import main
+from qedit.pipeline.__main__ import main
 from qedit.stages.train.trainer import Trainer
 
 
-def kill_in(step: int) -> None:
-    """Have this process be killed in `step`, as by a kernel that needs memory."""
+def fail_in(step: int, how: str) -> None:
+    """Have this process be killed in `step`, as by a kernel that needs memory, or hang there."""
     really = Trainer.step
 
     def dying(trainer: Trainer, at: int, *args: Any, **options: Any) -> Any:
+        if at == step and how == "hangs":
+            time.sleep(1000)
         if at == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return really(trainer, at, *args, **options)
@@ -24,7 +27,8 @@ def kill_in(step: int) -> None:
 
 
 if __name__ == "__main__":
-    rank, step, *words = sys.argv[1:]
+    how, rank, step, *words = sys.argv[1:]
     if os.environ["RANK"] == rank:
-        kill_in(int(step))
-    main(words)
+        fail_in(int(step), how)
+    sys.argv[1:] = words
+    main()

@@ -69,6 +69,11 @@ class Decoding:
         if self._child is not None:
             self._child.wait()
 
+    def end(self) -> None:
+        """End the running child, if there is one."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+
     def _device(self, beside: torch.device, *, trained: bool) -> str | None:
         """Return a device with room: the GPU once training has what it needs, else the CPU."""
         if beside.type == "cuda" and trained:

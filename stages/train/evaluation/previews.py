@@ -126,6 +126,11 @@ class Previews:
         if self._decoding:
             self._decoding.start(beside=trainer.objective.device, trained=step > 0)
 
+    def leave(self) -> None:
+        """End the process that makes pictures; the next start makes those that are missing."""
+        if self._decoding:
+            self._decoding.end()
+
     def _missing(self, step: int) -> list[Preview]:
         """Return what is wanted at `step` and neither there nor known to fail."""
         settings = self._plan.settings

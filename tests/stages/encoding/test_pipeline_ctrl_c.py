@@ -1,4 +1,4 @@
-"""Ctrl-C in cache-embeds, pressed once and twice, as a signal to a process."""
+"""Ctrl-C in cache-embeds, SIGTERM and SIGHUP: once and twice, as signals to a process."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ def _started(what: str, marker: Path) -> subprocess.Popen[str]:
     raise AssertionError("it never came so far")
 
 
-def test_once_ends_the_part_in_work_and_says_what_was_kept(here: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_once_ends_the_part_in_work_and_says_what_was_kept(here: Path, number: int) -> None:
     process = _started("encodes", here / "marker")
     time.sleep(0.5)  # what was handed over is written
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=SLOW_SECONDS)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "were made and are kept; the part in work is given up" in errors
     assert "the same command goes on from there" in errors
     assert list((here / "caches").rglob("claims/*.json")) == []
@@ -63,17 +64,18 @@ def test_once_ends_the_part_in_work_and_says_what_was_kept(here: Path) -> None:
     with_files("verify")
 
 
-def test_twice_leaves_at_once(here: Path) -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_twice_leaves_at_once(here: Path, second: int) -> None:
     """The first waits until what was handed over is written; that takes a minute here."""
     process = _started("writes", here / "marker")
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None
     started = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(second)
     _, errors = process.communicate(timeout=SLOW_SECONDS)
     assert time.monotonic() - started < SLOW_SECONDS / 3, "it waited for the part in work"
-    assert process.returncode in (130, -signal.SIGINT), errors
+    assert process.returncode == -second, errors
     again = said(with_files("cache-embeds", "--json"))
     assert again["kept"] + again["computed"] == WANTED
     with_files("verify")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def test_a_killed_process_ends_the_others_with_a_message_and_the_run_goes_on_to_
     # of the same name: files say it
     configuration = made_held_out(shared, output_dir=str(tmp_path / "together"), **RUN)
     script = str(SUPPORT / "killed_rank.py")
-    child = launched(launcher, configuration, shared, program=(script, str(victim), "5"))
+    child = launched(launcher, configuration, shared, program=(script, "dies", str(victim), "5"))
     _, errors = child.communicate(timeout=300)
     assert child.returncode != 0
     assert "exitcode  : -9" in errors  # what the launcher says of the one that was killed
@@ -172,7 +172,7 @@ def test_a_process_that_nobody_watches_ends_by_itself_when_the_other_is_killed(
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     first, second = (
         subprocess.Popen(
-            [sys.executable, script, "1", "5", *words, "--device", "cpu"],
+            [sys.executable, script, "dies", "1", "5", *words, "--device", "cpu"],
             env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -212,19 +212,45 @@ def wait_for(path: Path, lines: int, child: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_one_ctrl_c_stops_all_after_the_same_step(shared: Path, tmp_path: Path) -> None:
-    """As from a terminal: the launcher and its processes all get it."""
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        pytest.param(os.killpg, signal.SIGINT, id="the launcher and its processes, as a terminal"),
+        pytest.param(os.kill, signal.SIGTERM, id="the launcher alone, which hands it on"),
+    ],
+)
+def test_one_signal_stops_all_after_the_same_step(
+    shared: Path, tmp_path: Path, send: Callable[[int, int], None], number: int
+) -> None:
     settings = {**RUN, "max_train_steps": 100_000, "checkpoint_step_interval": 100_000}
     configuration = made_held_out(shared, output_dir=str(tmp_path / "stopped"), **settings)
     child = launched(TORCHRUN, configuration, shared)
     wait_for(configuration.settings.output_dir / "metrics.jsonl", 5, child)
-    os.killpg(child.pid, signal.SIGINT)
+    send(child.pid, number)
     said, errors = child.communicate(timeout=90)
     (name,) = checkpoint_names(configuration)
     last = [line["step"] for line in metrics(configuration)][-1]
     assert name == f"checkpoint-{last}"
     assert said.count(f"Stopped after step {last}. Run `qedit train") == 1, errors
     assert not (configuration.settings.output_dir / "writer.json").exists()
+
+
+def test_all_leave_soon_where_one_hangs(shared: Path, tmp_path: Path) -> None:
+    """They cannot agree on a step to stop after: none waits for the others for ever."""
+    settings = {**RUN, "max_train_steps": 100_000, "checkpoint_step_interval": 3}
+    configuration = made_held_out(shared, output_dir=str(tmp_path / "hung"), **settings)
+    program = (str(SUPPORT / "killed_rank.py"), "hangs", "1", "5")
+    child = launched(TORCHRUN, configuration, shared, program=program)
+    wait_for(configuration.settings.output_dir / "metrics.jsonl", 6, child)  # of 4 steps
+    time.sleep(3.0)
+    began = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    # torchrun itself kills what is left after 30 s
+    assert time.monotonic() - began < 28
+    assert "The other processes have not answered for 1" in errors
+    assert not list(processes_of(child.pid))
+    assert checkpoint_names(configuration) == ["checkpoint-3"]
 
 
 def test_only_training_is_shared(shared: Path) -> None:
