@@ -149,6 +149,9 @@ class Output(Written):
     resume_from_checkpoint: Text | None = "latest"
     """Where a run continues: latest, none, or the name or path of a checkpoint.
     Why: after a stop, the same command continues the run."""
+    on_changed_data: Literal["refuse", "continue"] = "refuse"
+    """What a run does whose pairs have changed since: stop before anything is encoded, or continue
+    from its newest checkpoint with the pairs of now. Why: it says first what has changed."""
     report_to: Annotated[
         Literal["none", "tensorboard", "wandb"],
         BeforeValidator(

@@ -76,7 +76,10 @@ def run_stages(
                 progress.say(line)
             outcomes.append(outcome)
             if name == "pair" and len(names) > 1 and not dry_run:
+                from ..stages.train.plan.changed_data import refuse_changed_data
+
                 # the stages would say so one by one, some of them after hours
+                refuse_changed_data(configuration)
                 refuse_full_disks(foreseen_disk(configuration))
     return outcomes
 

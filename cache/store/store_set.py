@@ -91,7 +91,7 @@ class StoreSet:
             NotComplete: no store has it.
             Damaged: its bytes are not those that were written.
         """
-        first = self._stores[dataset]
+        first = self._stores.get(dataset, self._distinct[0])
         if len(self._distinct) == 1 or key in first:
             return first.read(key, into=into)
         store = next((store for store in self._distinct if key in store), first)
@@ -99,7 +99,7 @@ class StoreSet:
 
     def shape(self, key: str, *, dataset: str) -> tuple[int, ...]:
         """Return the row's shape without reading it."""
-        for store in (self._stores[dataset], *self._distinct):
+        for store in (self._stores.get(dataset, self._distinct[0]), *self._distinct):
             if key in store:
                 return store.shape(key)
         raise NotComplete(f"There is no row {key} for dataset '{dataset}'.")

@@ -17,6 +17,7 @@ from ...cache.store.store import Store
 from ...config.settings import Settings
 from ...stages.frozen_base.modulation_table import base_folder
 from ...stages.frozen_base.quantized import base_names, bases_in
+from ...stages.run_output.data_history import needed_tables
 from ...stages.run_output.run_file import read_run
 from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in
@@ -142,6 +143,13 @@ class Caches:
                 needed |= base_names(settings, run["model"]["transformer"])
         return needed
 
+    @cached_property
+    def former_tables(self) -> set[str]:
+        """The former pairs tables that a checkpoint of a run here needs to be resumed from."""
+        continues = self.run.settings.on_changed_data == "continue"
+        tables = needed_tables(self.run.output_dir, continues=continues)
+        return tables.union(*(needed_tables(Path(other), continues=False) for other in self.others))
+
     def pins_of(self, path: Path) -> list[Pin]:
         """Return every need of the store or base at `path`: what none of them names may go.
 
@@ -162,7 +170,9 @@ class Caches:
         for pin in pins:
             asked = (kind, pin.pairs, pin.tables, pin.captions_beside)
             if asked not in self._keys:
-                tables = map(PairsKeys, _tables_of(pin))
+                former = (Path(place, name) for place in pin.pairs for name in self.former_tables)
+                paths = (*_tables_of(pin), *filter(Path.is_file, former))
+                tables = map(PairsKeys, paths)
                 found = [kind.keys_in(table, pin.captions_beside).keys for table in tables]
                 self._keys[asked] = found
             chunks += [pa.array(pin.extra_keys, pa.string()), *self._keys[asked]]

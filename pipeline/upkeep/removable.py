@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -155,18 +155,20 @@ def _former_tables(caches: Caches) -> Iterator[Path]:
         here = [pin for pin in pins if str(folder.resolve()) in pin.pairs]
         named = {name for pin in here for name in pin.tables}
         for table in sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")):
-            if all(pin.tables for pin in here) and table.name not in named:
+            former = map(Path, caches.former_tables)
+            kept = {path.name for path in former if path.parent.name == table.name}
+            if all(pin.tables for pin in here) and table.name not in named and not kept:
                 yield table
             else:
-                yield from _replaced_in(table)
+                yield from _replaced_in(table, kept)
 
 
-def _replaced_in(folder: Path) -> Iterator[Path]:
-    """Yield files beside a pairs table whose place another one has taken."""
+def _replaced_in(folder: Path, kept: Collection[str]) -> Iterator[Path]:
+    """Yield files beside a pairs table whose place another one has taken, but those `kept`."""
     manifest = manifest_in(folder) or {}
-    named = {manifest.get("pairs"), manifest.get("rejected_table")}
+    named = {manifest.get("pairs"), manifest.get("rejected_table"), *kept}
     for pattern in ("pairs-*.parquet", "rejected-*.parquet"):
         yield from (path for path in sorted(folder.glob(pattern)) if path.name not in named)
     for path in sorted(folder.glob("tails-*.parquet")):
-        if not belongs_to(path.name, str(manifest.get("pairs"))):
+        if not any(belongs_to(path.name, str(name)) for name in named):
             yield path

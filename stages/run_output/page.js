@@ -196,7 +196,7 @@ function details() {
   const copy = make("button", { type: "button", onclick: () => { navigator.clipboard && navigator.clipboard.writeText(data.command); copy.textContent = "Copied"; } }, "Copy");
   page.append(make("h2", {}, "This run again"), make("div", { class: "command" }, make("pre", { id: "command" }, data.command), copy));
   if (datasets.length) page.append(make("h2", {}, "Data"), make("div", { class: "panel scroll" }, make("table", {},
-    cells("th", ["dataset", "pairs", "repeats", "fingerprint"]), ...datasets.map(([name, one]) => cells("td", [name, one.pairs, one.repeats ?? 0, one.digest])))));
+    cells("th", ["from step", "dataset", "pairs", "repeats", "fingerprint"]), ...data.history.flatMap(entry => Object.entries(entry.datasets).map(([name, one]) => cells("td", [entry.from_step, name, one.pairs, one.repeats ?? 0, one.digest]))))));
   if (prints.length) page.append(make("details", {}, make("summary", { class: "soft" }, "What the model and the cached rows are, by fingerprint"), make("div", { class: "panel scroll" }, make("table", {}, ...prints.map(pair => cells("td", pair))))));
   page.append(make("h2", {}, "Configuration"), ...Object.entries(data.files).map(([name, text], place) => make("details", place ? {} : { open: "" }, make("summary", { class: "soft" }, name), make("pre", {}, text))));
   if (data.links.length) page.append(make("h2", {}, "Files"), make("div", { class: "links" }, ...data.links.map(([name, link]) => make("a", { href: encodeURI(link) }, name))));

@@ -17,6 +17,7 @@ from ...cache.files.atomic import sweep, write_text
 from ...config.configuration import Configuration
 from ..models.lora.lora_file import LORA_FILE
 from ..pages.html_page import page_text, picture_link
+from .data_history import history_of
 from .metrics_file import METRICS_FILE, read_metrics
 from .previews import (
     PREVIEWS,
@@ -105,6 +106,7 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
         "drift": _drift(output_dir, stored),
         "samples": [_sample(output_dir, previews) for previews in by_sample.values()],
         "datasets": run.get("datasets", {}),
+        "history": history_of(run),
         "fingerprints": {**run.get("recipes", {}), **_model(run)},
         "command": shlex.join(
             ["qedit", "run", "-C", str(Path.cwd()), "--config", str(config), "--data", str(data)]

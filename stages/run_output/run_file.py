@@ -79,9 +79,13 @@ def _run_in(path: Path) -> dict[str, Any]:
     fields = read_sealed(path)
     run: dict[str, Any] = fields if path.name == RUN_FILE else fields.get("run", {})
     try:
-        parts = [run.get(name, {}) for name in ("settings", "model", "recipes", "datasets")]
-        is_a_run = all(isinstance(part, dict) for part in (*parts, *parts[-1].values()))
-    except AttributeError:
+        known = run.get("history", [])
+        data = [run.get("datasets", {}), *(entry["datasets"] for entry in known)]
+        parts = [run.get(name, {}) for name in ("settings", "model", "recipes", "tables")] + data
+        parts += [facts for datasets in data for facts in datasets.values()]
+        is_a_run = all(isinstance(part, dict) for part in parts)
+        is_a_run = is_a_run and all(isinstance(entry["from_step"], int) for entry in known)
+    except (AttributeError, KeyError, TypeError):
         is_a_run = False
     if not is_a_run:
         raise Broken("it does not describe a run")

@@ -29,6 +29,7 @@ from ...cache.files.atomic import sweep
 from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora.lora_file import Lora
+from ..run_output.data_history import as_of, history_of
 from ..run_output.page import PAGE_FILE, write_page
 from ..run_output.run_file import damage_of_run, write_run
 from ..stage import Outcome, Progress
@@ -41,13 +42,13 @@ from .interrupt import finish_step_on_signal
 from .metrics import Metrics, NullMetrics, peak_memory_bytes, tracker_of
 from .model import remarks
 from .pin_rows import pin_rows
+from .plan.changed_data import refuse_changed_data, resumed
 from .plan.training_plan import Plan, make_plan
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .results.best import BEST_FOLDER
 from .results.publish import EMA_FOLDER, Publisher, result_of
-from .state.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of
+from .state.checkpoint import read_state, save_checkpoint, step_of
 from .state.initial_lora import read_initial_lora
-from .state.run_record import begun_run, refuse_another_run
 from .trainer import Trainer
 
 STAGE = "train"
@@ -76,7 +77,7 @@ def run(
     with among_others(place) as ranks:
         # Prepare: whatever can be refused is refused before the folder is touched.
         plan = _prepare(configuration, progress, ranks)
-        begin = _checkpoint_of(plan)
+        begin = resumed(plan)[1]
         start = None if begin else read_initial_lora(plan.settings)
         kept = _steps_made(plan, begin)
         outcome = Outcome(
@@ -87,12 +88,13 @@ def run(
         previews = None
         if ranks.is_first:
             plan = pin_rows(configuration, plan, progress)
-            previews = Previews.open(configuration, plan, progress, decodes=decodes)
+            previews = Previews.open(configuration, resumed(plan)[0], progress, decodes=decodes)
         loss = None
         # Lock: the first process writes for all of them.
         lock = writer_lock(plan.settings.output_dir, doing=STAGE)
         with lock if ranks.is_first else nullcontext():
             begin = ranks.path_of_the_first(lambda: _take_over(plan, progress))
+            plan = resumed(plan)[0]
             kept = _steps_made(plan, begin)
             missing = is_evaluation_missing(plan, step_of(begin) if begin else 0)
             missing = missing or bool(previews and previews.due(kept))
@@ -116,6 +118,7 @@ def run(
 
 def _prepare(configuration: Configuration, progress: Progress, ranks: Ranks) -> Plan:
     """Plan the run in every process, the first one first: the others find digests remembered."""
+    refuse_changed_data(configuration)
     plan = ranks.in_turn(lambda: make_plan(configuration))
     for warning in plan.warnings:
         progress.warn(warning)
@@ -138,7 +141,7 @@ def _result_lines(plan: Plan, loss: float | None) -> Iterator[str]:
 
 def _take_over(plan: Plan, progress: Progress) -> Path | None:
     """Write run.json and make the published files those of the checkpoint, which is returned."""
-    begin = _checkpoint_of(plan)  # another process may have gone on before this one's turn
+    plan, begin = resumed(plan)  # another process may have gone on before this one's turn
     where = plan.settings.output_dir
     for folder in (where / EMA_FOLDER, where / BEST_FOLDER):
         sweep(folder)
@@ -148,17 +151,6 @@ def _take_over(plan: Plan, progress: Progress) -> Path | None:
     write_run(where, plan.run)
     if begin:
         Publisher(plan).publish(begin)
-    return begin
-
-
-def _checkpoint_of(plan: Plan) -> Path | None:
-    """Return the checkpoint to go on from, if this run has one; refuse a folder of another run."""
-    where = plan.settings.output_dir
-    if (there := begun_run(where)) is not None:
-        refuse_another_run(there, plan.run, where=where)
-    begin = checkpoint_to_resume(where, plan.settings.resume_from_checkpoint)
-    if begin is not None:
-        refuse_another_run(read_state(begin)["run"], plan.run, where=begin)
     return begin
 
 
@@ -251,7 +243,9 @@ class _Steps:
         if begin:
             trainer.trained.restore(begin)
             done = step_of(begin)
-            self.progress.say(f"Going on from {begin.name}.")
+            others = history_of(self.plan.run)[-1]["from_step"] == done + 1
+            with_them = ", with the pairs of now" if others else ""
+            self.progress.say(f"Going on from {begin.name}{with_them}.")
             _warn_of_a_moved_end(self.plan, self.progress, before=read_state(begin)["of_steps"])
         self.ranks.same_everywhere(trainer.trained.weights.values())
         return done
@@ -291,7 +285,7 @@ class _Steps:
             trainer.trained,
             step=step,
             of_steps=self.plan.steps,
-            run=self.plan.run,
+            run=as_of(self.plan.run, step),
             limit=settings.checkpoints_total_limit,
         )
         Publisher(self.plan).publish(checkpoint)

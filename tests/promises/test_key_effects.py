@@ -364,6 +364,7 @@ def effect(context: Sets, change: Sets) -> str:
     rows = [what for what in ANEW if before[what] != after[what]]
     listed = " and ".join(filter(None, [", ".join(rows[:-1]), *rows[-1:]]))
     same = is_same_run(before["run"], after["run"]) and is_same_run(after["run"], before["run"])
+    same = same and before["run"]["datasets"] == after["run"]["datasets"]
     costs = [f"new {listed}" if rows else "", "" if same else "a new `output_dir`"]
     return "; ".join(filter(None, costs)) or "nothing"
 

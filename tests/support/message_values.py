@@ -342,6 +342,16 @@ VALUES: dict[str, dict[str, str]] = {
         "do": "Make room, or choose a folder on another disk.",
         "what": "cache/digests.json cannot be written: the disk is full.",
     },
+    "changed_data.py": {
+        "'\\n'.join(_ways(settings, standing, steps))": (
+            "`--set on_changed_data=continue` goes on from step 1001 with the present pairs"
+        ),
+        "'\\n'.join(changes)": "dataset edited: 50 pairs added, 1 pair changed",
+        "quote(_free_folder(settings))": "output/edited-2",
+        "settings.output_dir": "output/edited",
+        "standing.step": "1000",
+        "until": "1000",
+    },
     "run_record.py": {
         "'\\n'.join((f'  {line}' for line in differences))": (
             "learning_rate: 0.0001 there, 5e-05 now"

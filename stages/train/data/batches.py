@@ -224,6 +224,33 @@ class Order:
         return sizes
 
 
+@dataclass(frozen=True)
+class Orders:
+    """Decides the samples of each step of a run whose data have changed.
+
+    Attributes:
+        parts: the first step of each order, those of the first steps first.
+    """
+
+    parts: Sequence[tuple[int, Order | Orders]]
+
+    @property
+    def samples(self) -> Mixture:
+        """Return every sample that any step may show, the newest ones first."""
+        return Mixture([order.samples for _, order in reversed(self.parts)])
+
+    def step(self, step: int) -> list[list[Sample]]:
+        """Return the batches of `step`, as `Order.step` does."""
+        return self._at(step).step(step)
+
+    def samples_in(self, step: int) -> int:
+        """Return how many samples `step` has."""
+        return self._at(step).samples_in(step)
+
+    def _at(self, step: int) -> Order | Orders:
+        return next(order for first, order in reversed(self.parts) if first <= step)
+
+
 def padded_share(tokens: np.ndarray) -> float:
     """Return the share of a batch that is padding.
 

@@ -21,7 +21,7 @@ from ....config.latent_geometry import PATCH_LATENTS
 from ...samples.sample import NULL_CAPTION, Sample
 from ...stores.run_stores import RunStores
 from ...stores.sample_rows import naming_damaged, read_embeds, read_latents, read_weights
-from .batches import Order, shape_of
+from .batches import Order, Orders, shape_of
 from .scheduled_sampling import Rollouts
 from .seeds import stream
 from .sigmas import Sigmas
@@ -91,7 +91,7 @@ class Feed:
         rank, world: this process and how many share each step; see `share_of`.
     """
 
-    order: Order
+    order: Order | Orders
     stores: RunStores
     sigmas: Sigmas
     seed: int

@@ -22,6 +22,7 @@ from ....config.configuration import Configuration
 from ....config.latent_geometry import latent_size
 from ...models.device import is_out_of_memory
 from ...models.transformer.denoise import denoise, load_scheduler
+from ...run_output.data_history import as_of
 from ...run_output.previews import (
     LATENTS,
     Part,
@@ -169,7 +170,9 @@ class Previews:
             "target": _facts(sample.target),
             "references": [_facts(picture) for picture in sample.references],
         }
-        model = self._plan.run["model"] if part == "base" else self._plan.run
+        run = as_of(self._plan.run, step)
+        run.pop("tables", None)  # where they lie decides nothing
+        model = run["model"] if part == "base" else run
         keys = [picture.latent_key for picture in sample.references]
         decided = {**about, "prefix": sample.prefix_key, "references": keys, "target": None}
         recipe = {"version": VERSION, "model": model, "part": part, "step": step, **decided}

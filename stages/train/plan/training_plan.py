@@ -135,7 +135,10 @@ def make_plan(configuration: Configuration) -> Plan:
         digests=digests,
         start=initial_lora_digest(settings),
     )
-    steps = _steps(settings, order)
+    run["tables"] = {
+        run["datasets"][main.id]["digest"]: table_name(opened.pairs(main).path) for main in mains
+    }
+    steps = steps_of(settings, order)
     held_out, count = _held_out(opened, feed)
     leak = overlap_warning(configuration, checkpoint)
     warnings = (*_cut_off(settings, order, sources), *((leak,) if leak else ()))
@@ -174,7 +177,17 @@ def _recipes(stores: RunStores) -> dict[str, str]:
     return recipes
 
 
-def _steps(settings: Settings, order: Order) -> int:
+def table_name(table: Path) -> str:
+    """Return the name of a pairs table in the folder of its dataset's tables."""
+    return f"{table.parent.name}/{table.name}"
+
+
+def steps_of(settings: Settings, order: Order) -> int:
+    """Return how many optimizer steps a run of these settings has.
+
+    Raises:
+        WrongUse: one of them has no sample.
+    """
     if settings.num_train_epochs:
         return order.steps_for(settings.num_train_epochs)
     assert settings.max_train_steps, "one of the two has a default"

@@ -93,7 +93,7 @@ tags: [{kind}, {MADE_BY}
 # {settings.output_dir.absolute().name}
 
 {_KINDS[kind]} {flavour.repository} (flavour `{flavour.name}`), trained with qedit on \
-{about["samples"]} pairs
+{about["samples"]} pairs{f" ({about['pairs']})" if "pairs" in about else ""}
 for {steps} step{"" if steps == 1 else "s"}.{named}
 """
 

@@ -14,6 +14,7 @@ from ....cache.files.atomic import remove, write_bytes, write_text
 from ....config.settings import Settings
 from ...models.lora.adapter_file import adapter_file
 from ...models.lora.lora_file import LORA_FILE, lora_file
+from ...run_output.data_history import as_of, history_of
 from ..plan.training_plan import Plan
 from ..state.checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
 from ..state.initial_lora import read_initial_weights, subtract_initial
@@ -39,7 +40,6 @@ class Publisher:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self.settings = plan, plan.settings
-        self._about = _about(plan)
         # the transformer whose weights are trained, if they are those of the model itself
         self._base = plan.checkpoint.transformer if plan.settings.model_type == "full" else None
 
@@ -56,7 +56,7 @@ class Publisher:
                 self.write(path, weights, {**about, "ema": bool(place)})
             else:
                 remove(path)  # the checkpoint has these weights: no room for both is needed
-                write_trained(path, weights, base=self._base, about={**self._about, **about})
+                write_trained(path, weights, base=self._base, about=_about(self._plan, about))
         self.write_card(step)
 
     def _is_published(self, path: Path, digest: str) -> bool:
@@ -71,7 +71,7 @@ class Publisher:
         card = model_card(
             self.settings,
             self._plan.checkpoint.flavour,
-            self._about,
+            _about(self._plan, {"steps": step}),
             steps=step,
             caption=self._plan.feed.order.samples[0].captions[0],
             sheet=newest_sheet(output_dir),
@@ -87,7 +87,7 @@ class Publisher:
 
         What was there is there until the new one is whole.
         """
-        facts = {**self._about, **about}
+        facts = _about(self._plan, about)
         if self._base is not None:
             replace_trained(path, weights, base=self._base, about=facts)
         else:
@@ -108,11 +108,17 @@ class Publisher:
         )
 
 
-def _about(plan: Plan) -> dict[str, Any]:
+def _about(plan: Plan, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the run says of a result, and `more`, which names its `steps`."""
     flavour, kind = plan.checkpoint.flavour, plan.settings.lora_type
     full = plan.settings.model_type == "full"
     architecture = flavour.repository.partition("/")[2]
-    samples = sum(dataset["pairs"] for dataset in plan.run["datasets"].values())
+    run = as_of(plan.run, more["steps"])
+    counts = [
+        (sum(facts["pairs"] for facts in entry["datasets"].values()), entry["from_step"])
+        for entry in history_of(run)
+    ]
+    samples, by_step = counts[-1][0], ", ".join(f"{some} from step {step}" for some, step in counts)
     return {
         "qedit": version("qedit"),
         "base": plan.checkpoint.source,
@@ -121,6 +127,7 @@ def _about(plan: Plan) -> dict[str, Any]:
         "zero_cond_t": plan.checkpoint.zero_cond_t,
         "targets": plan.settings.lora_target_modules,
         "samples": samples,
+        **({"pairs": by_step} if len(counts) > 1 else {}),
         "training": plan.settings.model_dump(mode="json", include=_TRAINING),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture if full else f"{architecture}/{kind}",
@@ -131,6 +138,7 @@ def _about(plan: Plan) -> dict[str, Any]:
             f"trained on {samples} pairs with qedit."
         ),
         "modelspec.tags": f"{flavour.name}, image editing",
+        **more,
     }
 
 

@@ -21,6 +21,7 @@ from ....cache.files.fingerprint import digest_file, fingerprint
 from ....config.settings import Settings
 from ...models.lora.lora_file import Lora, lora_path, read_lora
 from ...models.weights.tensor_file import as_text, write_tensors
+from ...run_output.data_history import as_of
 from ...run_output.run_file import read_run
 from .checkpoint import checkpoint_to_resume, read_state
 from .run_record import is_same_run
@@ -88,11 +89,10 @@ def read_initial_weights(output_dir: Path, *, run: Mapping[str, Any]) -> dict[st
 
 def _is_of(run: Mapping[str, Any], recorded: str) -> bool:
     """Return whether a file belongs to `run`; the first files had a fingerprint alone."""
-    return (
-        is_same_run(json.loads(recorded), run)
-        if recorded.startswith("{")
-        else recorded == fingerprint(run)
-    )
+    if recorded.startswith("{"):
+        return is_same_run(json.loads(recorded), run)
+    first = as_of(run, 1)
+    return recorded == fingerprint({name: first[name] for name in first if name != "tables"})
 
 
 def subtract_initial(

@@ -25,6 +25,7 @@ FREE = (
     "num_train_epochs",
     "checkpoint*",
     "resume_from_checkpoint",
+    "on_changed_data",
     "report_to",
     "tracker_project_name",
     "validation_*",
@@ -70,9 +71,7 @@ def describe_run(
         "settings": decisive(settings),
         "model": {"transformer": transformer_digest, "zero_cond_t": zero_cond_t},
         "recipes": dict(recipes),
-        "datasets": {
-            source.name: _describe(source, (digests or {}).get(source.name)) for source in sources
-        },
+        "datasets": describe_data(sources, digests),
         **({"start": start} if start else {}),
     }
 
@@ -93,14 +92,20 @@ def digest_of_samples(samples: Sequence[Sample]) -> str:
     return fingerprint({"samples": [identity(sample) for sample in samples]})
 
 
-def _describe(source: Source, digest: str | None) -> dict[str, Any]:
+def describe_data(
+    sources: Sequence[Source], digests: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return what decides the data of each source, as JSON; `digests` as in `describe_run`."""
     return {
-        "pairs": len(source.samples),
-        "digest": digest or digest_of_samples(source.samples),
-        "repeats": source.repeats,
-        "probability": source.probability,
-        "start_step": source.start_step,
-        "end_step": source.end_step,
+        source.name: {
+            "pairs": len(source.samples),
+            "digest": (digests or {}).get(source.name) or digest_of_samples(source.samples),
+            "repeats": source.repeats,
+            "probability": source.probability,
+            "start_step": source.start_step,
+            "end_step": source.end_step,
+        }
+        for source in sources
     }
 
 
@@ -114,7 +119,7 @@ def identity(sample: Sample) -> list[Any]:
 
 
 def refuse_another_run(there: Mapping[str, Any], run: Mapping[str, Any], *, where: Path) -> None:
-    """Raise if `there` is another run than `run`.
+    """Raise if `there` is another run than `run`, whatever data either has.
 
     Raises:
         AnotherRecipe: with every difference in words.
@@ -191,26 +196,12 @@ def _differences(there: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[s
     for what, name in run["recipes"].items():
         if there["recipes"].get(what) != name:
             yield f"the {what} were made by another recipe"
-    yield from _dataset_differences(there["datasets"], run["datasets"])
 
 
 def _options_of(config: Mapping[str, Any] | None, schedule: str) -> dict[str, Any] | None:
     """Return the options that `schedule` takes: old configurations may hold others."""
     takes = SCHEDULE_OPTIONS.get(schedule, ())
     return {key: value for key, value in (config or {}).items() if key in takes} or None
-
-
-def _dataset_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in dict.fromkeys([*there, *now]):
-        if name not in now or name not in there:
-            yield f"dataset {name}: only {'there' if name in there else 'now'}"
-            continue
-        facts = [key for key in now[name] if there[name].get(key) != now[name][key]]
-        for key in facts:
-            if key != "digest":
-                yield f"dataset {name}, {key}: {there[name].get(key)} there, {now[name][key]} now"
-            elif "pairs" not in facts:
-                yield f"dataset {name}: pictures, captions or sizes of its pairs have changed"
 
 
 def _default(key: str) -> Any:
