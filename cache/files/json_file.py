@@ -20,8 +20,17 @@ def read_object(path: Path) -> dict[str, Any]:
         Broken: it holds something else, is no regular file or too large, or the disk cannot
             read it.
     """
+    return object_in(bytes_of(path, LARGEST_BYTES))
+
+
+def object_in(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`.
+
+    Raises:
+        Broken: it is something else.
+    """
     try:
-        value = json_in(bytes_of(path, LARGEST_BYTES))
+        value = json_in(data)
     except ValueError as error:
         raise Broken(f"it is not JSON ({error})") from error
     if not isinstance(value, dict):

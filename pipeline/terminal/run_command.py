@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import click
 
 from ...cache.errors import OfOneProcess, QeditError, WrongUse
 from ...cache.files.atomic import BROKEN_DISK
+from ...cache.files.decides_nothing import LOG
 from ...cache.files.failing_disk import LOST
 from ...stages.stop_signals import exit_code_of
 from .options import options_of
@@ -76,6 +78,10 @@ def reporting(
         if as_json and not silent:
             print_object(value)
 
+    warn_once = cache(progress.warn)  # of what is read again and again
+    logged = logging.Handler()
+    logged.emit = lambda record: warn_once(record.getMessage())  # type: ignore[method-assign]
+    LOG.addHandler(logged)
     try:
         if folder is not None:
             _go_to(folder)
@@ -100,6 +106,8 @@ def reporting(
         finish({"error": what, "do": do, "exit_code": exit_code})
         click.echo("Error: " + escaped("\n".join(filter(None, (what, do)))), err=True)
         sys.exit(exit_code)
+    finally:
+        LOG.removeHandler(logged)
 
 
 def _in_words(error: Exception, *, debug: bool) -> tuple[str, str, int]:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import Broken
-from ...cache.files.atomic import write_json
-from ...cache.files.json_file import read_object
+from ...cache.files.atomic import readable_json
+from ...cache.files.decides_nothing import put_text, read_or_empty
 from ...cache.store.store_set import StoreSet
 from ...config.configuration import Configuration
 
@@ -27,12 +26,13 @@ class Rate:
     def remember(self, *, count_bytes: int, seconds: float) -> None:
         """Write the rate of a run that took long enough to be a measure."""
         if seconds >= SHORTEST_SECONDS and count_bytes > 0:
-            write_json(self._path, _rates(self._path) | {self._name: count_bytes / seconds})
+            rates = read_or_empty(self._path) | {self._name: count_bytes / seconds}
+            put_text(self._path, readable_json(rates))
 
     def foreseen(self, *, missing: int, count_bytes: int) -> dict[str, Any]:
         """Return rows missing and their bytes, and the seconds they take if a rate is known."""
         facts: dict[str, Any] = {"missing": missing, "bytes": count_bytes}
-        rate = _rates(self._path).get(self._name)
+        rate = read_or_empty(self._path).get(self._name)
         if missing and isinstance(rate, int | float) and rate > 0:
             facts["about_seconds"] = count_bytes / rate
         return facts
@@ -44,11 +44,3 @@ class Rate:
     @property
     def _path(self) -> Path:
         return Path(self.configuration.settings.cache_dir) / RATES
-
-
-def _rates(path: Path) -> dict[str, Any]:
-    """Return the stored rates; nothing if the file is not ours."""
-    try:
-        return read_object(path)
-    except (FileNotFoundError, Broken):
-        return {}

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...cache.files.atomic import sweep, write_text
+from ...cache.files.atomic import sweep
+from ...cache.files.decides_nothing import put_text
 from ...cache.files.fingerprint import key_of
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
@@ -57,7 +58,7 @@ def bring_up_to_date(page: Path, configuration: Configuration, main: Dataset, fo
         data = _data(configuration, main, folder, manifest)
     sweep(page.parent)  # what a process left that died while it wrote this page
     text = page_text(__package__, data, title="pair report", mark=f'{_KEY}{key}">')
-    write_text(page, text)
+    put_text(page, text)
     return True
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...cache.files.atomic import write_json
+from ...cache.files.atomic import readable_json
+from ...cache.files.decides_nothing import put_text
 from ..run_output.previews import Stored, drift_file, read_drift
 from .alignment import LEAST_UNCHANGED, Drift, drift_of, edited_region
 from .pictures import Sources, opened
@@ -31,7 +32,7 @@ def bring_drift_up_to_date(output_dir: Path, stored: Iterable[Stored], sources: 
         before = read_drift(output_dir, step)
         found = {one.path.name: _found(one, before, sources) for one in previews}
         if found != before:
-            write_json(drift_file(output_dir, step), found)
+            put_text(drift_file(output_dir, step), readable_json(found))
 
 
 def _found(one: Stored, before: Mapping[str, Any], sources: Sources) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from ...cache.files.atomic import new_file
+from ...cache.files.decides_nothing import make_way
 from ...cache.files.fingerprint import fingerprint
 from ..pictures.images import Unreadable, open_upright
 from ..pictures.mask_weights import mask_values, open_mask
@@ -17,23 +18,35 @@ from ..run_output.previews import Stored, source_picture
 
 SMALL_PIXELS = 640  # the longer edge of what the page and the sheets show of a picture
 
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for a damaged file
 MADE_FROM = "qedit"  # the text in a PNG that names what it was made from
 _ABOUT = ("sample", "caption", "seed", "guidance", "steps", "negative_prompt", "flavour")
 
 
 def is_current(stored: Stored) -> bool:
-    """Return whether the preview's pictures are there and were made of these latents."""
-    return made_from(stored.picture) == stored.recipe and stored.small_picture.is_file()
+    """Return whether the preview's pictures are whole and were made of these latents."""
+    return made_from(stored.picture) == stored.recipe and _reads(stored.small_picture)
 
 
 def made_from(path: Path) -> str | None:
-    """Return what a PNG says that it was made from; None where it says nothing."""
+    """Return what a PNG says that it was made from; None where it says nothing, or is damaged."""
     try:
         with Image.open(path) as picture:
             recipe = picture.info.get(MADE_FROM)
-    except OSError:
+            picture.verify()  # the checksums of its chunks
+    except UNREADABLE:
         return None
     return None if recipe is None else str(recipe)
+
+
+def _reads(path: Path, *, decodes: bool = False) -> bool:
+    try:
+        with Image.open(path) as picture:
+            if decodes:
+                picture.load()
+    except UNREADABLE:
+        return False
+    return True
 
 
 def save(picture: Image.Image, path: Path, *, recipe: str, about: Mapping[str, Any]) -> None:
@@ -42,6 +55,7 @@ def save(picture: Image.Image, path: Path, *, recipe: str, about: Mapping[str, A
     text.add_text(MADE_FROM, recipe)
     for name, value in about.items():
         text.add_itxt(name, str(value))
+    make_way(path)
     with new_file(path) as file:
         picture.save(file, "PNG", pnginfo=text)
 
@@ -56,6 +70,7 @@ def save_preview(picture: Image.Image, stored: Stored) -> None:
 def _save_small(picture: Image.Image, path: Path) -> None:
     small = picture.copy()
     small.thumbnail((SMALL_PIXELS, SMALL_PIXELS), Image.Resampling.LANCZOS)
+    make_way(path)
     with new_file(path) as file:
         small.save(file, "WEBP", quality=86)
 
@@ -77,7 +92,7 @@ class Sources:
     def small(self, facts: Mapping[str, Any]) -> Path | None:
         """Return the small version of a picture, made if need be; None where it cannot be made."""
         path = source_picture(self._output_dir, facts)
-        if not path.is_file():
+        if not _reads(path, decodes=True):
             whole = self.whole(facts)
             if whole is None:
                 return None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cache.errors import QeditError, WrongUse
+from ...cache.errors import Damaged, QeditError, WrongUse
 from ...config.configuration import Configuration
 from ..models.checkpoint.checkpoint import open_checkpoint
 from ..run_output.page import PAGE_FILE, write_page
@@ -112,6 +112,9 @@ def _decode(
             if not is_current(stored):
                 try:
                     pixels = vae.decode(stored.latents().float())
+                except Damaged as error:
+                    progress.warn(f"{error.what} {error.do}")
+                    continue
                 except torch.OutOfMemoryError as error:
                     raise QeditError(
                         f"No memory on {best_device(device)} to decode {stored.path}.",

@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ...cache.files.atomic import sweep, write_text
+from ...cache.files.atomic import sweep
+from ...cache.files.decides_nothing import put_page, read_if_whole
 from ...config.configuration import Configuration
 from ..models.lora.lora_file import LORA_FILE
 from ..pages.html_page import page_text, picture_link
@@ -62,24 +63,18 @@ def write_page(configuration: Configuration, *, steps: int | None = None) -> boo
         Whether it was written.
     """
     output_dir = configuration.settings.output_dir
-    page = output_dir / PAGE_FILE
-    before = page.read_text(encoding="utf-8") if page.is_file() else None
-    if before is not None and _MADE_BY not in before:
-        return False
+    sweep(output_dir)
     data = page_data(configuration, steps=steps)
     text = page_text(__package__, data, title="qedit run", mark=_MADE_BY)
-    if text == before:
-        return False
-    sweep(output_dir)
-    write_text(page, text)
-    return True
+    return put_page(output_dir / PAGE_FILE, text, mark=_MADE_BY)
 
 
 def page_data(configuration: Configuration, *, steps: int | None = None) -> dict[str, Any]:
     """Return everything that the page shows, as JSON values."""
     settings = configuration.settings
     output_dir = settings.output_dir
-    config, data = write_as_run(configuration)
+    as_run = write_as_run(configuration)
+    config, data = as_run
     lines = read_metrics(output_dir)
     run = read_run(output_dir) or {}
     stored = list(stored_previews(output_dir))
@@ -111,7 +106,7 @@ def page_data(configuration: Configuration, *, steps: int | None = None) -> dict
         "command": shlex.join(
             ["qedit", "run", "-C", str(Path.cwd()), "--config", str(config), "--data", str(data)]
         ),
-        "files": {path.name: path.read_text(encoding="utf-8") for path in (config, data)},
+        "files": {path.name: text for path, text in as_run.items()},
         "links": [[name, link] for name, link in _LINKED if (output_dir / link).exists()],
     }
 
@@ -151,7 +146,7 @@ def _sample(output_dir: Path, stored: Sequence[Stored]) -> dict[str, Any]:
 
 
 def _link(picture: Path) -> str | None:
-    return picture_link(picture.read_bytes()) if picture.is_file() else None
+    return read_if_whole(picture, picture_link, None)
 
 
 def _drift(output_dir: Path, stored: Sequence[Stored]) -> dict[str, list[dict[str, Any]]]:

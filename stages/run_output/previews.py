@@ -14,6 +14,7 @@ what it was made from. A file is there whole or not at all, and names the recipe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +23,17 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import safetensors.torch
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ...cache.errors import Broken, Damaged
 from ...cache.files.atomic import remove, write_bytes, write_json
+from ...cache.files.decides_nothing import make_way, read_or_empty
+from ...cache.files.failing_disk import io_errors_as_damaged
+from ...cache.files.fingerprint import digest_bytes
+from ...cache.files.json_file import object_in
+from ...cache.files.sealed import sealed, unsealed
 from ..models.weights.tensor_file import metadata_in
 
 Part = Literal["base", "now", "ema"]
@@ -34,6 +43,8 @@ PREVIEWS = "previews"
 SHEET_FILE = "sheet.png"  # in the folder of a step, made by `preview`
 LATENTS = ".safetensors"
 FAILED = ".failed.json"
+DIGEST = "latents"  # in what is said of a preview: the digest of its latents
+REMADE = "Previews of the last step are made anew by the next `qedit train`; others are left out."
 _NAME = re.compile(r"(?P<stem>\d+-.+)\.(?P<part>base|now|ema)")
 
 
@@ -68,8 +79,18 @@ class Stored:
         return _beside(self.path, ".webp")
 
     def latents(self) -> Tensor:
-        """Read the latents [1, channel, height, width], as they came out of the last step."""
-        tensor: Tensor = safetensors.torch.load_file(self.path)["latents"]
+        """Read the latents [1, channel, height, width], as they came out of the last step.
+
+        Raises:
+            Damaged: they are not those that were written.
+        """
+        try:
+            with io_errors_as_damaged():
+                tensor: Tensor = safetensors.torch.load_file(self.path)["latents"]
+        except (SafetensorError, KeyError, Broken) as error:
+            raise Damaged(f"{self.path} cannot be read: {error}.", REMADE) from error
+        if self.about.get(DIGEST, digest := _digest(tensor)) != digest:
+            raise Damaged(f"{self.path} does not match its checksum.", REMADE)
         return tensor
 
 
@@ -90,9 +111,9 @@ def drift_file(output_dir: Path, step: int) -> Path:
 
 def read_drift(output_dir: Path, step: int) -> dict[str, dict[str, Any]]:
     """Read what was measured of the previews of `step`, by the names of their files."""
-    path = drift_file(output_dir, step)
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found
+    found = read_or_empty(drift_file(output_dir, step))
+    wanted = {"recipe", "sample", "part"}
+    return {name: one for name, one in found.items() if isinstance(one, dict) and wanted <= {*one}}
 
 
 def thinned(values: Sequence[int], *, most: int) -> list[int]:
@@ -118,8 +139,10 @@ def stem_of(place: int, name: str) -> str:
 
 def store(path: Path, latents: Tensor, *, recipe: str, about: Mapping[str, Any]) -> None:
     """Write a preview's latents, whole or not at all."""
-    metadata = {"recipe": recipe, "about": json.dumps(about, ensure_ascii=False)}
     tensors = {"latents": latents.detach().cpu().contiguous()}
+    facts = sealed({**about, "recipe": recipe, DIGEST: _digest(tensors["latents"])})
+    metadata = {"recipe": recipe, "about": json.dumps(facts, ensure_ascii=False)}
+    make_way(path)
     write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
     remove(_beside(path, FAILED))
 
@@ -133,8 +156,10 @@ def was_tried(path: Path, *, recipe: str) -> bool:
     """Return whether the preview at `path` was made by this recipe, or has failed with it."""
     stored, failed = read_stored(path), _beside(path, FAILED)
     if stored is not None and stored.recipe == recipe:
-        return True
-    return failed.is_file() and json.loads(failed.read_text("utf-8")).get("recipe") == recipe
+        with contextlib.suppress(Damaged):
+            stored.latents()
+            return True
+    return read_or_empty(failed).get("recipe") == recipe
 
 
 def read_stored(path: Path) -> Stored | None:
@@ -145,9 +170,10 @@ def read_stored(path: Path) -> Stored | None:
         return None
     metadata, part = metadata_in(path), cast(Part, named["part"])
     try:
-        return Stored(path, int(step), part, metadata["recipe"], json.loads(metadata["about"]))
-    except (KeyError, ValueError):
+        about = unsealed(object_in(metadata["about"].encode()))
+    except (KeyError, ValueError, Broken):
         return None
+    return Stored(path, int(step), part, about.get("recipe", metadata["recipe"]), about)
 
 
 def stored_previews(output_dir: Path, *, step: int | None = None) -> Iterator[Stored]:
@@ -157,6 +183,10 @@ def stored_previews(output_dir: Path, *, step: int | None = None) -> Iterator[St
         stored = read_stored(path)
         if stored is not None:
             yield stored
+
+
+def _digest(latents: Tensor) -> str:
+    return digest_bytes(latents.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _beside(path: Path, ending: str) -> Path:

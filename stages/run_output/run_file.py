@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import Broken, Damaged
-from ...cache.files.atomic import readable_json, write_json, write_text
+from ...cache.files.atomic import readable_json, write_json
+from ...cache.files.decides_nothing import put_text
 from ...cache.files.sealed import read_sealed, sealed
 from ...config.configuration import Configuration
 
@@ -97,17 +98,16 @@ def as_run_files(output_dir: Path) -> tuple[Path, Path]:
     return output_dir / AS_RUN / CONFIG_FILE, output_dir / AS_RUN / DATA_FILE
 
 
-def write_as_run(configuration: Configuration) -> tuple[Path, Path]:
-    """Write this configuration to both files, without defaults; return their paths."""
+def write_as_run(configuration: Configuration) -> dict[Path, str]:
+    """Write this configuration to both files, without defaults; return their paths and texts."""
     settings = configuration.settings
     written = settings.model_dump(mode="json", exclude_unset=True)
     written.pop("data_backend_config", None)  # it lies beside it, and is named by --data
     datasets = [
         dataset.model_dump(mode="json", exclude_unset=True) for dataset in configuration.datasets
     ]
-    files = as_run_files(settings.output_dir)
-    for path, value in zip(files, (written, datasets), strict=True):
-        text = readable_json(value)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+    texts = map(readable_json, (written, datasets))
+    files = dict(zip(as_run_files(settings.output_dir), texts, strict=True))
+    for path, text in files.items():
+        put_text(path, text)
     return files

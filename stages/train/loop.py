@@ -30,6 +30,7 @@ from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.lora.lora_file import Lora
 from ..run_output.data_history import as_of, history_of
+from ..run_output.metrics_file import cut_metrics
 from ..run_output.page import PAGE_FILE, write_page
 from ..run_output.run_file import damage_of_run, write_run
 from ..stage import Outcome, Progress
@@ -45,7 +46,7 @@ from .pin_rows import pin_rows
 from .plan.changed_data import refuse_changed_data, resumed
 from .plan.training_plan import Plan, make_plan
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
-from .results.best import BEST_FOLDER
+from .results.best import BEST_FOLDER, renew_state
 from .results.publish import EMA_FOLDER, Publisher, result_of
 from .state.checkpoint import read_state, save_checkpoint, step_of
 from .state.initial_lora import read_initial_lora
@@ -103,6 +104,9 @@ def run(
                 page = partial(write_page, configuration, steps=plan.steps)
                 steps = _Steps(plan, progress, place, ranks, previews, page)
                 loss = steps.train(begin=begin, start=start)
+            elif ranks.is_first:
+                cut_metrics(plan.settings.output_dir, after_step=step_of(begin) if begin else 0)
+                write_page(configuration, steps=plan.steps)
     return replace(
         outcome,
         kept=kept,
@@ -151,6 +155,7 @@ def _take_over(plan: Plan, progress: Progress) -> Path | None:
     write_run(where, plan.run)
     if begin:
         Publisher(plan).publish(begin)
+    renew_state(result_of(plan.settings, BEST_FOLDER))
     return begin
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ....cache.errors import Broken, Damaged, NotComplete, QeditError
-from ....cache.files.atomic import write_json
+from ....cache.files.atomic import readable_json
+from ....cache.files.decides_nothing import put_text
 from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_file
 from ....cache.files.sealed import read_sealed, sealed
 from ....config.settings import Settings
@@ -180,7 +181,7 @@ def _write(remember: Path | None, known: Mapping[str, Any]) -> None:
         return
     # where nothing may be written, or there is no room, the weights are read again next time
     with contextlib.suppress(QeditError):
-        write_json(remember, sealed(known))
+        put_text(remember, readable_json(sealed(known)))
 
 
 def _recall(remember: Path | None) -> dict[str, Any]:

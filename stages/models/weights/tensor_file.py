@@ -37,7 +37,7 @@ def metadata_in(path: Path) -> Mapping[str, str]:
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return {}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ....cache.files.decides_nothing import make_way
 from ....config.configuration import Configuration
 from ...run_output.previews import PREVIEWS
 from ...run_output.run_file import write_as_run
@@ -53,6 +54,7 @@ class Decoding:
         config, data = write_as_run(self._configuration)
         command = [sys.executable, "-m", "qedit.pipeline", "preview", "--quiet"]
         command += ["--config", str(config), "--data", str(data), "--device", device]
+        make_way(self._log())
         with self._log().open("wb") as log:
             # in a session of its own: Ctrl-C in the terminal is for the training
             self._child = subprocess.Popen(

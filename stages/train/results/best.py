@@ -6,7 +6,6 @@ cannot mistake it; `state.json` beside it says the same for people and programs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ....cache.files.atomic import readable_json, write_text
+from ....cache.errors import Broken
+from ....cache.files.atomic import readable_json
+from ....cache.files.decides_nothing import put_text, set_aside
+from ....cache.files.json_file import object_in
 from ...run_output.run_file import STATE_FILE
 from ..state.checkpoint import Trained
 from .publish import Publisher, result_of
@@ -42,11 +44,8 @@ class Best:
 
     def so_far(self) -> dict[str, Any] | None:
         """Return the state of the best; None where none was kept, or by another measure."""
-        try:
-            state: dict[str, Any] = json.loads(metadata_of(self.path)[KEY])
-        except (KeyError, ValueError):
-            return None
-        return state if state["measured_by"] == self.measured_by else None
+        state = renew_state(self.path)
+        return state if state and state.get("measured_by") == self.measured_by else None
 
     def consider(self, step: int, found: Mapping[str, Any], trained: Trained) -> bool:
         """Keep the weights, or their average, if their loss is the lowest; return whether it was.
@@ -59,7 +58,6 @@ class Best:
         before = self.so_far()
         kind = min(known, key=lambda kind: known[kind]["loss"], default=None)
         if kind is None or (before is not None and known[kind]["loss"] >= before["loss"]):
-            self._say(before)
             return False
         state = {
             "step": step,
@@ -74,12 +72,21 @@ class Best:
             tensors = trained.ema.shadow
         about = {"steps": step, "ema": kind == "ema", KEY: state}
         self.publisher.write(self.path, tensors, about)
-        self._say(state)
+        renew_state(self.path)
         return True
 
-    def _say(self, state: Mapping[str, Any] | None) -> None:
-        """Make state.json agree with the LoRA: a kill may have come between the two."""
-        path = self.path.with_name(STATE_FILE)
-        text = readable_json(state) if state else ""
-        if state and not (path.is_file() and path.read_text(encoding="utf-8") == text):
-            write_text(path, text)
+
+def renew_state(best: Path) -> dict[str, Any] | None:
+    """Return the state that the best result at `best` holds, if there is one.
+
+    The file state.json beside it is made to say the same: a kill may have come between the two. A
+    result that cannot be read is set aside: the next one must not pass for better than it.
+    """
+    try:
+        state = object_in(metadata_of(best)[KEY].encode())
+    except (KeyError, Broken):
+        if best.exists():
+            set_aside(best)
+        return None
+    put_text(best.with_name(STATE_FILE), readable_json(state))
+    return state

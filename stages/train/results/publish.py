@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ....cache.files.atomic import remove, write_bytes, write_text
+from ....cache.files.atomic import remove, write_bytes
+from ....cache.files.decides_nothing import put_page
 from ....config.settings import Settings
 from ...models.lora.adapter_file import adapter_file
 from ...models.lora.lora_file import LORA_FILE, lora_file
@@ -76,11 +77,7 @@ class Publisher:
             caption=self._plan.feed.order.samples[0].captions[0],
             sheet=newest_sheet(output_dir),
         )
-        path = output_dir / CARD_FILE
-        before = path.read_text(encoding="utf-8") if path.is_file() else None
-        # a page that somebody else wrote there stays
-        if before is None or (before != card and MADE_BY in before):
-            write_text(path, card)
+        put_page(output_dir / CARD_FILE, card, mark=MADE_BY)
 
     def write(self, path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Write `weights` as a result to `path`; its metadata hold `about` and what the run says.
