@@ -257,6 +257,11 @@ VALUES: dict[str, dict[str, str]] = {
     "table.py:verified": {"path": f"{_TABLE}/pairs-9be1ac34.parquet"},
     # stages/stores
     "pins.py": {"path": "cache/vae/edited/runs/5d0c1f7e.json"},
+    "previews.py:latents": {
+        "REMADE": "Previews of the last step are made anew by the next `qedit train`; others are "
+        "left out.",
+        "self.path": "output/edited/previews/step-000500/00-cat.now.safetensors",
+    },
     "run_file.py": {
         "error": "it does not match its checksum",
         "output_dir / RUN_FILE": "output/edited/run.json",
