@@ -100,13 +100,13 @@ def run(
             missing = is_evaluation_missing(plan, step_of(begin) if begin else 0)
             missing = missing or bool(previews and previews.due(kept))
             # Steps: none where the run is complete and everything of it was looked at.
+            page = partial(write_page, configuration, steps=plan.steps)
             if kept < plan.steps or ranks.any_of(missing):
-                page = partial(write_page, configuration, steps=plan.steps)
                 steps = _Steps(plan, progress, place, ranks, previews, page)
                 loss = steps.train(begin=begin, start=start)
             elif ranks.is_first:
                 cut_metrics(plan.settings.output_dir, after_step=step_of(begin) if begin else 0)
-                write_page(configuration, steps=plan.steps)
+                page()
     return replace(
         outcome,
         kept=kept,
