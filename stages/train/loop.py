@@ -122,8 +122,12 @@ def run(
 
 def _prepare(configuration: Configuration, progress: Progress, ranks: Ranks) -> Plan:
     """Plan the run in every process, the first one first: the others find digests remembered."""
-    refuse_changed_data(configuration)
-    plan = ranks.in_turn(lambda: make_plan(configuration))
+
+    def planned() -> Plan:
+        refuse_changed_data(configuration)
+        return make_plan(configuration)
+
+    plan = ranks.in_turn(planned)
     for warning in plan.warnings:
         progress.warn(warning)
     if ranks.are_several:

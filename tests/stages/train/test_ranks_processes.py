@@ -20,6 +20,7 @@ from training import LORA, checkpoint_names, ending, metrics, train
 
 from qedit.cache.files.atomic import write_json
 from qedit.config.loading import Configuration
+from qedit.stages.run_output.run_file import read_run
 
 # each launch starts two processes that import torch
 pytestmark = pytest.mark.full
@@ -264,3 +265,31 @@ def test_only_training_is_shared(shared: Path) -> None:
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(WrongUse, match="run by one"):
             run_stages(("pair", "train"), configuration, Quiet())
+
+
+def test_two_processes_go_on_with_changed_pairs_as_one_does(tmp_path: Path) -> None:
+    """Their first process writes which steps had which, and all read it."""
+    grown, settings = made_samples_with_edits(9, sizes=[(64, 64), (64, 96)]), RUN
+    outputs = [str(tmp_path / name) for name in ("one", "two")]
+
+    def made(output: str, **more: Any) -> Configuration:
+        return made_held_out(tmp_path, output_dir=output, **{**settings, **more})
+
+    fill_held_out(made(outputs[0]), SAMPLES)
+    for output in outputs:
+        train(made(output, max_train_steps=3))
+    fill_held_out(made(outputs[0]), grown)
+    train(made(outputs[0], on_changed_data="continue"))
+    child = launched(TORCHRUN, made(outputs[1]), tmp_path)
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode, "which is torchrun's own"
+    assert errors.count("dataset edits: 2 pairs added") == 1
+    child = launched(TORCHRUN, made(outputs[1], on_changed_data="continue"), tmp_path)
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    one, two = (made(output) for output in outputs)
+    assert read_run(one.settings.output_dir) == read_run(two.settings.output_dir)
+    expected, found = ([line for line in metrics(run) if "loss" in line] for run in (one, two))
+    assert [line["loss"] for line in found] == pytest.approx(
+        [line["loss"] for line in expected], rel=1e-5
+    )
