@@ -6,11 +6,13 @@ import json
 import re
 import shlex
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filled_run import made_samples_with_edits
+from held_out_run import HELD, fill_held_out, made_held_out
 from samples import made_sample
 from training import LORA, SAMPLES, ending, lora, train
 
@@ -21,7 +23,9 @@ from qedit.stages.models.checkpoint.checkpoint import flavour_of
 from qedit.stages.run_output.data_history import history_of
 from qedit.stages.run_output.page import page_data
 from qedit.stages.run_output.run_file import read_run
+from qedit.stages.samples.sample import Sample
 from qedit.stages.samples.table import table_folder
+from qedit.stages.train.evaluation.evaluate import HeldOut
 from qedit.stages.train.plan.changed_data import refuse_changed_data, resumed
 from qedit.stages.train.plan.training_plan import make_plan
 from qedit.stages.train.trainer import Trainer
@@ -280,3 +284,25 @@ def test_page_card_and_record_show_which_pairs_had_which_steps(made: Any) -> Non
     ]
     state = configuration.settings.output_dir / "checkpoint-4" / "state.json"
     assert "history" not in json.loads(state.read_text())["run"]
+
+
+@pytest.mark.parametrize(("held", "kept"), [(HELD, 2), (HELD[1:], 4)])
+def test_best_is_compared_only_where_the_held_out_pairs_are_the_same(
+    tmp_path: Path, held: list[Sample], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loss is higher than the one before it."""
+    losses = count(1)
+    monkeypatch.setattr(
+        HeldOut, "measure", lambda *_: {"loss": float(next(losses)), "by_sigma": {}}
+    )
+
+    def made(**settings: Any) -> Configuration:
+        return made_held_out(tmp_path, eval_steps_interval=2, **settings)
+
+    fill_held_out(made(), SAMPLES)
+    train(made(max_train_steps=2))
+    fill_held_out(made(), OTHERS, held=held)
+    configuration = made(max_train_steps=4, **GOES_ON)
+    train(configuration)
+    best = configuration.settings.output_dir / "best" / "state.json"
+    assert json.loads(best.read_text())["step"] == kept
