@@ -38,6 +38,11 @@ class StoreSet:
         self._stores = {name: by_folder[folder.resolve()] for name, folder in folders.items()}
         self._distinct = tuple(by_folder.values())
 
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe of all of its stores."""
+        return self._recipe
+
     def __contains__(self, key: str) -> bool:
         return any(key in store for store in self._distinct)
 

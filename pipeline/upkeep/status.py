@@ -18,6 +18,7 @@ from ...stages.pair.stage import is_current
 from ...stages.samples.store_keys import Keys, PairsKeys, distinct
 from ...stages.samples.table import manifest_in
 from ...stages.stores.previewed import only_previewed
+from ...stages.stores.recipes import is_earlier
 from ...stages.stores.row_kinds import RowKind
 from ...stages.stores.run import Run
 from ..terminal.output import TerminalProgress
@@ -35,6 +36,17 @@ WORDS = {
     "prefix": "prompt template",
     "processor": "image processor",
     "pictures": "way to read pictures",
+    "float32": "float32 arithmetic (exact, or TF32 on a GPU)",
+}
+# What is said of rows whose recipe has been replaced since the run began.
+_SHOWN = "the text encoder would see what pipelines with torchvision show it"
+EARLIER = {
+    kind: f"made by an earlier recipe, with which this run goes on; in a new `output_dir` {gain}"
+    for kind, gain in (
+        (RowKind.LATENTS, "float32 would be exact on GPUs, not TF32"),
+        (RowKind.PREFIXES, _SHOWN),
+        (RowKind.TAILS, _SHOWN),
+    )
 }
 
 
@@ -99,6 +111,7 @@ def _add_rows(status: Status, caches: Caches, tables: Sequence[PairsKeys]) -> No
         orphaned, unknown = _orphaned(caches, store_set)
         said = [torn, f"{lost} rejected" if lost else ""]
         said += [_reasons(caches, beside_it)] if there + lost < distinct(wanted) else []
+        said += [EARLIER[kind]] if kind in EARLIER and is_earlier(store_set.recipe) else []
         line = Line(
             kind.words,
             distinct(wanted) - lost,

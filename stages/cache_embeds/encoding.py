@@ -11,12 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...cache.store.rejected_rows import RejectedRow
-from ...config.configuration import Configuration
 from ..encoding.encoder import EncodedItem, Encoder, Unfit
 from ..encoding.open_pictures import RecentPictures, open_to_encode
 from ..encoding.reference_sets import TOKENS_AROUND, ReferenceSet
 from ..encoding.spool import Spool, spool_key
-from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.device import best_device, dtype_named
 from ..models.text.prompt import PromptEncoder
 from ..models.text.prompt_reader import Prompt, PromptReader
@@ -24,7 +22,9 @@ from ..pictures.images import resized
 from ..samples.sample import Picture
 from ..samples.table import picture_folders
 from ..stores.bfloat16 import bits_of
+from ..stores.recipes import PILLOW
 from ..stores.row_kinds import RowKind
+from ..stores.run import Run
 
 STAGE = "cache-embeds"
 MOST_SETS = 32
@@ -34,20 +34,20 @@ MOST_PADDING = 1.25
 
 
 class ReferenceEncoding:
-    """Reads, compares and names reference sets."""
+    """Reads, compares and names reference sets, as the recipe of the run's prefixes says."""
 
     def __init__(
         self,
-        configuration: Configuration,
-        checkpoint: Checkpoint,
+        run: Run,
         *,
         device: str,
         spool: Spool | None = None,
     ) -> None:
-        self._settings, self._checkpoint = configuration.settings, checkpoint
-        self._folders = picture_folders(configuration)
+        self._settings, self._checkpoint = run.settings, run.checkpoint
+        self._folders = picture_folders(run.configuration)
         self._device, self._spool = device, spool
-        self._reader = PromptReader.load(checkpoint)
+        with_pillow = run.stores.prefixes.recipe["processor"]["backend"] == PILLOW
+        self._reader = PromptReader.load(run.checkpoint, with_pillow=with_pillow)
         self._recent = RecentPictures()
 
     def read(self, item: ReferenceSet) -> Prompt:

@@ -55,9 +55,7 @@ class CacheEmbeds(CachingStage[WantedSets]):
             claimed_in=stores.prefixes,
             store_sets={kind: stores.of(kind) for kind in self.kinds},
             still=partial(still_missing, stores, sets),
-            encoding=ReferenceEncoding(
-                run.configuration, run.checkpoint, device=options.device, spool=spool
-            ),
+            encoding=ReferenceEncoding(run, device=options.device, spool=spool),
             batch_size=BatchSize(
                 options.text_batch_size, most=MOST_SETS, budget=TOKENS_WHERE_NOTHING_IS_KNOWN
             ),

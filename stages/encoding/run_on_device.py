@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from ...cache.store.store_set import StoreSet
 from ..stage import Progress
+from ..stores.recipes import is_earlier
 from ..stores.row_kinds import RowKind
 from .device_options import BatchSize, DeviceOptions
 from .encoder import Encoding
@@ -59,7 +61,17 @@ class Totals:
 
 
 def encode_missing(work: Work, progress: Progress, options: DeviceOptions) -> Totals:
-    """Encode the rows of `work` that no other process encodes, until none is missing."""
+    """Encode the rows of `work` that no other process encodes, until none is missing.
+
+    Float32 is exact where the recipe of the rows says so.
+    """
+    from ..models.device import exact_float32
+
+    with nullcontext() if is_earlier(work.claimed_in.recipe) else exact_float32():
+        return _encode(work, progress, options)
+
+
+def _encode(work: Work, progress: Progress, options: DeviceOptions) -> Totals:
     writer, speed = RowWriter(work.store_sets), SpeedLog(progress)
     with progress.bar(work.count, work.stage, unit=work.unit) as advance, writer.adding():
         pipeline = EncodingPipeline(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -72,6 +74,43 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+# Where PyTorch says how products of float32 numbers are computed on NVIDIA's GPUs.
+_FLOAT32: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute products of float32 numbers exactly inside: no TF32, which has 10 of 23 bits.
+
+    PyTorch's convolutions use TF32 by default.
+    """
+    before = [kernels.fp32_precision for kernels in _FLOAT32]
+    try:
+        for kernels in _FLOAT32:
+            kernels.fp32_precision = "ieee"
+        yield
+    finally:
+        for kernels, value in zip(_FLOAT32, before, strict=True):
+            kernels.fp32_precision = value
+
+
+def allow_tf32(device: torch.device, *, allowed: bool) -> str:
+    """Have this process multiply float32 matrices in TF32, or exactly.
+
+    Returns:
+        What that means on `device`, in words to stand behind its name; "" where it means nothing.
+    """
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+    if device.type != "cuda":
+        return ""
+    return " with TF32" if allowed else " with exact float32"
+
+
+def is_float32_exact() -> bool:
+    """Return whether `exact_float32` is in force."""
+    return all(kernels.fp32_precision == "ieee" for kernels in _FLOAT32)
 
 
 def release_memory() -> None:

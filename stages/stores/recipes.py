@@ -6,9 +6,12 @@ and whatever only decides speed. No torch: `status` and a run with nothing to do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ...cache.files.fingerprint import fingerprint
+from ...cache.store.store import COMPRESSION
 from ...config.latent_geometry import LATENT_PIXELS
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.config_values import config_object
@@ -20,6 +23,10 @@ from .row_kinds import RowKind
 LATENTS_VERSION = 1
 EMBEDS_VERSION = 1
 WEIGHTS_VERSION = 1
+
+# Who resizes pictures for the vision language encoder; the kernels differ by some levels of 255.
+PILLOW, TORCHVISION = "pil", "torchvision"
+FLOAT32, EXACT = "float32", "exact"  # products of float32 numbers are no TF32
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -78,6 +85,7 @@ def latent_recipe(
         "stored": "bfloat16",
         "posterior": "mode",
         "pictures": PICTURES,
+        FLOAT32: EXACT,
     }
 
 
@@ -91,7 +99,7 @@ def prompt_recipe(
         "version": EMBEDS_VERSION,
         "model": model_digest(checkpoint.text_encoder, remember=remember),
         "tokenizer": files_digest(checkpoint.processor, TOKENIZER_FILES),
-        "processor": _picture_settings(checkpoint.processor) | {"backend": "pil"},
+        "processor": _picture_settings(checkpoint.processor),
         "dtype": settings.text_encoder_dtype,
         "stored": "bfloat16",
         "positions": "mrope",
@@ -99,8 +107,41 @@ def prompt_recipe(
         "closing": CLOSING,
         "dropped_tokens": DROPPED_TOKENS,
         "pictures": PICTURES,
+        FLOAT32: EXACT,
         **({"precision": settings.text_encoder_precision, "rounding": 2} if quantised else {}),
     }
+
+
+def deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe without what leaves the rows the same: whether they are packed."""
+    return {key: value for key, value in recipe.items() if key != COMPRESSION}
+
+
+def earlier(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of latents or embeds that `recipe` has replaced; it is in older runs.
+
+    Pillow resized for the vision language encoder, and on a GPU convolutions of float32 numbers
+    were of TF32, as PyTorch has them by default.
+    """
+    old = {key: value for key, value in recipe.items() if key != FLOAT32}
+    if "processor" in old:
+        old["processor"] = {**old["processor"], "backend": PILLOW}
+    return old
+
+
+def is_earlier(recipe: Mapping[str, Any]) -> bool:
+    """Return whether `recipe`, of latents or embeds, is one that `earlier` gives."""
+    return FLOAT32 not in recipe
+
+
+def as_begun(recipe: dict[str, Any], begun: str | None) -> dict[str, Any]:
+    """Return `recipe`, or the earlier one where a run was begun with it.
+
+    Args:
+        begun: the fingerprint in its run.json; None for a new run.
+    """
+    old = earlier(recipe)
+    return old if begun == fingerprint(deciding(old)) else recipe
 
 
 def mask_recipe() -> dict[str, Any]:
@@ -120,9 +161,12 @@ def mask_recipe() -> dict[str, Any]:
 def _picture_settings(processor: Path) -> dict[str, Any]:
     """Return how the processor cuts a picture into patches; names of classes do not count.
 
-    transformers 5 writes it into a file for the whole processor, which it then prefers.
+    transformers 5 writes it into a file for the whole processor, which it then prefers. Its class
+    resizes with torchvision unless the checkpoint asks for the one that uses Pillow.
     """
     written = config_object(processor / "preprocessor_config.json")
     if (processor / "processor_config.json").is_file():
         written = config_object(processor / "processor_config.json").get("image_processor", written)
-    return {name: written[name] for name in _PICTURE_SETTINGS if name in written}
+    uses_pillow = str(written.get("image_processor_type", "")).endswith("Pil")
+    found = {name: written[name] for name in _PICTURE_SETTINGS if name in written}
+    return found | {"backend": PILLOW if uses_pillow else TORCHVISION}

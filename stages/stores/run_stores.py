@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...cache.errors import NotComplete
+from ...cache.errors import Damaged, NotComplete
 from ...cache.store.rejected_rows import RejectedRow, RejectedRows
 from ...cache.store.store import COMPRESSION, Store
 from ...cache.store.store_set import StoreSet
@@ -24,10 +24,11 @@ from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file
 from ..models.flavours import Flavour
 from ..models.templates import prefix_text
+from ..run_output.run_file import read_run
 from ..samples.other_flavours import made_for_others
 from ..samples.sample import Sample
 from ..samples.table import used_main_datasets
-from .recipes import latent_recipe, mask_recipe, prompt_recipe
+from .recipes import as_begun, latent_recipe, mask_recipe, prompt_recipe
 from .row_kinds import SAMPLE_ROWS, RowKind, row_keys
 
 
@@ -153,12 +154,14 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
     masks = [mask for main in mains if (mask := configuration.mask_of(main))]
     latents = latent_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
     embeds = prompt_recipe(checkpoint, settings, remember=remember) | how_stored(settings)
+    begun = _recipes_begun_with(settings)
 
     def stores_of(
         kind: RowKind, datasets: Iterable[Dataset], recipe: Mapping[str, Any]
     ) -> StoreSet:
         folders = {dataset.id: kind.folder(configuration, dataset) for dataset in datasets}
-        return StoreSet(folders, {**recipe, "rows": kind.value}, kind.layout)
+        own = as_begun({**recipe, "rows": kind.value}, begun.get(kind.words))
+        return StoreSet(folders, own, kind.layout)
 
     return RunStores(
         latents=stores_of(RowKind.LATENTS, pictures, latents),
@@ -167,6 +170,16 @@ def open_stores(configuration: Configuration, checkpoint: Checkpoint) -> RunStor
         weights=stores_of(RowKind.WEIGHTS, masks, mask_recipe()),
         flavour=checkpoint.flavour,
     )
+
+
+def _recipes_begun_with(settings: Settings) -> Mapping[str, str]:
+    """Return the fingerprints of recipes in the run.json of `output_dir`, by kind of row."""
+    try:
+        run = read_run(settings.output_dir)
+    except Damaged:
+        return {}  # `train` refuses the folder, and says why
+    recipes: Mapping[str, str] = (run or {}).get("recipes", {})
+    return recipes
 
 
 def how_stored(settings: Settings) -> dict[str, str]:

@@ -28,6 +28,7 @@ import torch
 from ...cache.files.atomic import sweep
 from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
+from ..models.device import allow_tf32
 from ..models.lora.lora_file import Lora
 from ..run_output.data_history import as_of, history_of
 from ..run_output.metrics_file import cut_metrics
@@ -240,7 +241,8 @@ class _Steps:
     def _load(self, start: Lora | None) -> Trainer:
         """Say how the run fits into memory, and load everything that a step needs."""
         plan, progress, ranks = self.plan, self.progress, self.ranks
-        progress.say(f"Training on {self.device}{ranks.in_words()}.")
+        tf32 = allow_tf32(self.device, allowed=not self.plan.settings.disable_tf32)
+        progress.say(f"Training on {self.device}{tf32}{ranks.in_words()}.")
         fit = fit_of(plan, self.device)
         for line in (*remarks(plan), *memory_lines(fit, plan)):
             progress.say(line)

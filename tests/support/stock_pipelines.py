@@ -2,8 +2,8 @@
 
 They are mended from outside in two places and changed in none:
 
-* transformers' Qwen2VLProcessor wants torchvision for videos, which nothing here has; it is
-  built without its video side and reads pictures with Pillow.
+* transformers' Qwen2VLProcessor wants torchvision, which nothing here has; it is built without
+  its video side, and resizes with torch's own kernel, which torchvision calls.
 * diffusers 0.42 does not hand `mm_token_type_ids` to the text encoder, which then takes 1-D
   positions for M-RoPE. The field is put back (`mended=False` leaves it out).
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit as edit_module
 import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as edit_plus_module
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -28,7 +29,10 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen2VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.flavours import Flavour
@@ -37,12 +41,24 @@ from qedit.stages.samples.sample import NULL_CAPTION
 PIPELINES = {kind.__name__: kind for kind in (QwenImageEditPipeline, QwenImageEditPlusPipeline)}
 
 
+class TorchvisionResize(Qwen2VLImageProcessorPil):
+    """The picture processor, with the resize that it has where torchvision is installed."""
+
+    def resize(self, image: Any, size: Any, resample: Any, factor: int, **_: Any) -> Any:
+        assert image.dtype == np.uint8, "the kernel for floats is another one"
+        bounds = {"min_pixels": size.shortest_edge, "max_pixels": size.longest_edge}
+        edges = smart_resize(image.shape[1], image.shape[2], factor=factor, **bounds)
+        kernel = {"mode": "bicubic", "antialias": True, "align_corners": False}
+        values = torch.from_numpy(np.ascontiguousarray(image))[None]
+        return torch.nn.functional.interpolate(values, edges, **kernel)[0].numpy()
+
+
 class PictureProcessor(Qwen2VLProcessor):
     """Qwen2VLProcessor without videos: only what makes it is replaced, never what it does."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Qwen2Tokenizer.from_pretrained(str(folder))
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(str(folder))
+        self.image_processor = TorchvisionResize.from_pretrained(str(folder))
         self.chat_template = None
         for name in ("image", "video"):
             token = f"<|{name}_pad|>"

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....cache.errors import WrongUse
 from ..checkpoint.checkpoint import Checkpoint
@@ -46,9 +47,21 @@ class Prompt:
 
 
 class PromptReader:
-    """The tokenizer and the picture settings of a checkpoint. Threads may share one."""
+    """The tokenizer and the picture settings of a checkpoint. Threads may share one.
 
-    def __init__(self, tokenizer: Any, image_processor: Any, *, numbered_pictures: bool) -> None:
+    Args:
+        with_pillow: pictures are resized as Pillow does it, else as torchvision does.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        numbered_pictures: bool,
+        with_pillow: bool = False,
+    ) -> None:
+        self._with_pillow = with_pillow
         self._tokenizer = tokenizer
         self._image_processor = image_processor
         self._numbered = numbered_pictures
@@ -58,8 +71,11 @@ class PromptReader:
         self._check_opening()
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint) -> PromptReader:
+    def load(cls, checkpoint: Checkpoint, *, with_pillow: bool = False) -> PromptReader:
         """Load the processor's tokenizer and its picture settings; no weights.
+
+        Args:
+            with_pillow: as in the class.
 
         Raises:
             WrongUse: the tokenizer cuts the system prompt into other than 64 tokens.
@@ -74,6 +90,7 @@ class PromptReader:
             Qwen2Tokenizer.from_pretrained(folder, local_files_only=True),
             Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True),
             numbered_pictures=checkpoint.flavour.numbered_pictures,
+            with_pillow=with_pillow,
         )
 
     def read(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Prompt:
@@ -86,7 +103,11 @@ class PromptReader:
         Raises:
             WrongUse: a caption holds one of the tokens that stand for pictures.
         """
-        seen = self._image_processor(images=list(pictures), return_tensors="pt")
+        if self._image_processor.do_resize and not self._with_pillow:
+            resized = [self._resized(picture) for picture in pictures]
+            seen = self._image_processor(images=resized, do_resize=False, return_tensors="pt")
+        else:
+            seen = self._image_processor(images=list(pictures), return_tensors="pt")
         grid: Tensor = seen["image_grid_thw"]
         return Prompt(
             self._prefix_tokens(grid),
@@ -94,6 +115,28 @@ class PromptReader:
             seen["pixel_values"],
             grid,
         )
+
+    def _resized(self, picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
+        """Resize as torchvision does for the pipelines: the same kernel, which is torch's own.
+
+        On uint8 tensors of the CPU the two are equal bit for bit; Pillow's kernel is another.
+        """
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        settings = self._image_processor
+        size = smart_resize(
+            picture.height,
+            picture.width,
+            factor=settings.patch_size * settings.merge_size,
+            min_pixels=settings.size["shortest_edge"],
+            max_pixels=settings.size["longest_edge"],
+        )
+        values = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        mode = "bilinear" if settings.resample == Image.Resampling.BILINEAR else "bicubic"
+        resized: Tensor = nn.functional.interpolate(
+            values[None], size=size, mode=mode, antialias=True, align_corners=False
+        )
+        return resized[0]
 
     def _ids(self, text: str) -> list[int]:
         with self._turn:

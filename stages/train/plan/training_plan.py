@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from ....cache.files.fingerprint import fingerprint
 from ....cache.format.tables import table_in
-from ....cache.store.store import COMPRESSION
 from ....config.datasets import Dataset
 from ....config.loading import Configuration
 from ....config.settings import Settings
@@ -26,6 +25,7 @@ from ...samples.sample import NULL_CAPTION
 from ...samples.schema import flat
 from ...samples.store_keys import pairs_keys
 from ...samples.table import captions_beside
+from ...stores.recipes import deciding
 from ...stores.row_kinds import RowKind
 from ...stores.run import Run
 from ...stores.run_stores import RunStores
@@ -172,8 +172,7 @@ def _recipes(stores: RunStores) -> dict[str, str]:
     recipes = {}
     for kind in (RowKind.LATENTS, RowKind.PREFIXES, RowKind.TAILS):
         recipe = stores.of(kind).stores()[0].recipe
-        decides = {key: value for key, value in recipe.items() if key != COMPRESSION}
-        recipes[kind.words] = fingerprint(decides)
+        recipes[kind.words] = fingerprint(deciding(recipe))
     return recipes
 
 

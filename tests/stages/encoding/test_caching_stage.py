@@ -6,7 +6,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_run import make_run, said, with_files
@@ -49,3 +51,25 @@ def test_nothing_to_do_reads_every_file_of_the_stores_once(
     assert {Path(path).name for path in in_stores} >= {"manifest.json", "rows.parquet"}
     assert any("/runs/" in path for path in in_stores)
     assert set(in_stores.values()) == {1}
+
+
+@pytest.mark.parametrize("stage", ["cache-vae", "cache-embeds"])
+def test_float32_is_exact_while_a_stage_encodes(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qedit.stages.models.device import is_float32_exact
+
+    monkeypatch.chdir(make_run(tmp_path))
+    with_files("pair")
+    encoding = import_module(f"qedit.stages.{stage.replace('-', '_')}.encoding")
+    encode, exact = encoding.OnDevice.encode, []
+
+    def spied(self: Any, *arguments: Any) -> Any:
+        exact.append(is_float32_exact())
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(encoding.OnDevice, "encode", spied)
+    with_files(stage)
+    assert exact
+    assert all(exact)
+    assert not is_float32_exact()

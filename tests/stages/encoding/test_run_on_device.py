@@ -105,7 +105,7 @@ def test_stages_of_their_own_decode_what_they_need(here: Path, decodes: Counter[
 
 def test_a_reference_that_sets_share_is_decoded_once(here: Path, decodes: Counter[str]) -> None:
     found = loaded()
-    encoding = embeds_encoding.ReferenceEncoding(found, Run(found).checkpoint, device="cpu")
+    encoding = embeds_encoding.ReferenceEncoding(Run(found), device="cpu")
     one, *_ = find_sets(Run(found)).sets.values()
     swapped = replace(one.sample, references=one.sample.references[::-1])
     encoding.read(one)

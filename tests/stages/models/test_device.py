@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import pytest
 import torch
 
 from qedit.cache.errors import WrongUse
-from qedit.stages.models.device import best_device, enable_expandable_segments, is_out_of_memory
+from qedit.stages.models.device import (
+    allow_tf32,
+    best_device,
+    enable_expandable_segments,
+    exact_float32,
+    is_float32_exact,
+    is_out_of_memory,
+)
 
 NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -87,3 +95,31 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 )
 def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_float32_is_exact_inside_and_as_before_outside() -> None:
+    """PyTorch's convolutions have TF32 by default; its matrix products have not."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = (conv.fp32_precision, matmul.fp32_precision)
+    assert before[0] == "tf32", "or there is nothing to switch off"
+    inside = []
+    with suppress(KeyError), exact_float32():
+        inside += [is_float32_exact(), conv.fp32_precision, matmul.fp32_precision]
+        raise KeyError
+    assert inside == [True, "ieee", "ieee"]
+    assert (conv.fp32_precision, matmul.fp32_precision) == before
+
+
+def test_training_says_how_float32_is_multiplied() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for allowed, precision, words in (
+            (True, "tf32", " with TF32"),
+            (False, "ieee", " with exact float32"),
+        ):
+            assert allow_tf32(torch.device("cuda"), allowed=allowed) == words
+            assert matmul.fp32_precision == precision
+            assert allow_tf32(torch.device("cpu"), allowed=allowed) == ""
+    finally:
+        matmul.fp32_precision = before

@@ -15,7 +15,13 @@ from tiny_checkpoints import model_settings, opened
 from qedit.cache.files.fingerprint import fingerprint
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.text.prompt_reader import PromptReader
-from qedit.stages.stores.recipes import latent_recipe, prompt_recipe
+from qedit.stages.stores.recipes import (
+    as_begun,
+    earlier,
+    is_earlier,
+    latent_recipe,
+    prompt_recipe,
+)
 
 # -- recipes ---------------------------------------------------------------------------
 
@@ -106,3 +112,41 @@ def test_recipes_need_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert said.strip() == "False"
+
+
+# -- recipes that were replaced ----------------------------------------------------------
+
+
+def test_a_run_goes_on_with_the_recipe_that_it_was_begun_with(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    settings, remember = model_settings(), tmp_path / "digests.json"
+    for recipe in (
+        latent_recipe(checkpoint, settings, remember=remember),
+        prompt_recipe(checkpoint, settings, remember=remember),
+    ):
+        old = earlier(recipe)
+        assert (is_earlier(old), is_earlier(recipe)) == (True, False)
+        assert as_begun(recipe, fingerprint(old)) == old
+        for begun in (None, fingerprint(recipe), "0" * 32):
+            assert as_begun(recipe, begun) == recipe
+        packed = {**recipe, "compression": "zstd"}
+        assert as_begun(packed, fingerprint(old)) == {**old, "compression": "zstd"}
+    assert old["processor"]["backend"] == "pil"
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("Qwen2VLImageProcessor", "torchvision"),
+        ("Qwen2VLImageProcessorFast", "torchvision"),
+        ("Qwen2VLImageProcessorPil", "pil"),
+    ],
+)
+def test_the_processor_that_a_checkpoint_asks_for_stands_in_the_recipe(
+    kind: str, backend: str, copied: Path, tmp_path: Path
+) -> None:
+    path = copied / "processor/preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_processor_type": kind}))
+    recipe = prompt_recipe(opened(copied), model_settings(), remember=tmp_path / "digests.json")
+    assert recipe["processor"]["backend"] == backend
