@@ -17,6 +17,10 @@ DEEPEST = 100  # lists and objects inside each other: ours and models' have 10 a
 TOO_DEEP = "lists or objects are nested too deeply"
 
 
+class TooLarge(Broken):
+    """Raised for a file of more bytes than are read."""
+
+
 def refuse_irregular(path: Path, most_bytes: int | None = None) -> None:
     """Raise Broken unless `path` leads to a regular file, of at most `most_bytes` bytes."""
     facts = path.stat()
@@ -25,7 +29,7 @@ def refuse_irregular(path: Path, most_bytes: int | None = None) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise Broken("it is not a regular file but a pipe, a socket or a device")
     if most_bytes is not None and facts.st_size > most_bytes:
-        raise Broken(f"it has {facts.st_size} bytes, and at most {most_bytes} are read")
+        raise TooLarge(f"it has {facts.st_size} bytes, and at most {most_bytes} are read")
 
 
 def content_of(path: Path, most_bytes: int | None = None) -> bytes:

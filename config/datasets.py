@@ -19,10 +19,12 @@ from .value_types import (
     Probability,
     Text,
     Written,
+    expanded,
     names_of,
     only,
 )
 
+LONGEST_ID_BYTES = 200  # a name has 255 at most, and some are longer than the id
 LOCAL_ALONE = "other storage is not supported; copy the pictures to a local folder"
 
 
@@ -33,11 +35,13 @@ def _usable_id(value: Any) -> Any:
             f"must not begin with a dot or hold a slash, backslash or colon, unlike {value!r}: "
             "folders and samples are named by it"
         )
+    if len(text.encode()) > LONGEST_ID_BYTES:
+        raise ValueError(f"must not be longer than {LONGEST_ID_BYTES} bytes: it names folders")
     return value
 
 
 def _file_or_names(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value else names_of(value)
+    return expanded(value) if isinstance(value, str) and value else names_of(value)
 
 
 class Source(Written):

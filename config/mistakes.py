@@ -13,7 +13,10 @@ from pydantic import BaseModel, ValidationError
 from ..cache.errors import WrongUse
 from .spelling import NEARLY_EQUAL, did_you_mean, nearest
 
-LONGEST_VALUE = 60  # characters of a wrong value that are repeated to the user
+LONGEST_VALUE = 60  # characters of a wrong value, or key, that are repeated to the user
+MOST_SHOWN = 30  # mistakes in one object
+ODD_TEXT = "holds a zero byte, or half of a character (\\ud800 to \\udfff); take it out"
+_ODD = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Mistake:
     def line(self) -> str:
         """The mistake as the user reads it: file, dataset, key and text."""
         dataset = f", dataset {self.dataset}" if self.dataset else ""
-        key = f"`{self.key}` " if self.key else ""
+        key = f"`{_cut(self.key)}` " if self.key else ""
         return f"{self.file}{dataset}: {key}{self.text}"
 
 
@@ -60,20 +63,35 @@ def refuse(mistakes: Sequence[Mistake]) -> None:
     )
 
 
+def holds_odd_text(value: Any) -> bool:
+    """Return whether a text in `value` has a character that no file or name can have."""
+    if isinstance(value, dict):
+        return holds_odd_text([*value, *value.values()])
+    if isinstance(value, list):
+        return any(map(holds_odd_text, value))
+    return isinstance(value, str) and _ODD.search(value) is not None
+
+
 def mistakes_in(
     error: ValidationError, model: type[BaseModel], *, known: Iterable[str]
 ) -> list[tuple[str, str]]:
-    """Return (key, text) of each mistake that pydantic found, in plain words.
+    """Return (key, text) of the first mistakes that pydantic found, in plain words; then a count.
 
     Args:
         known: keys of another trainer that a misspelt one may mean.
     """
-    return [
-        (".".join(map(str, found["loc"])), _in_words(found, model, known))
+    mistakes = [
+        found
         for found in error.errors()
         # follows from another mistake and says nothing new
         if found["type"] != "default_factory_not_called"
     ]
+    shown = [
+        (".".join(map(str, found["loc"])), _in_words(found, model, known))
+        for found in mistakes[:MOST_SHOWN]
+    ]
+    more = len(mistakes) - len(shown)
+    return [*shown, ("", f"{more} more mistakes of this kind follow")] if more else shown
 
 
 def _in_words(error: Mapping[str, Any], model: type[BaseModel], known: Iterable[str]) -> str:
@@ -112,7 +130,10 @@ WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    return _cut(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 
 

@@ -11,6 +11,7 @@ from ..cache.regular_file import json_in
 from .mistakes import Mistake
 from .spelling import did_you_mean
 
+LONGEST_SHOWN = 200  # characters of what was typed
 FOR_DATA = "data."
 
 
@@ -25,7 +26,7 @@ class Change:
     @property
     def label(self) -> str:
         """The words by which the user knows it."""
-        return f"--set {self.typed}"
+        return f"--set {self.typed[:LONGEST_SHOWN]}"
 
     @property
     def for_data(self) -> bool:

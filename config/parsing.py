@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from .checks import Links, check_dataset, check_settings
 from .configuration import Configuration
 from .datasets import Dataset
-from .mistakes import Mistake, mistakes_in, refuse
+from .mistakes import ODD_TEXT, Mistake, holds_odd_text, mistakes_in, refuse
 from .overrides import Change, put, target_of
 from .remarks import (
     known_elsewhere,
@@ -120,12 +120,15 @@ class Draft:
         fallback: Mapping[str, Any] | None = None,
     ) -> Model | None:
         """Return the model of `raw`, or of what is right in it; None when that is too little."""
+        odd = {key for key, value in raw.items() if holds_odd_text([key, value])}
+        self._report(dataset, [(key, ODD_TEXT) for key in odd])
+        raw = {key: value for key, value in raw.items() if key not in odd}
         try:
             return model.model_validate(raw)
         except ValidationError as error:
             found = mistakes_in(error, model, known=known_elsewhere(model))
+            wrong = {str(key) for mistake in error.errors() for key in mistake["loc"][:1]}
         self._report(dataset, found)
-        wrong = {key.partition(".")[0] for key, _ in found}
         if dataset is not None and wrong & DECIDING_FIELDS:
             return None
         right = {key: value for key, value in raw.items() if key not in wrong}

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 ALIKE = 0.6
 NEARLY_EQUAL = 0.9
+LONGEST_WORD = 100  # longer ones are no keys, and take long to compare
 
 
 def nearest(word: str, known: Iterable[str], *, alike: float = ALIKE) -> str | None:
@@ -14,6 +15,8 @@ def nearest(word: str, known: Iterable[str], *, alike: float = ALIKE) -> str | N
 
     `alike`: difflib's ratio from which two words are taken for one, from 0 to 1.
     """
+    if len(word) > LONGEST_WORD:
+        return None
     words = {_folded(candidate): candidate for candidate in sorted(known, reverse=True)}
     close = get_close_matches(_folded(word), words, n=1, cutoff=alike)
     return words[close[0]] if close else None

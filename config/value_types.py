@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from .latent_geometry import TOKEN_PIXELS
 
+LARGEST = 2**63  # whole numbers are smaller: the system counts no further
+LONGEST_NUMBER = 40  # characters, of a number that is written as a text
 SIZE_PATTERN = r"(\d{1,5})(?:[xX](\d{1,5})(!?))?"
 
 
@@ -34,6 +36,8 @@ class Written(BaseModel):
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {str(value).lower()}")
+    if (isinstance(value, int) and abs(value) >= LARGEST) or len(str(value)) > LONGEST_NUMBER:
+        raise ValueError("is too large a number")
     return value
 
 
@@ -68,7 +72,15 @@ def _path(value: Any) -> Any:
         raise ValueError("must be a path in quotes")
     if not str(value).strip():
         raise ValueError("must not be empty")
-    return Path(value).expanduser()
+    return expanded(value)
+
+
+def expanded(value: str | Path) -> Path:
+    """Return the path with the home folder in place of a leading ~."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"names a home folder that does not exist: {value}") from error
 
 
 File = Annotated[Path, BeforeValidator(_path)]

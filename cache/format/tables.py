@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import Damaged
+from ..errors import Broken, Damaged
 from ..files.atomic import new_file
+from ..regular_file import content_of, refuse_irregular
 
 SMALL_BYTES = 1 << 20
 # Fetching ahead is left to threads of Arrow's own. One that still holds what Python lent it while
@@ -33,8 +34,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         FileNotFoundError: there is none.
     """
     try:
-        return table_in(path.read_bytes(), columns)
-    except (pa.ArrowException, OSError) as error:
+        return table_in(content_of(path), columns)
+    except (pa.ArrowException, OSError, Broken) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own: not found, not allowed
         raise Damaged(
@@ -89,7 +90,12 @@ class _Written(io.RawIOBase):
 
 
 def table_blocks(path: Path) -> Iterator[pa.Table]:
-    """Yield the table in the file at `path`, one row group after the other."""
+    """Yield the table in the file at `path`, one row group after the other.
+
+    Raises:
+        Broken: it is no regular file.
+    """
+    refuse_irregular(path)
     with path.open("rb") as file, pq.ParquetFile(file, **AS_ASKED) as table:
         for number in range(table.num_row_groups):
             yield table.read_row_group(number, use_threads=False)

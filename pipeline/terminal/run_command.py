@@ -29,7 +29,7 @@ from .output import SILENT, TerminalProgress, as_object, details, escaped, print
 _ROOM = "Make room, or choose another cache_dir or output_dir; what was finished is kept."
 _RIGHTS = "Choose a folder that may be written to; what was finished is kept."
 _DISK = "The disk fails, or has gone: look after it. What was finished is kept."
-_PLACE = "A file stands where a folder is wanted, or the other way round: choose another place."
+_PLACE = "A file stands where a folder is wanted, or the other way round: move it away."
 # what a user can mend, by the number the operating system gives it
 USERS_ERRORS = {
     errno.ENOSPC: _ROOM,
@@ -38,6 +38,8 @@ USERS_ERRORS = {
     errno.EPERM: _RIGHTS,
     errno.EROFS: _RIGHTS,
     **dict.fromkeys((*LOST, *BROKEN_DISK), _DISK),
+    errno.ENAMETOOLONG: "Choose a shorter cache_dir, output_dir, -C or id.",
+    errno.ELOOP: "A link leads to itself: remove it, or name another folder.",
     errno.EEXIST: _PLACE,
     errno.ENOTDIR: _PLACE,
     errno.EISDIR: _PLACE,
@@ -114,6 +116,8 @@ def _in_words(error: Exception, *, debug: bool) -> tuple[str, str, int]:
     """Return what went wrong, what to do about it, and the exit code."""
     if isinstance(error, QeditError):
         return error.what, error.do, error.exit_code
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return f"{error}.", USERS_ERRORS[errno.ELOOP], 1
     if isinstance(error, OSError) and error.errno in USERS_ERRORS and not debug:
         what = f"{error.strerror}: {error.filename or 'while reading or writing'}."
         return what, USERS_ERRORS[error.errno], 1

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...cache.errors import NotComplete
+from ...cache.errors import Broken, NotComplete
 from ...cache.files.fingerprint import digest_bytes
+from ...cache.regular_file import content_of
 from ..pictures.images import Unreadable, open_upright
 from ..samples.sample import Picture
 from .encoder import Unfit
@@ -33,7 +34,9 @@ def bytes_as_paired(folder: Path, picture: Picture) -> io.BytesIO:
     """
     path = folder / picture.path
     try:
-        data = path.read_bytes()
+        data = content_of(path)
+    except Broken:
+        data = b""
     except FileNotFoundError:
         raise NotComplete(
             f"{path} is gone since the pairs were made.",

@@ -9,13 +9,14 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 
-from ...cache.errors import WrongUse
+from ...cache.errors import Broken, WrongUse
+from ...cache.regular_file import TooLarge, content_of
 from ...config.datasets import CaptionShuffle, Dataset
 from ..models.templates import CAPTION_LIMIT_TOKENS, PICTURE_TOKENS
 from ..models.text.caption_length import CaptionLength
 from ..pictures.images import os_reason
 from ..samples.recipe import filter_entries
-from .caption_tables import TableCaptions
+from .caption_tables import MOST_CAPTION_BYTES, TableCaptions
 from .match import stem_of
 from .scan import TEXT_EXTENSION, Scan, printable
 
@@ -137,6 +138,8 @@ class Captions:
         found = self._table.of_path(path)
         if found is None:
             raise NoCaption("missing_caption", f"no row of {self._table.path} names it")
+        if any(len(text) > MOST_CAPTION_BYTES for text in found):
+            raise NoCaption("caption_too_large", f"more than {MOST_CAPTION_BYTES} characters")
         return found
 
     def _text_beside(self, path: str) -> str:
@@ -144,11 +147,15 @@ class Captions:
         if text_path not in self._texts:
             raise NoCaption("missing_caption", f"no {text_path} beside it")
         try:
-            data = (self._targets.folder / text_path).read_bytes()
+            data = content_of(self._targets.folder / text_path, MOST_CAPTION_BYTES)
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             why = "UTF-16" if data.startswith(_UTF16_MARKS) else error.reason
             raise NoCaption("caption_not_utf8", f"{text_path}: {why}") from None
+        except TooLarge as error:
+            raise NoCaption("caption_too_large", f"{text_path}: {error}") from error
+        except Broken as error:
+            raise NoCaption("caption_not_a_file", f"{text_path}: {error}") from error
         except OSError as error:
             raise NoCaption(os_reason(error), f"{text_path}: {error.strerror}") from error
 

@@ -44,6 +44,8 @@ REASONS = {
     "empty_caption": "a caption of nothing but blanks",
     "caption_too_long": "a caption of more tokens than the encoder takes",
     "caption_not_utf8": "a caption file that is not UTF-8",
+    "caption_too_large": "a caption of more than 1 MB",
+    "caption_not_a_file": "a pipe, a socket or a device in place of a caption file",
     "picture_token_in_caption": "a caption with a token that stands for a picture",
     "name_not_utf8": "a file name that is not UTF-8",
     "permission_denied": "a file that may not be read",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...cache.errors import Broken
 from ...cache.files.atomic import write_bytes
 from ...cache.format.tables import table_blocks, write_blocks
 from .scan import Files
@@ -103,7 +104,7 @@ class Memory:
                 self._recall(block)
         except FileNotFoundError:
             return
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, Broken) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system's own: not allowed, a broken disk
             self._forget_all()  # a damaged one may be lost: every picture is looked at again

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import NotComplete, WrongUse
+from ...cache.errors import Broken, NotComplete, WrongUse
+from ...cache.regular_file import content_of
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ..models.flavours import Flavour
 
+MOST_LIST_BYTES = 10_000_000
 _TABLES = ("parquet", "csv", "jsonl")
 
 
@@ -114,8 +116,8 @@ def filter_entries(main: Dataset) -> tuple[str, ...]:
     listed = main.caption_filter_list
     if isinstance(listed, Path):
         try:
-            listed = tuple(listed.read_text(encoding="utf-8-sig").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
+            listed = tuple(content_of(listed, MOST_LIST_BYTES).decode("utf-8-sig").splitlines())
+        except (OSError, UnicodeDecodeError, Broken) as error:
             raise WrongUse(
                 f"Dataset {main.id}: the caption_filter_list {listed} cannot be read: {error}.",
                 "Name a UTF-8 text file with one entry a line, or write the entries as a list.",

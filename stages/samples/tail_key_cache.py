@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ...cache.errors import Broken
 from ...cache.files.atomic import write_bytes
 from ...cache.files.checksum import crc32c
 from ...cache.files.fingerprint import key_of
 from ...cache.format.tables import table_bytes, table_in
+from ...cache.regular_file import content_of
 
 MANY = 50_000
 PREFIX = "tails-"
@@ -62,7 +64,10 @@ def remembered_tails(
         beside: captions that go with every pair.
     """
     for path in table.parent.glob(f"{_name(table, beside)}-*.parquet"):
-        data = path.read_bytes()
+        try:
+            data = content_of(path)
+        except Broken:
+            continue
         if path.stem.rpartition("-")[2] == f"{crc32c(data):08x}":
             found = table_in(data)
             if "digest" in found.column_names:  # else of an earlier version

@@ -209,11 +209,9 @@ VALUES: dict[str, dict[str, str]] = {
     # stages/pair, stages/samples
     "caption_tables.py": {
         "', '.join(missing)": "caption",
-        "', '.join(table.column_names)": "filename, text",
+        "', '.join(names)": "filename, text",
         "shape": ("UTF-8, a first line of column names, captions with commas in double quotes"),
         "error": "CSV parse error: Expected 2 columns, got 3",
-        "field.name": "caption",
-        "field.type": "int64",
         "layout.path": "captions.csv",
         "main.caption_strategy": "csv",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -228,3 +229,40 @@ def test_tables_without_the_row_the_column_or_the_file(folder):
     spoiled.unlink()
     with pytest.raises(WrongUse, match=r"captions\.csv cannot be read"):
         captions(folder, **fields)
+
+
+def test_a_caption_file_is_a_regular_one_of_a_megabyte_at_most(folder):
+    path = text(folder, b"x\n" * 500_000) / "cats/red_cat-2.txt"
+    assert captions(folder, caption_strategy="textfile") == ("x",)
+    path.write_bytes(b"x\n" * 500_001)
+    assert reason(folder, caption_strategy="textfile") == "caption_too_large"
+    path.unlink()
+    os.mkfifo(path)
+    assert reason(folder, caption_strategy="textfile") == "caption_not_a_file"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_caption_of_a_table_has_a_megabyte_at_most(folder, kind):
+    rows = [{"filename": TARGET, "caption": "x\n" * 500_001}]
+    assert reason(folder, **table(folder, kind, rows)) == "caption_too_large"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_table_is_a_regular_file_and_no_row_is_huge(folder, kind):
+    rows = [{"filename": TARGET, "caption": "red"}, {"filename": "b", "caption": "x" * 70_000_000}]
+    fields = table(folder, kind, rows)
+    path = folder / f"captions.{kind}"
+    with pytest.raises(WrongUse, match=rf"captions\.{kind} cannot be read: .*(\n.*)*Fix the file"):
+        captions(folder, **fields)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(WrongUse, match="it is not a regular file"):
+        captions(folder, **fields)
+
+
+def test_a_line_of_a_table_that_is_no_object_is_named(folder):
+    fields = table(folder, "jsonl", [{"filename": TARGET, "caption": "red"}])
+    for line, why in (("[1]", "is not a JSON object"), ('{"a"', "Expecting"), ("[" * 9999, "deep")):
+        (folder / "captions.jsonl").write_text(f'{{"filename": "a", "caption": "b"}}\n\n{line}\n')
+        with pytest.raises(WrongUse, match=f"line 3.*{why}|nested too {why}"):
+            captions(folder, **fields)
