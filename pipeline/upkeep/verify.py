@@ -23,7 +23,9 @@ from ...cache.store.dropping import drop
 from ...cache.store.store import Store
 from ...cache.store.verifying import Damage
 from ...stages.frozen_base.quantized import QuantizedBase
+from ...stages.models.weights.file_checksum import is_whole
 from ...stages.run_output.run_file import damage_of_run
+from ...stages.samples.table import read_rejections
 from ...stages.stage import Progress
 from ...stages.stores.pins import pairs_pin
 from ...stages.stores.previewed import only_previewed
@@ -33,6 +35,14 @@ from .caches import Caches
 
 MOST_NAMES = 20
 DROPPING = "qedit verify --drop"
+_ANEW = "The next `qedit train` writes it anew from the newest checkpoint."
+# results in the folder of a run, and what becomes of a damaged one
+RESULTS = {
+    "*.safetensors": _ANEW,
+    "ema/*.safetensors": _ANEW,
+    "best/*.safetensors": "The next `qedit train` sets it aside, and keeps the best from then on.",
+    "previews/step-*/*.safetensors": "The next `qedit train` makes those of the last step anew.",
+}
 
 
 @dataclass
@@ -41,6 +51,7 @@ class Verified:
 
     parts: int = 0
     lines: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     dropped: bool = False
 
@@ -64,7 +75,7 @@ class Verified:
     def dropped_lines(self) -> Iterator[str]:
         """Yield what was dropped, and what that means for the runs that there are."""
         for line in self.lines:
-            yield f"Dropped: {line}"
+            yield line if line in self.results else f"Dropped: {line}"
         if self.dropped:
             yield self.needed_by()
             yield (
@@ -112,7 +123,8 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
     verified.lines += _records(caches)
     if verified.lines:
         drops = False  # which samples are affected is known from whole tables alone
-    verified.lines += _run_file(run.output_dir)
+    verified.results = list(_results(run.output_dir))
+    verified.lines += verified.results
     verified.parts = sum(len(store.part_paths()) for store in every) + len(bases)
     damaged_stores: list[tuple[Store, list[Damage]]] = []
     with progress.bar(verified.parts, "verify", unit="part") as advance:
@@ -212,7 +224,9 @@ def _listed(store: Store) -> set[str]:
 def _pairs_tables(run: Run) -> Iterator[str]:
     for main in run.main_datasets:
         try:
-            run.pairs(main).latents()
+            table = run.pairs(main)
+            table.latents()
+            read_rejections(table.path.parent)
         except Damaged as error:
             yield error.what
 
@@ -224,9 +238,14 @@ def _records(caches: Caches) -> Iterator[str]:
             yield found.what
 
 
-def _run_file(output_dir: Path) -> Iterator[str]:
+def _results(output_dir: Path) -> Iterator[str]:
+    """Yield what is wrong with the run's record, its LoRAs and the latents of its previews."""
     if damage := damage_of_run(output_dir):
         yield f"{damage} The next `qedit train` writes it anew."
+    for pattern, what in RESULTS.items():
+        for path in sorted(output_dir.glob(pattern)):
+            if not is_whole(path):
+                yield f"{path} is not as it was written. {what}"
 
 
 def _checkpoints(output_dir: Path) -> Iterator[str]:

@@ -11,7 +11,8 @@ from ...cache.errors import WrongUse
 from ...cache.files.atomic import write_bytes
 from ..models.lora.adapter_file import LOADS_IN
 from ..models.lora.adapter_reading import NORMS, Adapter, Dora, read_adapter
-from ..models.lora.lora_file import PREFIXES, Lora, LowRank, Style, as_file, in_order
+from ..models.lora.lora_file import PREFIXES, Lora, LowRank, Style, as_file
+from ..models.weights.file_checksum import with_checksum
 from ..models.weights.streaming import tensors_by_name
 from .merge import refuse_other_layers, transformer_in
 
@@ -85,7 +86,7 @@ def _file(adapter: Adapter, style: Style, source: Path, base: Path | None) -> by
         tensors |= {f"{name}.{end}": tensor.contiguous() for end, tensor in parts.items()}
     metadata = {**adapter.metadata, "format": "pt", "lora_format": style}
     metadata["loads_in"] = "ComfyUI: Load LoRA" if style == "comfyui" else LOADS_IN[adapter.kind]
-    return in_order(safetensors.torch.save(tensors, metadata))
+    return with_checksum(safetensors.torch.save(tensors, metadata))
 
 
 def _parts(adapter: Adapter, base: Path | None) -> dict[str, dict[str, Tensor]]:

@@ -23,17 +23,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ...cache.errors import Broken, Damaged
 from ...cache.files.atomic import remove, write_bytes, write_json
 from ...cache.files.decides_nothing import make_way, read_or_empty
-from ...cache.files.failing_disk import io_errors_as_damaged
-from ...cache.files.fingerprint import digest_bytes
 from ...cache.files.json_file import object_in
 from ...cache.files.sealed import sealed, unsealed
+from ..models.weights.file_checksum import is_whole, with_checksum
 from ..models.weights.tensor_file import metadata_in
 
 Part = Literal["base", "now", "ema"]
@@ -43,7 +40,6 @@ PREVIEWS = "previews"
 SHEET_FILE = "sheet.png"  # in the folder of a step, made by `preview`
 LATENTS = ".safetensors"
 FAILED = ".failed.json"
-DIGEST = "latents"  # in what is said of a preview: the digest of its latents
 REMADE = "Previews of the last step are made anew by the next `qedit train`; others are left out."
 _NAME = re.compile(r"(?P<stem>\d+-.+)\.(?P<part>base|now|ema)")
 
@@ -84,13 +80,9 @@ class Stored:
         Raises:
             Damaged: they are not those that were written.
         """
-        try:
-            with io_errors_as_damaged():
-                tensor: Tensor = safetensors.torch.load_file(self.path)["latents"]
-        except (SafetensorError, KeyError, Broken) as error:
-            raise Damaged(f"{self.path} cannot be read: {error}.", REMADE) from error
-        if self.about.get(DIGEST, digest := _digest(tensor)) != digest:
-            raise Damaged(f"{self.path} does not match its checksum.", REMADE)
+        if not is_whole(self.path):
+            raise Damaged(f"{self.path} is not as it was written.", REMADE)
+        tensor: Tensor = safetensors.torch.load_file(self.path)["latents"]
         return tensor
 
 
@@ -140,10 +132,10 @@ def stem_of(place: int, name: str) -> str:
 def store(path: Path, latents: Tensor, *, recipe: str, about: Mapping[str, Any]) -> None:
     """Write a preview's latents, whole or not at all."""
     tensors = {"latents": latents.detach().cpu().contiguous()}
-    facts = sealed({**about, "recipe": recipe, DIGEST: _digest(tensors["latents"])})
+    facts = sealed({**about, "recipe": recipe})
     metadata = {"recipe": recipe, "about": json.dumps(facts, ensure_ascii=False)}
     make_way(path)
-    write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
+    write_bytes(path, with_checksum(safetensors.torch.save(tensors, metadata=metadata)))
     remove(_beside(path, FAILED))
 
 
@@ -183,10 +175,6 @@ def stored_previews(output_dir: Path, *, step: int | None = None) -> Iterator[St
         stored = read_stored(path)
         if stored is not None:
             yield stored
-
-
-def _digest(latents: Tensor) -> str:
-    return digest_bytes(latents.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from finished_run import finished_run
-from small_run import enter_copy, with_files
+from quiet import Quiet
+from small_run import enter_copy, loaded, with_files
 
+from qedit.pipeline.upkeep.verify import verify
+from qedit.stages.stores.run import Run
 from qedit.stages.train.evaluation.preview_process import Decoding
 
 # what a finished run's folder holds besides what decides, and what becomes of it when damaged
@@ -71,3 +75,56 @@ def test_what_decides_nothing_is_written_anew_or_left_out(run: Path, damage: str
     for command in ("status", "plan", "train", "preview", "train"):
         with_files(command)
     assert {path for path in paths if path.read_bytes() != before[path]} == set()
+
+
+def _decide_nothing() -> list[tuple[str, str]]:
+    """The folder and the pattern of each file that docs/resume.md lists."""
+    text = (Path(__file__).parents[2] / "docs" / "resume.md").read_text(encoding="utf-8")
+    found: list[tuple[str, str]] = []
+    folder = ""
+    for line in text.partition("## Damaged files")[2].splitlines():
+        first = line.split("|")[1] if line.startswith("|") else ""
+        if head := re.search(r"in `(output|cache)_dir`", first):
+            folder = {"output": "out", "cache": "caches"}[head[1]]
+        elif line.startswith("|"):
+            found += [(folder, pattern) for pattern in re.findall("`(.+?)`", first)]
+    return found
+
+
+def _flipped(path: Path) -> Iterator[None]:
+    """Flip a bit in the middle of the file while the caller looks: one that is no blank."""
+    data = path.read_bytes()
+    at = next(at for at in range(len(data) // 2, len(data)) if not data[at : at + 1].isspace())
+    path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+    yield
+    path.write_bytes(data)
+
+
+def test_verify_covers_every_kind_of_file_that_decides(run: Path) -> None:
+    nothing = {path for folder, name in _decide_nothing() for path in Path(folder).glob(name)}
+    files = [path for folder in ("out", "caches") for path in sorted(Path(folder).rglob("*"))]
+    kinds: dict[str, Path] = {}
+    for path in files:
+        if path.is_file() and path not in nothing:
+            # of one dataset and of one step; a name may end in a digest or a number
+            places = {"held", "reference-a", "reference-held"}.isdisjoint(path.parts)
+            kind = re.sub(r"[0-9a-f]{16,}|[^/]*~[0-9]+|[0-9]+|(?<=-)[0-9a-f]+", "N", str(path))
+            kinds |= {kind: path} if places else {}
+    assert len(kinds) > 25
+    assert verify(Run(loaded()), Quiet()).lines == []
+    passed = set()
+    for kind, path in kinds.items():
+        for _ in _flipped(path):
+            if not any(part in line for line in _damages() for part in _names(path)):
+                passed.add(kind)
+    assert passed == set()
+
+
+def _damages() -> list[str]:
+    return verify(Run(loaded()), Quiet()).lines
+
+
+def _names(path: Path) -> list[str]:
+    """The file, or the part or the store that it belongs to, as `verify` names them."""
+    folders = [parent for parent in path.parents if parent.parent.name == "parts"]
+    return [str(one) for one in (path, *folders, *[path.parent][: path.name == "recipe.json"])]

@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..weights.file_checksum import with_checksum
 from ..weights.tensor_file import as_text
-from .lora_file import PREFIXES, Style, in_order, lora_scale
+from .lora_file import PREFIXES, Style, lora_scale
 
 # Who reads a file of each kind, as its metadata and the model card say it.
 LOADS_IN = {
@@ -59,4 +60,4 @@ def adapter_file(
         "trained_alpha": alpha,
         "trained_scale": trained_scale,
     }
-    return in_order(safetensors.torch.save(tensors, as_text(facts)))
+    return with_checksum(safetensors.torch.save(tensors, as_text(facts)))

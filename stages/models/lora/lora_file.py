@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.errors import WrongUse
-from ....cache.files.fingerprint import canonical_json
 from ..layers import BLOCK_LINEARS, MODULATION
+from ..weights.file_checksum import with_checksum
 from ..weights.tensor_file import as_text
 
 Style = Literal["diffusers", "comfyui", "kohya"]
@@ -136,7 +136,7 @@ def as_file(lora: Lora, style: Style) -> bytes:
         tensors |= _named(layer, pair, style)
     metadata = {key: value for key, value in lora.metadata.items() if key != _HIDDEN_ALPHA}
     metadata |= {"format": "pt", "lora_format": style} | _rank_and_alpha(lora, style)
-    return in_order(safetensors.torch.save(tensors, metadata))
+    return with_checksum(safetensors.torch.save(tensors, metadata))
 
 
 def _named(layer: str, pair: LowRank, style: Style) -> dict[str, Tensor]:
@@ -157,18 +157,6 @@ def _rank_and_alpha(lora: Lora, style: Style) -> dict[str, str]:
         return {}
     rank, alpha = found.pop()
     return {"rank": json.dumps(rank), "alpha": json.dumps(alpha if style == "kohya" else rank)}
-
-
-def in_order(data: bytes) -> bytes:
-    """Return the safetensors file with a sorted header, so that equal weights give equal bytes.
-
-    The library writes metadata in an order that differs from process to process. The header
-    is JSON after 8 bytes that give its length, padded with blanks so that tensors are aligned.
-    """
-    length = int.from_bytes(data[:8], "little")
-    header = canonical_json(json.loads(data[8 : 8 + length])).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 # -- reading -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ....cache.errors import Broken
 from ....cache.files.atomic import readable_json
 from ....cache.files.decides_nothing import put_text, set_aside
 from ....cache.files.json_file import object_in
+from ...models.weights.file_checksum import is_whole
 from ...run_output.run_file import STATE_FILE
 from ..state.checkpoint import Trained
 from .publish import Publisher, result_of
@@ -85,6 +86,8 @@ def renew_state(best: Path) -> dict[str, Any] | None:
     try:
         state = object_in(metadata_of(best)[KEY].encode())
     except (KeyError, Broken):
+        state = None
+    if state is None or (best.is_file() and not is_whole(best)):
         if best.exists():
             set_aside(best)
         return None

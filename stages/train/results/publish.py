@@ -15,6 +15,7 @@ from ....cache.files.decides_nothing import put_page
 from ....config.settings import Settings
 from ...models.lora.adapter_file import adapter_file
 from ...models.lora.lora_file import LORA_FILE, lora_file
+from ...models.weights.file_checksum import is_whole
 from ...run_output.data_history import as_of, history_of
 from ..plan.training_plan import Plan
 from ..state.checkpoint import EMA_FILE, WEIGHTS_FILE, read_state, read_tensors, step_of
@@ -64,7 +65,8 @@ class Publisher:
         """Return whether the result at `path` is that of the checkpoint with this digest."""
         known = metadata_of(path)
         in_style = self._base is not None or known.get("lora_format") == self.settings.lora_format
-        return known.get("checkpoint_digest") == digest and in_style
+        is_same = known.get("checkpoint_digest") == digest and in_style
+        return is_same and (path.is_dir() or is_whole(path))
 
     def write_card(self, step: int) -> None:
         """Write the model card for `step`, with the newest previews, if it has changed."""
