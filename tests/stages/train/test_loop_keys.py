@@ -72,6 +72,10 @@ ELSEWHERE = {
         "models/transformer/test_full_training.py",
         "test_a_full_run_resumes_and_is_saved_as_diffusers_loads_it",
     ),
+    "on_changed_data": (
+        "train/plan/test_changed_data.py",
+        "test_a_run_goes_on_with_the_new_pairs_and_is_what_it_would_be_after_any_stop",
+    ),
     "init_lora": ("train/state/test_optimizers.py", "test_a_run_begins_as_the_lora_it_is_given"),
     "gradient_checkpointing": (
         "train/objective/test_step.py",
