@@ -84,6 +84,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_step_interval": 500,
     "checkpoints_total_limit": 5,
     "resume_from_checkpoint": "latest",
+    "on_changed_data": "refuse",
     "scheduled_sampling_max_step_offset": 0,
     "scheduled_sampling_strategy": "uniform",
     "scheduled_sampling_probability": 0.0,
