@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "max_train_steps": 3000,
     "num_train_epochs": None,
     "mixed_precision": "bf16",
+    "disable_tf32": True,
     "base_model_precision": "no_change",
     "quantize_via": "cpu",
     "quantize_activations": False,
