@@ -7,6 +7,7 @@
     ├── NotComplete        4   an earlier stage has not made all that this one needs
     ├── Damaged            5   bytes on disk are not the bytes that were written
     ├── Locked             6   another process is writing there
+    ├── NoRoom             1   the disk is full
     └── OfOneProcess       1   one of several processes failed, and the others do not know it
 
     Broken                 -   whoever knows the file names it in another error
@@ -40,6 +41,10 @@ class WrongUse(QeditError):
     """Raised for a wrong option, configuration or folder, before anything was started."""
 
     exit_code = 2
+
+
+class NoRoom(QeditError):
+    """Raised when a disk, or a quota, has no room for what is written."""
 
 
 class Unreachable(WrongUse):

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import QeditError
+from ..errors import NoRoom, QeditError
 from .owner import Owner, is_dead, owner_in, this_process
 
 LEFTOVER = ".partial"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 # a place where there is none, a file in its way, a link that leads nowhere
 NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN_DISK = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENOTCONN)
 
 _count = itertools.count()
@@ -172,8 +173,12 @@ def remove(path: Path) -> None:
     with _in_words(path):
         if path.is_dir() and not path.is_symlink():
             gone = path if path.name.endswith(LEFTOVER) else _leftover_of(path)
-            if gone != path:
+            try:
                 path.rename(gone)
+            except OSError as error:  # a longer name may take room that a full disk has not
+                if error.errno not in NO_ROOM:
+                    raise
+                gone = path
             shutil.rmtree(gone)
         else:
             path.unlink(missing_ok=True)
@@ -271,12 +276,17 @@ def _in_words(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = _meant(Path(error.filename) if isinstance(error.filename, str) else path)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            what = f"There is no space left to write {path}."
-            do = "Make room and run the same command again: what is finished is kept."
-        elif error.errno in BROKEN_DISK:
+        if error.errno in NO_ROOM:
+            raise NoRoom(
+                f"There is no space left to write {path}.",
+                "Make room and run the same command again: what is finished is kept.",
+            ) from error
+        if error.errno in BROKEN_DISK:
             what = f"{path} cannot be written: the disk fails ({error.strerror})."
             do = "Check the disk, or choose a folder on another one."
+        elif error.errno in (errno.EISDIR, errno.ENOTEMPTY):
+            what = f"{path} is a folder, where a file is wanted."
+            do = "Move it away."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what = f"{path} may not be written ({error.strerror})."
             do = "Change its permissions, or choose another folder."

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import Locked
 from .atomic import make_folder, remove, sweep, unique_name, write_json
-from .lock import Holder, holder_from, new_holder, read_held, writer_lock
+from .lock import Holder, at_work, holder_from, new_holder, read_held, writer_lock
 from .owner import is_dead
 
 CLAIMS = "claims"
@@ -133,10 +132,7 @@ def refuse_claims(folder: Path) -> None:
         Locked: somebody is.
     """
     for claim in living_claims(folder):
-        raise Locked(
-            f"{folder} is being filled by {claim.holder}.",
-            "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
-        )
+        raise at_work(folder, f"filled by {claim.holder}")
     _remove_dead(folder)
 
 

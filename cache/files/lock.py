@@ -88,6 +88,14 @@ def holder_of(folder: Path) -> Holder | None:
     return _holder(folder / LOCK_FILE)
 
 
+def at_work(folder: Path | str, what: str) -> Locked:
+    """Return the error that `folder` is being `what`: "written by" the holder of its lock."""
+    return Locked(
+        f"{folder} is being {what}.",
+        "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
+    )
+
+
 def _acquire(path: Path, me: Holder) -> None:
     """Make the file at `path` name `me`, if it does not exist or names a dead process."""
     while not create(path, me.as_bytes()):
@@ -95,10 +103,7 @@ def _acquire(path: Path, me: Holder) -> None:
         if other is None:
             continue  # released this very moment
         if not is_dead(other.owner):
-            raise Locked(
-                f"{path.parent} is being written by {other}.",
-                "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
-            )
+            raise at_work(path.parent, f"written by {other}")
         if _succeed(path, other, me):
             return
 

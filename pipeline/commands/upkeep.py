@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -67,25 +66,27 @@ def gc(compact: bool, yes: bool, **shared: Any) -> None:
         from ...stages.stores.run import Run
         from ..terminal.output import size
         from ..upkeep.caches import Caches
-        from ..upkeep.collect import alone, clear, collect
+        from ..upkeep.collect import Removables, collect, remove_unused
 
         run = Run(configuration_of(progress, **shared))
-        with alone(run) if yes else nullcontext(Caches(run)) as caches:
-            found = collect(caches, compact=compact)
-            lines = list(found.lines())
-            for line in (*lines, *found.left_lines()):
+
+        def show(found: Removables) -> None:
+            for line in (*found.lines(), *found.left_lines()):
                 progress.say(line)
-            facts = found.as_object()
-            if yes:
-                clear(found)
+
+        if yes:
+            found = remove_unused(run, compact=compact, show=show)
+        else:
+            found = collect(Caches(run), compact=compact)
+            show(found)
         command = "qedit gc --compact --yes" if compact else "qedit gc --yes"
-        if not lines:
+        if not found.found:
             progress.say("Nothing to remove.")
         elif yes:
-            progress.say(f"Done: {size(facts['bytes'])} removed.")
+            progress.say(f"Done: {size(found.count_bytes)} removed.")
         else:
-            progress.say(f"{size(facts['bytes'])} in all. To do it: `{command}`.")
-        finish({**facts, "removed": yes})
+            progress.say(f"{size(found.count_bytes)} in all. To do it: `{command}`.")
+        finish({**found.as_object(), "removed": yes})
 
 
 @click.command()
@@ -100,9 +101,10 @@ def unlock(yes: bool, **shared: Any) -> None:
     with reporting(**shared) as (progress, finish):
         from ...cache.files.atomic import remove
         from ...stages.stores.run import Run
+        from ..upkeep.caches import Caches
         from ..upkeep.unlock import find_locks
 
-        locks = find_locks(Run(configuration_of(progress, **shared)))
+        locks = find_locks(Caches(Run(configuration_of(progress, **shared))))
         for path, holder in locks.here():
             progress.warn(f"{path} is held by {holder}, which is running: end it first.")
         for path, holder in locks.free():

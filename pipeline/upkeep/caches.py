@@ -21,7 +21,8 @@ from ...stages.run_output.data_history import needed_tables
 from ...stages.run_output.run_file import read_run
 from ...stages.samples.store_keys import PairsKeys
 from ...stages.samples.table import MANIFEST, manifest_in
-from ...stages.stores.pins import Pin, Record, pairs_pin, pin_of, read_records
+from ...stages.stores.moves import Move, known_id, written_id
+from ...stages.stores.pins import RUNS, Pin, Record, is_foreign, pairs_pin, pin_of, read_records
 from ...stages.stores.row_kinds import RowKind, layout_of
 from ...stages.stores.run import Run
 
@@ -74,6 +75,24 @@ class Caches:
         """The records in each folder, or what is wrong with one."""
         return {folder: list(read_records(folder)) for folder in self.folders}
 
+    @cached_property
+    def moves(self) -> list[str]:
+        """The folders that lay elsewhere when their records were written, in sentences."""
+        found = [record for records in self.found_records.values() for record in records]
+        records = [record for record in found if isinstance(record, Record) and record.is_moved]
+        lines = [record.move.in_words(is_copy=record.is_copy) for record in records]
+        here = self.run.output_dir
+        place = written_id(here)[1]
+        if here not in (place, *(Path(record.move.path(str(place))) for record in records)):
+            lines.append(Move(place, here).in_words(is_copy=not known_id(here)))
+        return list(dict.fromkeys(lines))
+
+    @property
+    def foreign(self) -> list[Path]:
+        """What lies among the records and is none."""
+        there = [path for folder in self.folders for path in sorted(folder.glob(f"{RUNS}/[!.]*"))]
+        return [path for path in there if is_foreign(path)]
+
     def records(self, *, own: bool) -> Iterator[tuple[Path, Record]]:
         """Yield the records of this run, or of all others, with the folders they lie in.
 
@@ -84,7 +103,7 @@ class Caches:
             for record in found:
                 if isinstance(record, Damaged):
                     raise record
-                if (record.output_dir == str(self.run.output_dir)) is own:
+                if record.is_of(self.run) is own:
                     yield folder, record
 
     @cached_property

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import Locked, NotComplete
+from ...cache.errors import NoRoom, NotComplete
 from ...cache.files.atomic import remove, sweep
 from ...cache.files.claims import alone_in
-from ...cache.files.lock import holder_of, writer_lock
+from ...cache.files.lock import at_work, holder_of, writer_lock
 from ...cache.files.owner import is_dead
 from ...cache.store.leftovers import (
     RECENT_SECONDS,
@@ -24,7 +24,7 @@ from ...cache.store.repacking import carry_out
 from ...stages.frozen_base.modulation_table import base_folder
 from ...stages.samples.recipe import refuse_others
 from ...stages.samples.table import manifest_in, table_folder
-from ...stages.stores.pins import Pin, Record, pairs_pin, record_file, write_record
+from ...stages.stores.pins import Pin, pairs_pin, renew_record
 from ...stages.stores.run import Run
 from ..terminal.output import duration, size
 from .caches import Caches, folders_of
@@ -35,6 +35,7 @@ from .removable import (
     removable_rows,
     unfinished,
 )
+from .unlock import find_locks
 
 SPOOL = "spool"  # where a stage leaves pictures for the next
 DOING = "qedit gc"
@@ -63,6 +64,14 @@ class Removables:
             frees = f", {size(one.count_bytes)}" if one.count_bytes or one.rows else ""
             yield f"{one.path}: {what}{frees}" + (f"; {more}" if more else "")
 
+    def whole(self) -> Iterator[Path]:
+        """Yield what goes without anything being written: neither in part nor named by a record."""
+        for one in self.found:
+            if one.store is not None and one.plan is not None:
+                yield from (one.store.parts_folder / name for name in one.plan.gone)
+            elif one.kind != "pairs":
+                yield one.path
+
     def left_lines(self) -> Iterator[str]:
         """Yield what stays for now and would go otherwise."""
         for one in self.left_alone:
@@ -72,6 +81,8 @@ class Removables:
                 f"{one.path}: of process {one.owner.pid} on {one.owner.host}, which may be at work "
                 f"(it changed {when}); left alone until nothing has for {RECENT_SECONDS // 3600} h"
             )
+        yield from self.caches.moves
+        yield from (f"{path}: no record of a run; left alone" for path in self.caches.foreign)
         if self.caches.others:
             yield f"Kept: what other runs want, in {', '.join(self.caches.others)}."
 
@@ -86,6 +97,7 @@ class Removables:
             "stores": [str(path) for path, is_store in paths.items() if is_store],
             "left_alone": [str(one.path) for one in self.left_alone],
             "kept_for": self.caches.others,
+            "moved": self.caches.moves,
         }
 
 
@@ -155,24 +167,67 @@ def _refuse_training(caches: Caches) -> None:
     for folder in (str(caches.run.output_dir), *caches.others):
         holder = holder_of(Path(folder))
         if holder is not None and not is_dead(holder.owner):
-            raise Locked(
-                f"{folder} is being written by {holder}, and reads these caches.",
-                "Wait for it, or end it. If you know that it runs no more: `qedit unlock`.",
-            )
+            raise at_work(folder, f"written by {holder}, and reads these caches")
+
+
+def _refuse_work(caches: Caches) -> None:
+    """Raise while anybody holds a lock or a claim: for who can take no lock of its own."""
+    for path, holder in find_locks(caches).held:
+        if not is_dead(holder.owner):
+            raise at_work(path.parent, f"written by {holder}")
+
+
+def remove_unused(run: Run, *, compact: bool, show: Callable[[Removables], None]) -> Removables:
+    """Remove what no table and no run names, once `show` has said it; return it.
+
+    On a full disk nobody can write so much as a lock. What goes whole then goes without one,
+    piece by piece, until there is room for it.
+
+    Raises:
+        NoRoom: what is left needs something to be written first.
+    """
+    shown: Removables | None = None
+    while True:
+        try:
+            with alone(run) as caches:
+                found = collect(caches, compact=compact)
+                if shown is None:
+                    show(shown := found)
+                clear(found)
+                return shown
+        except NoRoom:
+            found = collect(Caches(run), compact=compact)
+            _refuse_work(found.caches)
+            if shown is None:
+                show(shown := found)
+            if not found.found:
+                return shown
+            whole = next(found.whole(), None)
+            if whole is None:
+                raise
+            remove(whole)
+            for store in run.stores.all_stores():
+                store.refresh()
 
 
 def clear(found: Removables) -> None:
-    """Remove what was found; inside the block of `alone` that it was found in."""
+    """Remove what was found; inside the block of `alone` that it was found in.
+
+    What makes room goes first. The former tables go once no record of this run names them: else
+    it would be in other runs' way.
+    """
     if not found.caches.is_locked:
         raise RuntimeError("what was found without the locks of `alone` may be in use by now")
+    for path in found.whole():
+        sweep(path.parent)
+        remove(path)
     _renew_records(found.caches)
     for one in found.found:
-        if one.store is not None and one.plan is not None:
+        if one.kind == "pairs":
+            remove(one.path)
+        if one.store is not None and one.plan is not None and one.plan.moved:
             with one.store.adding():
                 carry_out(one.store, one.plan)
-        else:
-            sweep(one.path.parent)
-            remove(one.path)
 
 
 def _renew_records(caches: Caches) -> None:
@@ -191,9 +246,4 @@ def _renew_records(caches: Caches) -> None:
             folder, caches.own_pin
         )
         pins = {name: pin for name in names if folder / name in needed}
-        file = record_file(run, folder)
-        if pins and records != [Record(file, str(run.output_dir), pins)]:
-            write_record(run, folder, pins)
-        for record in records:
-            if not pins or record.path != file:
-                remove(record.path)
+        renew_record(run, folder, records, pins)

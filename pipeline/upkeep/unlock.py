@@ -10,7 +10,6 @@ from ...cache.errors import Damaged
 from ...cache.files.claims import claims_in
 from ...cache.files.lock import LOCK_FILE, Holder, holder_of
 from ...cache.files.owner import can_be_asked, is_dead
-from ...stages.stores.run import Run
 from .caches import Caches
 
 
@@ -34,9 +33,8 @@ class Locks:
         return [(path, holder) for path, holder in self.held if path not in alive]
 
 
-def find_locks(run: Run) -> Locks:
+def find_locks(caches: Caches) -> Locks:
     """Find every lock and claim in the cache folders and the output folders of the runs there."""
-    caches = Caches(run)
     stores = caches.every_store()
     held = [(claim.path, claim.holder) for store in stores for claim in claims_in(store)]
     for folder in (*stores, *caches.folders, *_output_dirs(caches)):

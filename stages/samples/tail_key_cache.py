@@ -6,8 +6,8 @@ after what it was computed from and after its own checksum, so it is either righ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ...cache.errors import Broken
+from ...cache.errors import Broken, QeditError
 from ...cache.files.atomic import write_bytes
 from ...cache.files.checksum import crc32c
 from ...cache.files.fingerprint import key_of
@@ -79,14 +79,15 @@ def remembered_tails(
 def remember_tails(
     table: Path, beside: Sequence[str], *, digests: bytes, rows: npt.NDArray[np.int64]
 ) -> None:
-    """Write the digests and rows beside `table`, if they are many and the folder is writable."""
-    if len(rows) < MANY or not os.access(table.parent, os.W_OK):
+    """Write the digests and rows beside `table`, if they are many and it may be written there."""
+    if len(rows) < MANY:
         return
     as_column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(DIGEST_BYTES), len(rows), [None, pa.py_buffer(digests)]
     )
     data = table_bytes(pa.table({"digest": as_column, "row": pa.array(rows)}), repeats=False)
-    write_bytes(table.parent / f"{_name(table, beside)}-{crc32c(data):08x}.parquet", data)
+    with contextlib.suppress(QeditError):
+        write_bytes(table.parent / f"{_name(table, beside)}-{crc32c(data):08x}.parquet", data)
 
 
 def belongs_to(name: str, table: Path | str) -> bool:

@@ -5,7 +5,8 @@
 Several runs may share a folder. What a run no longer wants is kept there as long as the record of
 another one names it: records are the roots from which `gc` finds what is live. A record is written
 under the folder's lock, before a stage fills a store there. It says in which folder it was
-written: in a copy of that folder it counts for nothing; in a moved one its paths moved as well.
+written: where that was moved or copied, its paths are looked for under the new place as well
+(`moves.py`). A run is known by its output_dir and, where that was moved, by its random id.
 
 Fields that a reader does not know are left alone. Earlier versions left a note in every store
 instead (`<store>/uses/<id>.json`); those are read, and go when their run writes its record.
@@ -13,8 +14,10 @@ instead (`<store>/uses/<id>.json`); those are read, and go when their run writes
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from ...cache.files.sealed import read_sealed, sealed
 from ...cache.store.recipe_file import keep_recipe
 from ...cache.store.store import Store
 from ..samples.table import MANIFEST, table_folder
+from .moves import Move, keep_id, written_id
 from .previewed import keys_only_previewed
 from .run import Run
 
@@ -67,14 +71,34 @@ class Record:
     """The file at `path`: what the run in `output_dir` needs in one folder, by name.
 
     Attributes:
-        is_moved: it was written where the folder lay before. To be written again: once something
-            lies at that place, this folder would pass for a copy of it.
+        run_id: the random id of the run; "" in records of earlier versions.
+        recorded_dir: the `output_dir` when it was written.
+        move: of the folder since. To be written again where there was one.
+        is_copy: the folder was copied: the record is still in the former one, too.
     """
 
     path: Path
     output_dir: str
     pins: Mapping[str, Pin]
-    is_moved: bool = False
+    run_id: str
+    recorded_dir: str
+    move: Move
+    is_copy: bool
+
+    @property
+    def is_moved(self) -> bool:
+        return self.move.old != self.move.new
+
+    def is_of(self, run: Run) -> bool:
+        """Return whether `run` wrote it: in its output_dir, or in one that was moved there."""
+        if str(run.output_dir) in (self.recorded_dir, self.move.path(self.recorded_dir)):
+            return True
+        there = written_id(Path(self.recorded_dir))[0]
+        return bool(self.run_id) and there != self.run_id == run.id
+
+    def says(self, run: Run, pins: Mapping[str, Pin]) -> bool:
+        """Return whether it says what `run` would write of these `pins` where it lies."""
+        return self.pins == pins and not self.is_moved and self.recorded_dir == str(run.output_dir)
 
 
 def pin_of(run: Run) -> Pin:
@@ -163,37 +187,59 @@ def pin_places(
 def write_pins(run: Run, folder: Path, names: Sequence[str], pin: Pin) -> None:
     """Record that the run needs what is called so in `folder`, whose lock the caller holds.
 
-    What else it needs there stays recorded. Its old notes in these go.
+    What else it needs there stays recorded.
     """
-    record, file = _own_record(run, folder), record_file(run, folder)
-    before = record.pins if record else {}
-    kept = {name: one for name, one in before.items() if (folder / name).is_dir()}
-    pins = kept | dict.fromkeys(names, pin)
-    if record != Record(file, str(run.output_dir), pins):
-        write_record(run, folder, pins)
-    notes = [folder / name / OLD_NOTES for name in names]
-    own = {place / file.name for place in notes}  # read or not: one may be damaged, or a copy
-    own |= {
-        found.path
-        for found in read_records(folder, notes)
-        if isinstance(found, Record) and found.output_dir == str(run.output_dir)
+    own = [found for found in read_records(folder) if not isinstance(found, Damaged)]
+    own = [record for record in own if record.is_of(run)]
+    # what it wrote before it was moved counts less
+    own.sort(key=lambda record: record.path == record_file(run, folder))
+    before = {
+        name: kept
+        for record in own
+        for name, kept in record.pins.items()
+        if (folder / name).is_dir()
     }
-    for path in own:
-        remove(path)
+    renew_record(run, folder, own, before | dict.fromkeys(names, pin))
+    for name in names:  # an old note that cannot be read
+        remove(folder / name / OLD_NOTES / record_file(run, folder).name)
+
+
+def renew_record(run: Run, folder: Path, own: Sequence[Record], pins: Mapping[str, Pin]) -> None:
+    """Have one record say what the run needs in `folder`, whose lock the caller holds.
+
+    Args:
+        own: the records of the run there, old notes included; one takes the place of all.
+        pins: what it needs; if nothing, no record is left.
+    """
+    file = record_file(run, folder)
+    if pins and not any(record.path == file and record.says(run, pins) for record in own):
+        write_record(run, folder, pins)
+    for record in own:
+        if not pins or record.path != file:
+            remove(record.path)
 
 
 def write_record(run: Run, folder: Path, pins: Mapping[str, Pin]) -> None:
     """Write what the run needs in `folder`, whose lock the caller holds, and nothing else."""
-    path, place = record_file(run, folder), folder.resolve()
+    path = record_file(run, folder)
     sweep(path.parent)
+    keep_id(run.output_dir, run_id(run))
     record = {
         "format": FORMAT,
+        "id": run_id(run),
         "output_dir": str(run.output_dir),
-        "folder": str(place),
-        "inode": place.stat().st_ino,
+        "folder": str(folder.resolve()),
         "pins": {name: asdict(pin) for name, pin in sorted(pins.items())},
     }
     write_json(path, sealed(record))
+
+
+def run_id(run: Run) -> str:
+    """Return the id that the run has or, if it has none of its own, a new one for it."""
+    if not run.id:
+        paired = _own_record(run, run.pairs_root)
+        run.id = (paired.run_id if paired else "") or secrets.token_hex(8)
+    return run.id
 
 
 def record_file(run: Run, folder: Path) -> Path:
@@ -201,23 +247,26 @@ def record_file(run: Run, folder: Path) -> Path:
     return folder / RUNS / f"{key_of([str(run.output_dir)])[:16]}.json"
 
 
-def read_records(folder: Path, places: Iterable[Path] | None = None) -> Iterator[Record | Damaged]:
-    """Yield every record of `folder`, old notes in its stores included; copies are left out.
+def read_records(folder: Path) -> Iterator[Record | Damaged]:
+    """Yield every record of `folder`, old notes in its stores included.
 
     One that cannot be read is yielded as the error that says so.
-
-    Args:
-        places: the folders of files to read; None: all.
     """
-    for place in places or (folder / RUNS, *sorted(folder.glob(f"*/{OLD_NOTES}"))):
+    for place in (folder / RUNS, *sorted(folder.glob(f"*/{OLD_NOTES}"))):
         for path in sorted(place.glob("*.json")):
             try:
                 record = _read(path, folder)
             except Damaged as error:
-                yield error
+                if not is_foreign(path):
+                    yield error
                 continue
             if record is not None:
                 yield record
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether something in the folder of records is none: it decides nothing."""
+    return not path.is_file() or not re.fullmatch(r"[0-9a-f]{16}\.json", path.name)
 
 
 def _own_record(run: Run, folder: Path) -> Record | None:
@@ -240,27 +289,32 @@ def _is_recorded(run: Run, folder: Path, names: Sequence[str], pin: Pin) -> bool
 
 
 def _read(path: Path, folder: Path) -> Record | None:
-    """Read a record in `folder`, or an old note in a store there; None: none, or a copy.
+    """Read a record in `folder`, or an old note in a store there; None: there is none.
 
     Raises:
         Damaged: what the run needs is unknown.
     """
     try:
-        found = read_sealed(path)
-        place = folder
+        found, place = read_sealed(path), folder
         if path.parent.name == OLD_NOTES:
             place = path.parent.parent
             found = _of_old_note(found, place)
         elif found["format"] != FORMAT:
             raise Broken(f"it has format {found['format']}, this qedit reads {FORMAT}")
-        move = _move(found.get("folder"), found.get("inode"), place)
-        if move is None:
-            return None
-        (output_dir,) = _texts([found["output_dir"]])
-        if not Path(output_dir).parent.is_dir():
-            output_dir = move(output_dir)
-        pins = {name: _pin(pin, move) for name, pin in found["pins"].items()}
-        return Record(path, output_dir, pins, found.get("folder") != str(place.resolve()))
+        move = Move.between(found.get("folder"), place.resolve())
+        (recorded,) = _texts([found["output_dir"]])
+        moved = move.path(recorded)
+        is_copy = Path(found.get("folder") or place, path.relative_to(place)).is_file()
+        has_moved = is_copy or Path(moved).is_dir() or not Path(recorded).parent.is_dir()
+        return Record(
+            path,
+            moved if has_moved else recorded,
+            {name: _pin(pin, move) for name, pin in found["pins"].items()},
+            str(found.get("id", "")),
+            recorded,
+            move,
+            is_copy,
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, Broken) as error:
@@ -275,14 +329,14 @@ def _of_old_note(note: Mapping[str, Any], store: Path) -> dict[str, Any]:
     """Return a note of an earlier version in the form of a record; the oldest lack fields."""
     pin = {name: note[name] for name in ("pairs", "captions_beside")}
     pin |= {"tables": note.get("tables", []), "extra_keys": note.get("also", [])}
-    place = {"folder": note.get("store"), "inode": note.get("inode")}
-    return {"output_dir": note["output_dir"], **place, "pins": {store.name: pin}}
+    pins = {store.name: pin}
+    return {"output_dir": note["output_dir"], "folder": note.get("store"), "pins": pins}
 
 
-def _pin(found: Mapping[str, Any], move: Callable[[str], str]) -> Pin:
+def _pin(found: Mapping[str, Any], move: Move) -> Pin:
     pin = Pin(**{field.name: _texts(found[field.name]) for field in fields(Pin)})
     # both may be there: then nothing that either place names goes
-    places = dict.fromkeys(place for path in pin.pairs for place in (path, move(path)))
+    places = dict.fromkeys(place for path in pin.pairs for place in (path, move.path(path)))
     there = tuple(place for place in places if Path(place).is_dir())
     return replace(pin, pairs=there or pin.pairs)
 
@@ -291,28 +345,3 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{value!r} is no list of texts")
     return tuple(value)
-
-
-def _move(former: str | None, inode: int | None, place: Path) -> Callable[[str], str] | None:
-    """Return what makes paths of the `former` place paths of today; None: `place` is a copy of it.
-
-    A moved folder keeps its inode, and another mount of it its path. A copy has neither, and nor
-    has what was moved to another disk: then nothing is left at the former place.
-    """
-    here = place.resolve()
-    if former is None or former == str(here):
-        return lambda path: path
-    try:
-        is_there = Path(former).stat().st_ino == inode
-    except OSError:
-        is_there = False
-    if is_there:
-        return (lambda path: path) if here.stat().st_ino == inode else None
-    old, new = Path(former), here
-    while old.name == new.name and old != old.parent and new != new.parent:
-        old, new = old.parent, new.parent
-
-    def moved(path: str) -> str:
-        return str(new / Path(path).relative_to(old)) if Path(path).is_relative_to(old) else path
-
-    return moved

@@ -18,6 +18,7 @@ from ..models.flavours import Flavour
 from ..samples.sample import Sample
 from ..samples.store_keys import PairsKeys, pairs_keys
 from ..samples.table import captions_beside, read_pairs, used_main_datasets
+from .moves import known_id
 from .run_stores import RunStores, open_stores
 
 
@@ -50,6 +51,11 @@ class Run:
     def output_dir(self) -> Path:
         """The folder of the run's results, as an absolute path without links: its identity."""
         return Path(self.settings.output_dir).resolve()
+
+    @cached_property
+    def id(self) -> str:
+        """The random id of the run; "" where its output_dir has none of its own."""
+        return known_id(self.output_dir)
 
     @cached_property
     def flavour(self) -> Flavour:

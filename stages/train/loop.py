@@ -36,6 +36,8 @@ from ..run_output.page import PAGE_FILE, write_page
 from ..run_output.run_file import damage_of_run, write_run
 from ..stage import Outcome, Progress
 from ..stop_signals import Stopped
+from ..stores.moves import keep_id
+from ..stores.pins import run_id
 from .apply_memory_plan import fit_of, memory_lines
 from .data.feed import padding_of
 from .evaluation.evaluate import Evaluations, is_evaluation_missing
@@ -158,6 +160,7 @@ def _take_over(plan: Plan, progress: Progress) -> Path | None:
         named = f"{begin.name} says the same" if begin else "there is no checkpoint yet"
         progress.warn(f"{damage} It is written anew: {named}.")
     write_run(where, plan.run)
+    keep_id(plan.opened.output_dir, run_id(plan.opened))
     if begin:
         Publisher(plan).publish(begin)
     renew_state(result_of(plan.settings, BEST_FOLDER))

@@ -237,6 +237,7 @@ def test_where_there_is_no_proc_ps_is_asked(
         (errno.EDQUOT, "no space left"),
         (errno.EROFS, "may not be written"),
         (errno.EACCES, "may not be written"),
+        (errno.EISDIR, "is a folder, where a file is wanted"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_words(
@@ -270,8 +271,15 @@ def test_a_failing_disk_is_said_in_words(tmp_path: Path) -> None:
 
 
 def test_other_errors_are_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
-        atomic.write_bytes(tmp_path, b"x")
+    with pytest.raises(OSError, match="Too many links"), atomic.new_file(tmp_path / "file"):
+        raise OSError(errno.EMLINK, "Too many links")
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file" / "inside").mkdir(parents=True)
+    with pytest.raises(QeditError, match=r"/file is a folder"):
+        atomic.write_bytes(tmp_path / "file", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_tables_come_back(tmp_path: Path) -> None:

@@ -432,12 +432,16 @@ def test_caches_that_were_moved_to_another_disk_keep_other_runs_records(
     shutil.copytree("caches", "copied")
     elsewhere = ("--set", "cache_dir=copied")
     shown = said(with_files("gc", "--json", *elsewhere))
-    assert shown["rows"] == 1  # the original is still there, and keeps what the other run wants
-    assert shown["kept_for"] == []
+    assert shown["rows"] == 1
+    assert shown["kept_for"] == [str(copy / "out2")]  # it may go on in the copy
+    (said_so,) = shown["moved"]
+    assert said_so.startswith(f"{copy / 'copied'} is a copy of {copy / 'caches'}: ")
     shutil.rmtree("caches")
     shown = said(with_files("gc", "--json", *elsewhere))
     assert shown["rows"] == 1  # its tables have moved with them, and name what this run's do
     assert shown["kept_for"] == [str(copy / "out2")]
+    (said_so,) = shown["moved"]
+    assert said_so.startswith(f"{copy / 'caches'} was moved to {copy / 'copied'}: ")
     (copy / "copied").rename("caches")
     assert _shown()["rows"] == 1  # the other run uses the table that this one does
     assert old or other_record.is_file()

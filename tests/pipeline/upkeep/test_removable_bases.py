@@ -49,7 +49,7 @@ def made(cached: Path, tmp_path: Path) -> Callable[..., Configuration]:
     folder = Path(shutil.copytree(cached, tmp_path / "copy"))
 
     def make(*, output: str = "output", **settings: Any) -> Configuration:
-        return made_configuration(folder, output_dir=str(tmp_path / output), **INT8 | settings)
+        return made_configuration(folder, output_dir=str(folder / output), **INT8 | settings)
 
     return make
 
@@ -217,4 +217,4 @@ def test_unlock_knows_the_lock_of_the_base(made: Callable[..., Configuration]) -
     holder = new_holder("quantising the base")
     lock = base_folder(run.settings) / LOCK_FILE
     lock.write_text(json.dumps(asdict(holder)))
-    assert lock in [path for path, _ in find_locks(Run(run)).held]
+    assert lock in [path for path, _ in find_locks(Caches(Run(run))).held]

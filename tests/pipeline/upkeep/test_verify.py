@@ -297,8 +297,8 @@ def test_gc_removes_stores_of_recipes_that_nobody_asks_for(copy: Path) -> None:
     assert said(with_files("cache-vae", "--json", *bf16))["computed"] == 8
 
 
-def test_a_copy_of_the_caches_is_no_other_run_but_a_moved_one_is_the_same(copy: Path) -> None:
-    """The records were copied as well: they speak of the original."""
+def test_records_hold_in_copied_and_in_moved_caches(copy: Path) -> None:
+    """That of the run in `out` was copied, and no stage of it has run since."""
     (copy / "edited" / "p2.txt").write_text("another caption")
     with_files("run", "--set", "output_dir=out2")
     assert said(with_files("gc", "--json"))["rows"] == 1
@@ -308,6 +308,7 @@ def test_a_copy_of_the_caches_is_no_other_run_but_a_moved_one_is_the_same(copy: 
     (copy / "caches").rename(copy / "moved")
     (store,) = stores_in(copy / "moved" / "vae" / "edited")
     assert {Path(found.output_dir).name for found in read_records(store.path.parent)} == {
+        "out",
         "out2",
         "out3",
     }
