@@ -89,7 +89,7 @@ class Caches:
 
     @property
     def foreign(self) -> list[Path]:
-        """What lies among the records and is none."""
+        """Everything among the records that is none."""
         there = [path for folder in self.folders for path in sorted(folder.glob(f"{RUNS}/[!.]*"))]
         return [path for path in there if is_foreign(path)]
 

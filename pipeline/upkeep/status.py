@@ -109,6 +109,8 @@ def _add_rows(status: Status, caches: Caches, tables: Sequence[PairsKeys]) -> No
         lost, unaccepted = _rejected(store_set, wanted)
         beside_it = _beside(caches, store_set)
         orphaned, unknown = _orphaned(caches, store_set)
+        if any(unknown in line.say for line in status.found):
+            unknown = ""
         said = [torn, f"{lost} rejected" if lost else ""]
         said += [_reasons(caches, beside_it)] if there + lost < distinct(wanted) else []
         said += [EARLIER[kind]] if kind in EARLIER and is_earlier(store_set.recipe) else []

@@ -1,4 +1,4 @@
-"""What was moved or copied: a run is known by its random id, a folder by where it lay before.
+"""Moves and copies: a run is known by its random id, a folder by where it lay before.
 
     <output_dir>/run-id.json   the id of the run, and the folder that it was written in
 

@@ -305,10 +305,10 @@ def _read(path: Path, folder: Path) -> Record | None:
         (recorded,) = _texts([found["output_dir"]])
         moved = move.path(recorded)
         is_copy = Path(found.get("folder") or place, path.relative_to(place)).is_file()
-        has_moved = is_copy or Path(moved).is_dir() or not Path(recorded).parent.is_dir()
+        is_gone = not Path(recorded).is_dir() and (is_copy or not Path(recorded).parent.is_dir())
         return Record(
             path,
-            moved if has_moved else recorded,
+            moved if is_gone or Path(moved).is_dir() else recorded,
             {name: _pin(pin, move) for name, pin in found["pins"].items()},
             str(found.get("id", "")),
             recorded,

@@ -25,6 +25,8 @@ from small_run import loaded, qedit, said
 from qedit.stages.stores.bfloat16 import tensor_of
 from qedit.stages.stores.run import Run
 
+from qedit.stages.stores.moves import known_id
+
 FIRST = ("--config", "config.json", "--data", "data.json")
 SECOND = ("--config", "config-2.json", "--data", "data-2.json")
 STAGES = ("pair", "cache-vae", "cache-embeds", "cache-base")
@@ -70,7 +72,9 @@ def test_gc_takes_the_rows_of_the_deleted_sample_and_nothing_else(project: Path)
 
 
 def test_training_goes_on_to_the_same_bits(project: Path) -> None:
+    assert known_id(project / "out") == ""  # it was made before there were ids
     outcome = _run(*FIRST, "--set", "max_train_steps=4")
+    assert known_id(project / "out") != ""
     assert (outcome["stage"], outcome["kept"], outcome["computed"]) == ("train", 2, 2)
     expected = project / "expected"
     ours, theirs = arithmetic(), load_file(expected / "arithmetic.safetensors")

@@ -41,10 +41,6 @@ VALUES: dict[str, dict[str, str]] = {
         "path": "cache/vae/edited",
         "what": "cache/vae/edited cannot be written: the disk is full.",
     },
-    "claims.py": {
-        "claim.holder": "process 4711 on gpu-box (cache-vae, since 2026-11-30 20:15)",
-        "folder": _STORE,
-    },
     "contents.py": {
         "error": "a chunk does not match its checksum",
         "part": f"{_STORE}/parts/gpu-box-4711~3",
@@ -57,9 +53,9 @@ VALUES: dict[str, dict[str, str]] = {
         "what": "10000 latents",
     },
     "lock.py": {
-        "other": _HOLDER,
+        "folder": "output/edited",
         "path": "output/edited/writer.json",
-        "path.parent": "output/edited",
+        "what": f"written by {_HOLDER}",
     },
     "recipe_file.py": {
         "folder": _STORE,
@@ -82,7 +78,6 @@ VALUES: dict[str, dict[str, str]] = {
         ),
     },
     # pipeline/
-    "collect.py": {"folder": "output/dogs", "holder": _HOLDER},
     "examples.py": {"assignment": "lora_rank=32"},
     "key_lines.py": {"what": "No key has 'sharpness' in its name or meaning"},
     "run_command.py": {"folder": "my-run", "make_it": "Make it: `mkdir -p my-run`."},

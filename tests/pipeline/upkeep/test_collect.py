@@ -283,7 +283,7 @@ def test_gc_is_refused_where_another_runs_tables_are_gone(copy: Path) -> None:
     others = [path for path in records if f'"{copy / "out2"}"' in path.read_text()]
     assert len(others) == 2  # all of them at once
     assert all(error.count(str(path.relative_to(copy))) == 2 for path in others)
-    with_files("status")
+    assert with_files("status").stdout.count("are gone") == 1
     (copy / "not-mounted").rename(tables)
     assert _shown() == kept
     (manifest,) = tables.rglob("manifest.json")

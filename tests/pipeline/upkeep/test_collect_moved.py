@@ -33,7 +33,13 @@ def _beside(old: Path, new: Path) -> None:
     shutil.copytree(old, new, copy_function=shutil.copyfile)  # with new times
 
 
-WAYS = pytest.mark.parametrize("way", [_renamed, _copied_away, _beside])
+def _ways(plain: Way) -> pytest.MarkDecorator:
+    """Every way; those besides `plain` among the longer tests."""
+    ways = (_renamed, _copied_away, _beside)
+    marks = {True: (), False: (pytest.mark.full,)}
+    return pytest.mark.parametrize(
+        "way", [pytest.param(way, marks=marks[way is plain]) for way in ways]
+    )
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def _assert_clean(first: tuple[str, ...] = (), second: tuple[str, ...] = OTHER_R
     assert said(with_files("gc", "--json", *second))["rows"] == 0
 
 
-@WAYS
+@_ways(_beside)
 def test_gc_of_a_moved_or_copied_project(
     project: Path, tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +97,7 @@ def test_gc_of_a_moved_or_copied_project(
         assert "" not in ids
 
 
-@WAYS
+@_ways(_copied_away)
 def test_gc_of_moved_or_copied_caches(project: Path, way: Way) -> None:
     way(project / "caches", project / "disk" / "cached")
     sets = ("--set", "cache_dir=disk/cached")
@@ -103,7 +109,7 @@ def test_gc_of_moved_or_copied_caches(project: Path, way: Way) -> None:
         _assert_clean()
 
 
-@WAYS
+@_ways(_renamed)
 def test_gc_of_a_run_in_a_moved_or_copied_folder(project: Path, way: Way) -> None:
     former = known_id(project / "out")
     way(project / "out", project / "results" / "new")
@@ -118,6 +124,7 @@ def test_gc_of_a_run_in_a_moved_or_copied_folder(project: Path, way: Way) -> Non
     assert (known_id(project / "results" / "new") == former) is (way is not _beside)
 
 
+@pytest.mark.full
 def test_gc_where_both_were_moved_to_different_places(project: Path) -> None:
     _copied_away(project / "caches", project / "fast" / "cached")
     _renamed(project / "out", project / "results" / "new")
@@ -137,7 +144,7 @@ def test_a_moved_run_frees_what_it_wanted_before(project: Path) -> None:
     assert said(with_files("gc", "--json", *larger))["rows"] > 4
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"id": 1, "crc32c": "0"}'])
+@pytest.mark.parametrize("content", [b"", b'{"id": 1, "crc32c": "0"}'])
 def test_an_id_that_cannot_be_read_stops_nothing(project: Path, content: bytes) -> None:
     (project / "out" / RUN_ID_FILE).write_bytes(content)
     _assert_clean()
