@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...cache.errors import Broken, QeditError
-from ...cache.files.atomic import write_json
+from ...cache.files.atomic import readable_json
+from ...cache.files.decides_nothing import put_text
 from ...cache.files.sealed import read_sealed, sealed
 
 RUN_ID_FILE = "run-id.json"
@@ -69,7 +70,7 @@ def known_id(output_dir: Path) -> str:
 
 def keep_id(output_dir: Path, run_id: str) -> None:
     """Write the id of the run into its folder, if that is there and may be written."""
-    if output_dir.is_dir() and written_id(output_dir) != (run_id, output_dir):
-        fields = {"id": run_id, "output_dir": str(output_dir)}
+    if output_dir.is_dir():
+        fields = sealed({"id": run_id, "output_dir": str(output_dir)})
         with contextlib.suppress(QeditError):
-            write_json(output_dir / RUN_ID_FILE, sealed(fields))
+            put_text(output_dir / RUN_ID_FILE, readable_json(fields))

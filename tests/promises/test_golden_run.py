@@ -23,9 +23,8 @@ from safetensors.torch import load_file
 from small_run import loaded, qedit, said
 
 from qedit.stages.stores.bfloat16 import tensor_of
-from qedit.stages.stores.run import Run
-
 from qedit.stages.stores.moves import known_id
+from qedit.stages.stores.run import Run
 
 FIRST = ("--config", "config.json", "--data", "data.json")
 SECOND = ("--config", "config-2.json", "--data", "data-2.json")

@@ -50,6 +50,15 @@ def test_every_changed_byte_is_found(out: Path) -> None:
         assert known_id(out) in ("", "0123456789abcdef")
 
 
+def test_what_stands_in_its_place_is_set_aside(out: Path) -> None:
+    (out / RUN_ID_FILE).unlink()
+    (out / RUN_ID_FILE / "inside").mkdir(parents=True)
+    assert known_id(out) == ""
+    keep_id(out, "another")
+    assert known_id(out) == "another"
+    assert (out / f"{RUN_ID_FILE}.damaged" / "inside").is_dir()
+
+
 def test_where_there_is_no_folder_nothing_is_written(tmp_path: Path) -> None:
     keep_id(tmp_path / "out", "0123456789abcdef")
     assert list(tmp_path.iterdir()) == []
