@@ -67,7 +67,7 @@ def measure(folder: Path, name: str) -> dict[str, int]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     tensors = quantized_tensors(
-        tensors_in(folder), layers, precision, dtype=torch.bfloat16, via="cpu"
+        tensors_in(folder, remember=None), layers, precision, dtype=torch.bfloat16, via="cpu"
     )
     fill(transformer, tensors, dtype=torch.bfloat16, device="cpu", source=folder)
     done.set()

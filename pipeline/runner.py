@@ -131,6 +131,8 @@ def _with_spool(
                 folder = folder or stack.enter_context(spool_in(cache_dir))
                 device = extra.get("options") or DeviceOptions()
                 extra = extra | {"options": replace(device, spool=folder)}
+            if name == "cache-base" and len(names) > 1:
+                extra = extra | {"fully": False}  # training reads all of it right afterwards
             yield name, extra
             if name == SHARING[-1]:
                 stack.close()

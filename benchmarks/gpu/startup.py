@@ -74,20 +74,26 @@ class Bench:
 
     def _read(self, device: torch.device) -> None:
         transformer = empty_transformer(self.folder, zero_cond_t=False)
-        fill(transformer, tensors_in(self.folder), dtype=DTYPE, device=device, source=self.folder)
+        fill(
+            transformer,
+            tensors_in(self.folder, remember=None),
+            dtype=DTYPE,
+            device=device,
+            source=self.folder,
+        )
 
     def _small(self, asked: Asked, via: str) -> None:
         number_format = precision_for(asked.precision, device=via)
         transformer = empty_transformer(self.folder, zero_cond_t=False)
         layers = quantize_layers(transformer, number_format)
         made = quantized_tensors(
-            tensors_in(self.folder), layers, number_format, dtype=DTYPE, via=via
+            tensors_in(self.folder, remember=None), layers, number_format, dtype=DTYPE, via=via
         )
         fill(transformer, made, dtype=DTYPE, device=self.device, source=self.folder)
 
     def _table(self) -> dict[str, float]:
         timesteps = every_timestep(lowest_sigma=0.001)
-        weights = ModulationWeights(self.folder, device=self.device)
+        weights = ModulationWeights(self.folder, remember=None, device=self.device)
         found = self._of_all("", lambda: weights.rows(timesteps[:TIMESTEPS]))
         (seconds,) = found.values()
         return {"table of all timesteps, s": round(seconds * len(timesteps) / TIMESTEPS, 1)}

@@ -54,6 +54,7 @@ class Verified:
     results: list[str] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     dropped: bool = False
+    base_users: list[str] = field(default_factory=list)
 
     def as_object(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -63,6 +64,7 @@ class Verified:
             "damaged": self.lines,
             "samples": self.samples,
             "dropped": self.dropped,
+            "base_users": self.base_users,
         }
 
     def needed_by(self) -> str:
@@ -79,8 +81,18 @@ class Verified:
         if self.dropped:
             yield self.needed_by()
             yield (
-                "No run was trained on it: training holds every row against its checksum as it "
-                "reads it. Run `qedit run`: it makes what was dropped anew."
+                "No run was trained on damaged rows: training holds every row against its checksum "
+                "as it reads it. Run `qedit run`: it makes what was dropped anew."
+            )
+            yield from self.trained_on_base()
+
+    def trained_on_base(self) -> Iterator[str]:
+        """Yield a line on the runs that a damaged quantised base may have been trained into."""
+        if self.base_users:
+            yield (
+                f"Runs that use the damaged base: {', '.join(self.base_users)}. Training checks a "
+                "base as it loads it; earlier versions did not, and what they trained since the "
+                "damage is not what an undamaged base gives: train it again."
             )
 
     def refuse(self) -> None:
@@ -88,7 +100,7 @@ class Verified:
         if not self.lines:
             return
         raise Damaged(
-            "\n".join([*self.lines, self.needed_by()]),
+            "\n".join([*self.lines, self.needed_by(), *self.trained_on_base()]),
             "Run `qedit verify --drop`, then `qedit run`: what is damaged is given up and made "
             "anew. Delete a damaged pairs table or checkpoint by hand. What a damaged record says "
             "is written anew by the caching stages of its run: delete it if there is no such run.",
@@ -133,6 +145,7 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
             if damages:
                 damaged_stores.append((store, damages))
         spoilt = list(_bases(bases, verified, share=share, seen=advance))
+    verified.base_users = _users(caches, spoilt)
     for store, damages in damaged_stores:
         verified.lines += _in_words(damages)
         if store in own:  # the rows of another recipe are no sample's of this run
@@ -175,6 +188,19 @@ def _bases(
         if damages:
             yield base
         seen(1)
+
+
+def _users(caches: Caches, bases: list[QuantizedBase]) -> list[str]:
+    """Return the output_dir of this run, whose bases these are, and of others that need one."""
+    places = {(base.path.parent.resolve(), base.path.name) for base in bases}
+    found = {
+        record.output_dir
+        for folder, records in caches.found_records.items()
+        for record in records
+        if not isinstance(record, Damaged)
+        and any((folder.resolve(), name) in places for name in record.pins)
+    }
+    return sorted({*found, str(caches.run.output_dir)} if bases else ())
 
 
 def _indices(store: Store) -> list[Damage]:

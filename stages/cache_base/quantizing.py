@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...cache.files.atomic import new_folder, write_bytes, write_json
+from ...cache.files.atomic import new_folder, remove, write_bytes, write_json
 from ...cache.files.fingerprint import digest_bytes
 from ...cache.files.free_space import refuse_full_disk
 from ...cache.files.lock import writer_lock
+from ...cache.files.sealed import sealed
 from ..frozen_base.modulation_table import wants_table
-from ..frozen_base.quantized import QUANTIZED_FILE, QuantizedBase
+from ..frozen_base.quantized import CHECKSUMS_FILE, QUANTIZED_FILE, QuantizedBase
 from ..models.checkpoint.config_values import config_in
+from ..models.checkpoint.tensor_checksums import checksums_in
 from ..models.device import best_device
 from ..models.layers import sees_only_time
 from ..models.memory_estimate.dimensions import Dimensions
@@ -31,8 +32,13 @@ from ..stores.run import Run
 FILE_BYTES = 1 << 28
 
 
-def write_quantized(base: QuantizedBase, run: Run, progress: Progress, *, device: str) -> None:
+def write_quantized(
+    base: QuantizedBase, run: Run, progress: Progress, *, device: str, is_damaged: bool
+) -> None:
     """Write `base` whole or not at all, once it is recorded that the run needs it.
+
+    Args:
+        is_damaged: whether to write it anew where it is there.
 
     Raises:
         WrongUse: the checkpoint lacks a tensor, or a package is missing.
@@ -57,13 +63,23 @@ def write_quantized(base: QuantizedBase, run: Run, progress: Progress, *, device
         progress.bar(len(wanted), "cache-base", unit="tensor") as advance,
     ):
         write_pins(run, base.folder.parent, [base.folder.name], Pin())
-        if base.is_there():  # another process has made it, just before the lock was free
-            return
-        read = _counted(tensors_in(checkpoint.transformer, wanted=wanted.__contains__), advance)
+        if base.is_there() and not is_damaged:
+            return  # another process has made it, just before the lock was free
+        if base.folder.exists():
+            remove(base.folder)
+        tensors = tensors_in(
+            checkpoint.transformer, remember=checkpoint.remember, wanted=wanted.__contains__
+        )
         with new_folder(base.folder) as folder:
-            tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
-            files = {name: _write(folder / name, held) for name, held in _files(tensors)}
-            write_json(folder / QUANTIZED_FILE, {**base.recipe, "files": files})
+            read = _counted(tensors, advance)
+            few_bits = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
+            digests, checksums = {}, {}
+            for name, held in _files(few_bits):
+                data = safetensors.torch.save(dict(held))
+                write_bytes(folder / name, data)
+                digests[name], checksums[name] = digest_bytes(data), checksums_in(data)
+            write_json(folder / CHECKSUMS_FILE, sealed(checksums))
+            write_json(folder / QUANTIZED_FILE, {**base.recipe, "files": digests})
 
 
 def _counted(
@@ -85,13 +101,6 @@ def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[st
             held, number = {}, number + 1
     if held:
         yield f"base-{number:05}.safetensors", held
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a file of these tensors; return its digest."""
-    data = safetensors.torch.save(dict(tensors))
-    write_bytes(path, data)
-    return digest_bytes(data)
 
 
 def _count_bytes(run: Run) -> int:

@@ -26,8 +26,15 @@ def run(
     *,
     dry_run: bool = False,
     device: str = "auto",
+    fully: bool = True,
 ) -> Outcome:
     """Bring the caches of the base to hold what training with these settings uses.
+
+    A quantised base that is damaged is made anew.
+
+    Args:
+        fully: whether all of the quantised base is read to see that, or headers alone: training
+            checks each tensor as it loads it.
 
     Raises:
         QeditError: there is no room for what is missing.
@@ -41,7 +48,10 @@ def run(
         _pin(run)
     table = TableWork.of(run, drops=not dry_run)
     wanted = (len(table.wanted) if table else 0) + (1 if base else 0)
-    quantizes = base is not None and not base.is_there()
+    damage = base.damage(fully=fully) if base is not None and base.is_there() else None
+    if damage:
+        progress.warn(f"{damage} The quantised base is made anew.")
+    quantizes = base is not None and (damage is not None or not base.is_there())
     missing = (len(table.missing) if table else 0) + quantizes
     if not dry_run:
         if table and table.missing:
@@ -49,7 +59,7 @@ def run(
         if base is not None and quantizes:
             from .quantizing import write_quantized
 
-            write_quantized(base, run, progress, device=device)
+            write_quantized(base, run, progress, device=device, is_damaged=damage is not None)
     return Outcome(
         stage=STAGE,
         wanted=wanted,

@@ -70,7 +70,10 @@ class TableWork:
 
         refuse_full_disk({self.table.path: self.missing_bytes}, what="the modulation table")
         pin_before_writing(run, [self.table], Pin())
-        weights = ModulationWeights(self.checkpoint.transformer, device=best_device(device))
+        found = self.checkpoint
+        weights = ModulationWeights(
+            found.transformer, remember=found.remember, device=best_device(device)
+        )
         passes = list(_cut(self.missing, PASS_BYTES // self.row_bytes))
         layers = len(passes) * len(weights.layers)
         with (

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ...cache.errors import WrongUse
 from ..models.checkpoint.config_values import config_in
+from ..models.checkpoint.weights_header import tensor_shapes
 from ..models.lora.adapter_reading import Adapter, read_adapter
 from ..models.lora.lora_file import lora_path
-from ..models.weights.streaming import tensor_shapes, tensors_by_name
+from ..models.weights.streaming import tensors_by_name
 from ..models.weights.tensor_file import metadata_in, write_tensors
 from ..models.weights.transformer_folder import write_transformer
 

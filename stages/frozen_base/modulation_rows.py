@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jaxtyping import BFloat16
 from torch import Tensor
 
 from ...cache.store.store import Store
+from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.timesteps import Bits, row_key
 from ..models.transformer.modulation import ModulationWeights
 from ..stores.bfloat16 import tensor_of
@@ -20,8 +19,8 @@ class ModulationRows:
     the checkpoint, which reads a third of it, and kept in memory.
     """
 
-    def __init__(self, table: Store, transformer: Path) -> None:
-        self._table, self._transformer = table, transformer
+    def __init__(self, table: Store, checkpoint: Checkpoint) -> None:
+        self._table, self._checkpoint = table, checkpoint
         self._computed: dict[Bits, Tensor] = {}
 
     def __call__(self, bits: Bits) -> BFloat16[Tensor, "layer channel"]:
@@ -29,5 +28,7 @@ class ModulationRows:
         if key in self._table:
             return tensor_of(self._table.read(key))
         if bits not in self._computed:
-            (self._computed[bits],) = ModulationWeights(self._transformer).rows([bits])
+            found = self._checkpoint
+            weights = ModulationWeights(found.transformer, remember=found.remember)
+            (self._computed[bits],) = weights.rows([bits])
         return self._computed[bits]

@@ -5,25 +5,31 @@ No torch: `status` and a run with nothing to do read this.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import Broken, NotComplete
-from ...cache.files.atomic import readable_json
+from ...cache.errors import Broken, Damaged, NotComplete, QeditError
+from ...cache.files.atomic import readable_json, write_json
 from ...cache.files.failing_disk import io_errors_as_damaged
 from ...cache.files.fingerprint import fingerprint, has_digest
 from ...cache.files.json_file import read_object
+from ...cache.files.sealed import read_sealed, sealed
 from ...config.settings import Settings
 from ..models.checkpoint.checkpoint import Checkpoint
 from ..models.checkpoint.digests import digests_file, model_digest
+from ..models.checkpoint.tensor_checksums import checksums_in
+from ..models.checkpoint.weights_header import tensor_entries
 from ..stores.row_kinds import RowKind
 from .modulation_table import base_folder, has_table, table_recipe, wants_table
 
 QUANTIZED_VERSION = 1
 QUANTIZED_FILE = "quantized.json"
+CHECKSUMS_FILE = "checksums.json"
+MAKE_ANEW = "Run `qedit cache-base`: it makes the base anew. Then run `qedit train` again."
 
 
 def wants_quantized(settings: Settings) -> bool:
@@ -70,7 +76,7 @@ class QuantizedBase:
     """A folder of safetensors files with every tensor that training loads.
 
     It is there whole or not at all. `quantized.json`, which names it, holds the recipe and the
-    digest of every file.
+    digest of every file; `checksums.json` holds the checksums of their tensors.
     """
 
     folder: Path
@@ -92,7 +98,46 @@ class QuantizedBase:
 
     def count_bytes(self) -> int:
         """Return how many bytes it takes on the disk."""
-        return sum((self.folder / name).stat().st_size for name in self.files())
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    def checksums(self) -> dict[str, str]:
+        """Return, for each of its files, the checksums of its tensors; numbers are not read.
+
+        Of a base that an earlier version wrote, or whose checksums are damaged, they are recorded
+        now, once each file is found to have its digest.
+
+        Raises:
+            Damaged: it has not, or a file is missing or cut short; the message names
+                `cache-base`, which makes the base anew.
+        """
+        record = self.folder / CHECKSUMS_FILE
+        try:
+            found: dict[str, str] = read_sealed(record)
+        except (Broken, OSError):
+            for damage in self.damages():
+                raise Damaged(f"{damage}.", MAKE_ANEW) from None
+            found = {name: checksums_in((self.folder / name).read_bytes()) for name in self.files()}
+            with contextlib.suppress(QeditError):  # where nothing can be written, again next time
+                write_json(record, sealed(found))
+        for path in (self.folder / name for name in found):
+            try:
+                tensor_entries(path)
+            except (Damaged, OSError):
+                raise Damaged(f"{path} is missing or cut short.", MAKE_ANEW) from None
+        return found
+
+    def damage(self, *, fully: bool) -> str | None:
+        """Return what is wrong with the base that is there; None if nothing is found.
+
+        Args:
+            fully: whether all of it is read, or headers alone.
+        """
+        try:
+            self.checksums()
+        except Damaged as error:
+            return error.what
+        damage = next(self.damages(), None) if fully else None
+        return f"{damage}." if damage else None
 
     def damages(self, *, share: float = 1.0) -> Iterator[str]:
         """Yield a line for each file that is not as it was written.

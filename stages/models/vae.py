@@ -39,7 +39,8 @@ class LatentEncoder:
 
         folder = checkpoint.vae
         empty = empty_part(AutoencoderKLQwenImage, folder)
-        return cls(fill(empty, tensors_in(folder), dtype=dtype, device=device, source=folder))
+        tensors = tensors_in(folder, remember=checkpoint.remember)
+        return cls(fill(empty, tensors, dtype=dtype, device=device, source=folder))
 
     @torch.no_grad()
     def encode(

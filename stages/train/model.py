@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ..frozen_base.base_tensors import base_tensors
 from ..frozen_base.modulation_rows import ModulationRows
 from ..frozen_base.modulation_table import (
     has_table,
@@ -162,19 +163,19 @@ def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -
         )
     transformer = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
     if wants_table(settings) and has_table(checkpoint, settings):
-        tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), folder))
+        tabulate(transformer, ModulationRows(modulation_table(checkpoint, settings), checkpoint))
     wanted = set(dict(transformer.named_parameters()))
     if precision is None:
-        tensors = tensors_in(folder, wanted=wanted.__contains__)
+        tensors = tensors_in(folder, remember=checkpoint.remember, wanted=wanted.__contains__)
         return fill(transformer, tensors, dtype=dtype, device=device, source=folder)
     layers = quantize_layers(
         transformer, precision, quantizes_activations=settings.quantize_activations
     )
     kept = quantized_base(checkpoint, settings)
     if kept.is_there():
-        tensors, folder = tensors_in(kept.folder), kept.folder
+        tensors, folder = base_tensors(kept), kept.folder
     else:
         via = computes_on if settings.quantize_via == "accelerator" else torch.device("cpu")
-        read = tensors_in(folder, wanted=wanted.__contains__)
+        read = tensors_in(folder, remember=checkpoint.remember, wanted=wanted.__contains__)
         tensors = quantized_tensors(read, layers, precision, dtype=dtype, via=via)
     return fill(transformer, tensors, dtype=dtype, device=device, source=folder)

@@ -90,7 +90,7 @@ VALUES: dict[str, dict[str, str]] = {
         "place / manifest['pairs']": "cache/pairs/dogs/11c8f7a2b4e0d395/pairs-9be1ac34.parquet",
     },
     "verify.py": {
-        "'\\n'.join([*self.lines, self.needed_by()])": (
+        "'\\n'.join([*self.lines, self.needed_by(), *self.trained_on_base()])": (
             f"{_STORE}/parts/gpu-box-4711~3: row 48defbf5: a chunk does not match its "
             "checksum\nSamples that need what is damaged: cat-01.png"
         ),
@@ -173,6 +173,12 @@ VALUES: dict[str, dict[str, str]] = {
         "why": ": it has 253806000 bytes, and its header promises 253806278",
     },
     "streaming.py": {
+        "again": _FETCH_AGAIN,
+        "self.again": _FETCH_AGAIN,
+        "what": (
+            f"{_HF_FOLDER}/transformer/diffusion_pytorch_model.safetensors is damaged: "
+            "img_in.weight is not as it was written."
+        ),
         "error": "header too large",
         "folder": f"{_HF_FOLDER}/vae",
         "gaps[0]": "transformer_blocks.0.attn.to_q.weight",
@@ -284,6 +290,7 @@ VALUES: dict[str, dict[str, str]] = {
         "names": "cat-01.png",
     },
     "initial_lora.py": {
+        "path": "output/edited/lora-start.safetensors",
         "max(lora.ranks)": "32",
         "ranks": "32",
         "settings.init_lora": "cat-hats.safetensors",
@@ -359,7 +366,18 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "metrics.py": {"name": "wandb"},
     "transformer_result.py": {"folder": "output/edited/transformer"},
-    "quantized.py": {"settings.base_model_precision": "int8-quanto"},
+    "quantized.py": {
+        "MAKE_ANEW": (
+            "Run `qedit cache-base`: it makes the base anew. Then run `qedit train` again."
+        ),
+        "damage": "cache/base/5a0d1c9be2f34706/base-00003.safetensors is not as it was written",
+        "path": "cache/base/5a0d1c9be2f34706/base-00003.safetensors",
+        "settings.base_model_precision": "int8-quanto",
+    },
+    "tensor_checksums.py": {
+        "again": _FETCH_AGAIN,
+        "path": f"{_HF_FOLDER}/transformer/diffusion_pytorch_model.safetensors",
+    },
     # preview, inspect, export, demo
     "denoise.py": {"steps": "1"},
     "disk.py": {"'; '.join(lines)": "at cache: 21.4 GB to come, 12.9 GB free"},

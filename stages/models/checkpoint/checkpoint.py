@@ -14,6 +14,7 @@ from ....cache.errors import NotComplete, WrongUse
 from ....config.settings import Settings
 from ..flavours import FLAVOURS, Flavour
 from .config_values import config_in, config_object
+from .digests import digests_file
 from .hub import fetched, fetched_file, local_folder
 from .model_files import files_named, json_object
 from .weights_header import refuse_damaged_weights
@@ -49,6 +50,7 @@ class Checkpoint:
         transformer, vae, text_encoder, tokenizer, processor, scheduler: folders.
         zero_cond_t: as the transformer must be built, edit-v2+'s override included.
         source: what the user wrote (or the flavour's repository).
+        remember: the file that knows digest and checksums of its weights, see `model_digest`.
     """
 
     flavour: Flavour
@@ -60,6 +62,7 @@ class Checkpoint:
     scheduler: Path
     zero_cond_t: bool
     source: str
+    remember: Path | None = None
 
 
 def flavour_of(settings: Settings) -> Flavour:
@@ -138,7 +141,13 @@ def open_checkpoint(settings: Settings, *, spared: Collection[str] = ()) -> Chec
         if part in _WEIGHTS and part not in spared:
             refuse_damaged_weights(folder, _WEIGHTS[part])
     _refuse_contradiction(flavour, root, transformer=parts["transformer"], source=source)
-    return Checkpoint(flavour=flavour, zero_cond_t=flavour.zero_cond_t, source=source, **parts)
+    return Checkpoint(
+        flavour=flavour,
+        zero_cond_t=flavour.zero_cond_t,
+        source=source,
+        remember=digests_file(settings),
+        **parts,
+    )
 
 
 def part_config(settings: Settings, part: str, file: str = CONFIG_FILE) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ....cache.errors import Broken, Damaged, NotComplete, QeditError
 from ....cache.files.atomic import readable_json
 from ....cache.files.decides_nothing import put_text
@@ -22,9 +24,11 @@ from ....cache.files.fingerprint import canonical_json, digest_bytes, digest_fil
 from ....cache.files.sealed import read_sealed, sealed
 from ....config.settings import Settings
 from .model_files import fetch_again, json_object, weight_files
+from .tensor_checksums import checksum_of
 from .weights_header import TensorEntry, tensor_entries
 
 REMEMBERED_DIGESTS = "model-digests.json"
+CHECKSUMS = "checksums"
 
 DIGEST_BYTES = 16
 BLOCK_BYTES = 8 << 20
@@ -116,8 +120,15 @@ def _without_bookkeeping(value: Any) -> Any:
 # -- tensors ---------------------------------------------------------------------------
 
 
-def _digest(path: Path, entry: TensorEntry) -> int:
+def _digest(path: Path, entry: TensorEntry) -> tuple[int, str]:
+    """Return the digest and the checksum of one tensor."""
     digest = hashlib.blake2b(entry.label, digest_size=DIGEST_BYTES)
+    checksum = checksum_of(entry, _blocks(path, entry, digest))
+    return int.from_bytes(digest.digest(), "big"), checksum
+
+
+def _blocks(path: Path, entry: TensorEntry, digest: hashlib.blake2b) -> Iterator[Any]:
+    """Yield the bytes of a tensor, each block once it is digested."""
     with path.open("rb") as file:
         file.seek(entry.start)
         left = entry.nbytes
@@ -126,19 +137,23 @@ def _digest(path: Path, entry: TensorEntry) -> int:
             if not block:
                 raise Damaged(f"{path} is cut short.", fetch_again(path))
             digest.update(block)
+            yield np.frombuffer(block, np.uint8)
             left -= len(block)
-    return int.from_bytes(digest.digest(), "big")
 
 
-def _digests(files: Iterable[Path]) -> dict[Path, int]:
-    """Return, for each file, the sum of its tensors' digests: independent of order and of files."""
+def _digests(files: Iterable[Path]) -> dict[Path, tuple[int, str]]:
+    """Return, for each file, the sum of its tensors' digests, and their checksums.
+
+    The sum is independent of the order of tensors and of how they are spread over files.
+    """
     tensors = [(path, entry) for path in files for entry in tensor_entries(path)]
-    sums = dict.fromkeys(files, 0)
+    found = dict.fromkeys(files, (0, ""))
     with ThreadPoolExecutor(THREADS) as pool:  # hashing a large block releases the GIL
         digests = pool.map(lambda tensor: _digest(*tensor), tensors)
-        for (path, _), digest in zip(tensors, digests, strict=True):
-            sums[path] += digest
-    return sums
+        for (path, _), (digest, checksum) in zip(tensors, digests, strict=True):
+            total, checksums = found[path]
+            found[path] = total + digest, checksums + checksum
+    return found
 
 
 def _hex(total: int) -> str:
@@ -149,31 +164,53 @@ def _hex(total: int) -> str:
 
 
 def _remembered(files: list[Path], remember: Path | None) -> Iterator[int]:
-    """Yield the digest of each file: remembered if the file still looks the same, else computed."""
+    """Yield the digest of each file: remembered if the file still looks the same, else computed.
+
+    Raises:
+        Damaged: a file of which an earlier version remembered the digest alone has another one.
+    """
     known = _recall(remember)
     looks = {path: _look(path) for path in files}
-    unknown = [path for path in files if not _is_known(known.get(str(path.resolve())), looks[path])]
+    same = {path: entry for path in files if (entry := _entry_of(path, looks[path], known))}
+    unknown = [path for path in files if CHECKSUMS not in same.get(path, {})]
     fresh = _digests(unknown)
+    for path in same.keys() & fresh.keys():
+        if _hex(fresh[path][0]) != same[path].get("digest"):
+            raise Damaged(f"{path} is not as it was when it was first read.", fetch_again(path))
     settled_before_ns = time.time_ns() - int(SETTLED_SECONDS * 1e9)
     settled = {
-        str(path.resolve()): {**looks[path], "digest": _hex(digest)}
-        for path, digest in fresh.items()
+        str(path.resolve()): {**looks[path], "digest": _hex(digest), CHECKSUMS: checksums}
+        for path, (digest, checksums) in fresh.items()
         if looks[path]["mtime_ns"] < settled_before_ns
     }
     if settled:  # others may have remembered more, in the minutes that this took
         _write(remember, {**_recall(remember), **settled})
     for path in files:
-        yield fresh[path] if path in fresh else int(known[str(path.resolve())]["digest"], 16)
+        yield fresh[path][0] if path in fresh else int(same[path]["digest"], 16)
+
+
+def recorded_checksums(path: Path, remember: Path | None) -> str | None:
+    """Return the checksums of the tensors of a file that `model_digest` has read.
+
+    None where it has read none that looks like this one.
+    """
+    entry = _entry_of(path, _look(path), _recall(remember)) if remember else None
+    return entry.get(CHECKSUMS) if entry else None
+
+
+def _entry_of(
+    path: Path, look: Mapping[str, int], known: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return what is remembered of the file at `path`, if that still looks the same."""
+    entry = known.get(str(path.resolve()))
+    is_same = isinstance(entry, dict) and all(entry.get(key) == look[key] for key in look)
+    return entry if is_same else None
 
 
 def _look(path: Path) -> dict[str, int]:
     stat = path.stat()
     # the second time is the system's own: archives and copies keep the first
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-
-
-def _is_known(entry: Any, look: Mapping[str, int]) -> bool:
-    return isinstance(entry, dict) and all(entry.get(key) == value for key, value in look.items())
 
 
 def _write(remember: Path | None, known: Mapping[str, Any]) -> None:

@@ -10,8 +10,7 @@ from ....cache.errors import WrongUse
 from ..memory_estimate.dimensions import Dimensions
 from .checkpoint import Checkpoint
 from .config_values import config_in
-from .model_files import weight_files
-from .weights_header import tensor_entries
+from .weights_header import tensor_shapes
 
 _LAYER = re.compile(r"(?:^|\.)(visual\.blocks|layers)\.(\d+)\.")
 
@@ -27,7 +26,7 @@ def refuse_other_sizes(checkpoint: Checkpoint, *, spared: Collection[str] = ()) 
     Raises:
         WrongUse: names the first tensor that differs.
     """
-    shapes = _shapes_in(checkpoint.transformer)
+    shapes = tensor_shapes(checkpoint.transformer)
     sizes = Dimensions.of_config(config_in(checkpoint.transformer), zero_cond_t=False)
     for layer, (inputs, outputs) in sizes.linears().items():
         found = shapes.get(f"{layer}.weight")
@@ -39,17 +38,11 @@ def refuse_other_sizes(checkpoint: Checkpoint, *, spared: Collection[str] = ()) 
     config = config_in(checkpoint.text_encoder)
     text, vision = (config.get(part) or config for part in ("text_config", "vision_config"))
     counts = {"layers": text.get("num_hidden_layers"), "visual.blocks": vision.get("depth")}
-    found_layers = [_LAYER.search(name) for name in _shapes_in(checkpoint.text_encoder)]
+    found_layers = [_LAYER.search(name) for name in tensor_shapes(checkpoint.text_encoder)]
     for kind, count in counts.items():
         there = {match[2] for match in found_layers if match and match[1] == kind}
         if count is not None and len(there) != count:
             _refuse(checkpoint.text_encoder, f"there are {len(there)} {kind}", str(count))
-
-
-def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    return {
-        entry.name: entry.shape for path in weight_files(folder) for entry in tensor_entries(path)
-    }
 
 
 def _refuse(folder: Path, found: str, wanted: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ....cache.errors import Broken, Damaged
 from ....cache.files.fingerprint import canonical_json
 from ....cache.regular_file import json_in
-from .model_files import fetch_again, files_named, places_in
+from .model_files import fetch_again, files_named, places_in, weight_files
 
 # The library's own limit: more is no header.
 MOST_HEADER_BYTES = 100_000_000
@@ -49,6 +49,13 @@ def tensor_entries(path: Path) -> tuple[TensorEntry, ...]:
     """
     stat = path.stat()
     return _entries(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of the model in `folder`."""
+    return {
+        entry.name: entry.shape for path in weight_files(folder) for entry in tensor_entries(path)
+    }
 
 
 def refuse_damaged_weights(folder: Path, stem: str) -> None:

@@ -68,8 +68,7 @@ class PromptEncoder:
         """
         reader = reader or PromptReader.load(checkpoint)
         eight_bits = precision == "int8-quanto"
-        folder = checkpoint.text_encoder
-        model = load_text_encoder(folder, dtype=dtype, device=device, eight_bits=eight_bits)
+        model = load_text_encoder(checkpoint, dtype=dtype, device=device, eight_bits=eight_bits)
         return cls(model, reader)
 
     def encode(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:

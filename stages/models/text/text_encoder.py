@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config_values import config_in
 from ..quantization.quantize import PRECISIONS
 from ..quantization.quantized_linear import quantize_layers, quantized_tensors
@@ -30,9 +31,9 @@ _LAYOUTS = (
 
 
 def load_text_encoder(
-    folder: Path, *, dtype: torch.dtype, device: str | torch.device, eight_bits: bool
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device, eight_bits: bool
 ) -> Any:
-    """Return the Qwen2_5_VLModel that lies in `folder`, frozen, in eval mode, on `device`.
+    """Return the Qwen2_5_VLModel of `checkpoint`, frozen, in eval mode, on `device`.
 
     Its head (a gigabyte at full scale) is not read.
 
@@ -47,11 +48,16 @@ def load_text_encoder(
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
+    folder = checkpoint.text_encoder
+
     def build() -> nn.Module:
         return Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(_config(folder)))
 
     model = empty_model(build, folder, "a text encoder")
-    tensors = _named_as_here(tensors_in(folder, wanted=lambda name: not name.startswith(HEAD)))
+    read = tensors_in(
+        folder, remember=checkpoint.remember, wanted=lambda name: not name.startswith(HEAD)
+    )
+    tensors = _named_as_here(read)
     if eight_bits:
         precision = PRECISIONS["int8-quanto"]
         layers = quantize_layers(model, precision, within="language_model.layers.")

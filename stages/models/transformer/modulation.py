@@ -38,10 +38,16 @@ def bits_of(timesteps: BFloat16[Tensor, " timestep"]) -> list[Bits]:
 
 
 class ModulationWeights:
-    """Computes table rows from the weights in `folder`, with one layer in memory at a time."""
+    """Computes table rows from the weights in `folder`, with one layer in memory at a time.
 
-    def __init__(self, folder: Path, *, device: str | torch.device = "cpu") -> None:
-        self.folder, self.device = folder, device
+    Args:
+        remember: as in `tensors_in`.
+    """
+
+    def __init__(
+        self, folder: Path, *, remember: Path | None, device: str | torch.device = "cpu"
+    ) -> None:
+        self.folder, self.remember, self.device = folder, remember, device
         config = config_in(folder)
         self.blocks: int = config["num_layers"]
         self.width: int = config["num_attention_heads"] * config["attention_head_dim"]
@@ -63,7 +69,7 @@ class ModulationWeights:
         """Return the rows of `timesteps`, on the CPU; `advance` is called after each layer."""
         shape = row_shape(blocks=self.blocks, width=self.width)
         rows = torch.zeros(len(timesteps), *shape, dtype=torch.bfloat16)
-        with tensors_by_name(self.folder) as tensor:
+        with tensors_by_name(self.folder, remember=self.remember) as tensor:
             embedded = functional.silu(self._embedded(tensor, timesteps))
             for place, layer in enumerate(self.layers):
                 weight, bias = (

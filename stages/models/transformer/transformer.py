@@ -26,7 +26,8 @@ def load_transformer(
     """Load the transformer of `checkpoint`, frozen, with the flavour's own `zero_cond_t`."""
     folder = checkpoint.transformer
     empty = empty_transformer(folder, zero_cond_t=checkpoint.zero_cond_t)
-    return fill(empty, tensors_in(folder), dtype=dtype, device=device, source=folder)
+    tensors = tensors_in(folder, remember=checkpoint.remember)
+    return fill(empty, tensors, dtype=dtype, device=device, source=folder)
 
 
 def pack(latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:

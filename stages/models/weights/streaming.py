@@ -7,8 +7,9 @@ they stay. What the model has no place for is not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ....cache.errors import Damaged, WrongUse
+from ..checkpoint.digests import recorded_checksums
 from ..checkpoint.model_files import fetch_again, weight_files
-from ..checkpoint.weights_header import TensorEntry, tensor_entries
+from ..checkpoint.tensor_checksums import checksum_of, expected_checksums
+from ..checkpoint.weights_header import TensorEntry, tensor_shapes
 from ..layers import fits_any, layers_named
 
 
@@ -115,32 +118,68 @@ def _refuse_gaps(model: nn.Module, source: Path) -> None:
 
 
 def tensors_in(
-    folder: Path, *, wanted: Callable[[str], bool] = lambda name: True
+    folder: Path,
+    *,
+    remember: Path | None,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the model in `folder` that are `wanted`, one at a time.
 
-    They are mapped from the files: bytes are read when they are copied.
+    They are mapped from the files, and each is held against the checksum that is recorded of it.
+
+    Args:
+        remember: the file in which `model_digest` recorded checksums; None: nothing is checked.
 
     Raises:
-        Damaged: a file is cut short or is no safetensors file.
+        Damaged: a file is cut short, is no safetensors file, or not as it was when it was
+            first read.
     """
-    for file, name in _names_in(folder):
-        if wanted(name):
-            yield name, file.get_tensor(name)
+    for path in weight_files(folder):
+        checksums = recorded_checksums(path, remember)
+        yield from checked_tensors(path, checksums, again=fetch_again(path), wanted=wanted)
+
+
+def checked_tensors(
+    path: Path,
+    checksums: str | None,
+    *,
+    again: str,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of one file that are `wanted`, each once it is checked.
+
+    Args:
+        checksums: those of its tensors; None: nothing is checked.
+        again: what to do about a damaged file.
+
+    Raises:
+        Damaged: the file, or one of the tensors, is not as it was written.
+    """
+    with _opened(path, checksums, again) as file:
+        for name in file.names:
+            if wanted(name):
+                yield name, file.tensor(name)
 
 
 @contextmanager
-def tensors_by_name(folder: Path) -> Iterator[Callable[[str], Tensor]]:
+def tensors_by_name(
+    folder: Path, *, remember: Path | None = None
+) -> Iterator[Callable[[str], Tensor]]:
     """Hand out a function that returns the tensor of a name in `folder`, mapped from its file.
+
+    Args:
+        remember: as in `tensors_in`.
 
     Raises (the function):
         WrongUse: there is no such tensor.
+        Damaged: it is not as it was when it was first read.
     """
     with ExitStack() as opened:
-        files: dict[str, Any] = {}
+        files: dict[str, _File] = {}
         for path in weight_files(folder):
-            file = opened.enter_context(_opened(path))
-            files |= dict.fromkeys(file.keys(), file)
+            checksums = recorded_checksums(path, remember)
+            file = opened.enter_context(_opened(path, checksums, fetch_again(path)))
+            files |= dict.fromkeys(file.names, file)
 
         def tensor(name: str) -> Tensor:
             if name not in files:
@@ -148,47 +187,57 @@ def tensors_by_name(folder: Path) -> Iterator[Callable[[str], Tensor]]:
                     f"{folder} lacks weights of the transformer: {name}.",
                     "Download the checkpoint again, or name the folder of the right model.",
                 )
-            found: Tensor = files[name].get_tensor(name)
-            return found
+            return files[name].tensor(name)
 
         yield tensor
 
 
-def _names_in(folder: Path) -> Iterator[tuple[Any, str]]:
-    """Yield every tensor's name in `folder`, with the opened file that holds it."""
-    for path in weight_files(folder):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118
-                yield file, name
+@dataclass(frozen=True)
+class _File:
+    """An opened safetensors file, whose tensors are checked before they are handed out."""
+
+    path: Path
+    opened: Any
+    expected: Mapping[str, tuple[TensorEntry, str]]
+    again: str
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.opened.keys())
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the tensor `name`, mapped from the file; raise Damaged where it has changed."""
+        tensor: Tensor = self.opened.get_tensor(name)
+        if self.expected:
+            entry, checksum = self.expected[name]
+            if checksum_of(entry, [tensor.reshape(-1).view(torch.uint8).numpy()]) != checksum:
+                what = f"{self.path} is damaged: {name} is not as it was written."
+                raise Damaged(what, self.again)
+        return tensor
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path, checksums: str | None, again: str) -> Iterator[_File]:
+    expected = expected_checksums(path, checksums, again=again)
     try:
-        return safe_open(path, "pt")
+        opened = safe_open(path, "pt")
     except SafetensorError as error:
-        raise Damaged(f"{path} is not a safetensors file: {error}.", fetch_again(path)) from error
+        raise Damaged(f"{path} is not a safetensors file: {error}.", again) from error
+    with opened as file:
+        yield _File(path, file, expected, again)
 
 
 def count_numbers(folder: Path) -> int:
     """Return the number of parameters of the model in `folder`, by its files' headers."""
-    return sum(prod(entry.shape) for entry in _entries_in(folder))
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of the model in `folder`, by its files' headers."""
-    return {name: tuple(file.get_slice(name).get_shape()) for file, name in _names_in(folder)}
+    return sum(map(prod, tensor_shapes(folder).values()))
 
 
 def layer_shapes(folder: Path, wanted: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return (outputs, inputs) of each layer in `folder` that `wanted` selects, by file headers."""
     names = layers_named(wanted)
     shapes: dict[str, tuple[int, int]] = {}
-    for entry in _entries_in(folder):
-        layer, _, leaf = entry.name.rpartition(".")
-        if leaf == "weight" and len(entry.shape) == 2 and fits_any(layer, names):
-            shapes[layer] = entry.shape[0], entry.shape[1]
+    for name, shape in tensor_shapes(folder).items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "weight" and len(shape) == 2 and fits_any(layer, names):
+            shapes[layer] = shape[0], shape[1]
     return shapes
-
-
-def _entries_in(folder: Path) -> Iterator[TensorEntry]:
-    return (entry for path in weight_files(folder) for entry in tensor_entries(path))

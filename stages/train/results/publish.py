@@ -43,7 +43,7 @@ class Publisher:
     def __init__(self, plan: Plan) -> None:
         self._plan, self.settings = plan, plan.settings
         # the transformer whose weights are trained, if they are those of the model itself
-        self._base = plan.checkpoint.transformer if plan.settings.model_type == "full" else None
+        self._base = plan.checkpoint if plan.settings.model_type == "full" else None
 
     def publish(self, checkpoint: Path) -> None:
         """Make the files those of `checkpoint`, unless they are already."""

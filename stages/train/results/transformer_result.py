@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ....cache.errors import WrongUse
 from ....cache.files.atomic import remove, rename
+from ...models.checkpoint.checkpoint import Checkpoint
 from ...models.checkpoint.config_values import config_in
 from ...models.weights.streaming import tensors_in
 from ...models.weights.tensor_file import as_text, metadata_in
@@ -21,7 +22,7 @@ _STORED = torch.bfloat16
 
 
 def write_trained(
-    folder: Path, trained: Mapping[str, Tensor], *, base: Path, about: Mapping[str, Any]
+    folder: Path, trained: Mapping[str, Tensor], *, base: Checkpoint, about: Mapping[str, Any]
 ) -> None:
     """Write the transformer with the weights `trained` to `folder`, in bfloat16.
 
@@ -30,13 +31,14 @@ def write_trained(
     write_transformer(
         folder,
         _stored(base, trained),
-        config=config_in(base) | ({"zero_cond_t": True} if about["zero_cond_t"] else {}),
+        config=config_in(base.transformer)
+        | ({"zero_cond_t": True} if about["zero_cond_t"] else {}),
         about=as_text(about),
     )
 
 
 def replace_trained(
-    folder: Path, trained: Mapping[str, Tensor], *, base: Path, about: Mapping[str, Any]
+    folder: Path, trained: Mapping[str, Tensor], *, base: Checkpoint, about: Mapping[str, Any]
 ) -> None:
     """Write it as `write_trained` does, in place of what `folder` holds.
 
@@ -49,8 +51,8 @@ def replace_trained(
     rename(following, folder.name)
 
 
-def _stored(base: Path, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors_in(base):
+def _stored(base: Checkpoint, trained: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors_in(base.transformer, remember=base.remember):
         yield name, trained.get(name, tensor).to(_STORED)
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ....cache.errors import WrongUse
-from ....cache.files.fingerprint import digest_file, fingerprint
+from ....cache.errors import Damaged, WrongUse
+from ....cache.files.checksum import crc32c, crc32c_of_more
+from ....cache.files.fingerprint import canonical_json, digest_file, fingerprint
+from ....cache.files.sealed import CHECKSUM
 from ....config.settings import Settings
 from ...models.lora.lora_file import Lora, lora_path, read_lora
 from ...models.weights.tensor_file import as_text, write_tensors
@@ -73,18 +75,45 @@ def write_initial_weights(
     output_dir: Path, weights: Mapping[str, Tensor], *, run: Mapping[str, Any]
 ) -> None:
     """Write the initial weights of the LoRA of `run`."""
-    write_tensors(output_dir / START_FILE, weights, metadata=as_text({"run": run}))
+    about = as_text({"run": run, CHECKSUM: _checksum_of(weights)})
+    write_tensors(output_dir / START_FILE, weights, metadata=about)
+
+
+def _checksum_of(weights: Mapping[str, Tensor]) -> str:
+    """Return a checksum of names, shapes and numbers."""
+    names = sorted(weights)
+    shapes = {name: list(weights[name].shape) for name in names}
+    checksum = crc32c(canonical_json(shapes).encode())
+    for name in names:
+        there = weights[name].detach().to("cpu").contiguous()
+        checksum = crc32c_of_more(checksum, there.reshape(-1).view(torch.uint8).numpy())
+    return f"{checksum:08x}"
 
 
 def read_initial_weights(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """Return the initial weights of the LoRA of `run`; None where they are not there."""
+    """Return the initial weights of the LoRA of `run`; None where they are not there.
+
+    Raises:
+        Damaged: they are not as they were written; earlier versions wrote no checksum.
+    """
     path = output_dir / START_FILE
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
-        if not _is_of(run, (file.metadata() or {}).get("run", "")):
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if not _is_of(run, about.get("run", "")):
+                return None
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        is_whole = CHECKSUM not in about or about[CHECKSUM] == _checksum_of(weights)
+    except (SafetensorError, ValueError):
+        is_whole = False
+    if not is_whole:
+        raise Damaged(
+            f"{path} is not as it was written.",
+            f"Delete {path} and run `qedit train` again: it is taken out of the base anew.",
+        )
+    return weights
 
 
 def _is_of(run: Mapping[str, Any], recorded: str) -> bool:

@@ -68,7 +68,7 @@ def test_a_damaged_latent_is_named_dropped_and_made_anew(copy: Path) -> None:
     assert "qedit verify --drop" in error
     told = with_files("verify", "--drop").stdout
     assert "need what is damaged: p" in told
-    assert "No run was trained on it" in told
+    assert "No run was trained on damaged rows" in told
     assert with_files("verify").exit_code == 0
     assert said(with_files("cache-vae", "--json"))["computed"] == 1
     assert said(with_files("cache-embeds", "--json"))["computed"] == 0

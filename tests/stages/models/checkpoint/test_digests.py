@@ -10,15 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bare_checkpoints import WEIGHTS, write_json
 from damage import flip
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from qedit.cache.errors import Damaged, NotComplete
+from qedit.cache.files.sealed import read_sealed, sealed
 from qedit.stages.models.checkpoint import digests
 from qedit.stages.models.checkpoint.digests import files_digest, model_digest
+from qedit.stages.models.checkpoint.tensor_checksums import checksums_in
 from qedit.stages.models.checkpoint.weights_header import TensorEntry, tensor_entries
-from qedit.stages.models.weights.streaming import tensors_in
+from qedit.stages.models.weights.streaming import tensors_by_name, tensors_in
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_an_index_says_which_shards_are_the_model(tmp_path: Path, remember: Path
     for version in (1, 2):
         index = tmp_path / "model.safetensors.index.json"
         write_json(index, {"weight_map": {"weight": f"v{version}.safetensors"}})
-        ((name, read),) = tensors_in(tmp_path)
+        ((name, read),) = tensors_in(tmp_path, remember=remember)
         assert (name, read.tolist()) == ("weight", [version, version])
         found[version] = model_digest(tmp_path, remember=remember)
     assert found[1] != found[2]
@@ -210,3 +214,80 @@ def test_files_read_through_safetensors_are_what_was_digested(folder: Path) -> N
     (tensor,) = tensor_entries(path)
     data = path.read_bytes()[tensor.start : tensor.start + tensor.nbytes]
     assert data == load_file(path)["weight"].tobytes()
+
+
+# -- checksums -----------------------------------------------------------------------------
+
+
+def damage_unseen(weights: Path, remember: Path) -> None:
+    """Flip a bit as a disk does: size and times of change stay what was remembered."""
+    flip(weights, -1)
+    known = read_sealed(remember)
+    known[str(weights.resolve())] |= digests._look(weights)
+    write_json(remember, sealed(known))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_tensor_is_held_against_the_checksum_of_when_it_was_digested(
+    folder: Path, remember: Path, by_name: bool
+) -> None:
+    settle(folder)
+    weights = folder / "vae" / WEIGHTS["vae"]
+    model_digest(folder / "vae", remember=remember)
+
+    def read() -> list[float]:
+        if by_name:
+            with tensors_by_name(folder / "vae", remember=remember) as tensor:
+                return list(tensor("weight").tolist())
+        ((_, found),) = tensors_in(folder / "vae", remember=remember)
+        return list(found.tolist())
+
+    assert read() == [0.0, 1.0]
+    damage_unseen(weights, remember)
+    with pytest.raises(Damaged, match=f"{weights} is damaged: weight is not") as refusal:
+        read()
+    assert f"Delete {weights}" in refusal.value.do
+
+
+def test_every_kind_of_tensor_has_a_checksum(tmp_path: Path, remember: Path) -> None:
+    write_json(tmp_path / "config.json", {})
+    tensors = {
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "bits": torch.ones(3, dtype=torch.float8_e4m3fn),
+        "half": torch.ones(2, 3, dtype=torch.bfloat16),
+        "truth": torch.ones(5, dtype=torch.bool),
+    }
+    save_torch(tensors, tmp_path / "model.safetensors")
+    settle(tmp_path)
+    model_digest(tmp_path, remember=remember)
+    read = dict(tensors_in(tmp_path, remember=remember))
+    assert {name: found.tolist() for name, found in read.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
+    path = tmp_path / "model.safetensors"
+    recorded = digests.recorded_checksums(path, remember)
+    assert recorded == checksums_in(path.read_bytes())
+    assert len(recorded or "") == 8 * len(tensors)
+
+
+def test_a_file_whose_digest_alone_is_known_is_read_once_more(folder: Path, remember: Path) -> None:
+    """As versions before there were checksums remembered it."""
+    settle(folder)
+    weights = folder / "vae" / WEIGHTS["vae"]
+    digest = model_digest(folder / "vae", remember=remember)
+
+    def forget() -> None:
+        known = read_sealed(remember)
+        del known[str(weights.resolve())][digests.CHECKSUMS]
+        write_json(remember, sealed(known))
+
+    before = digests.recorded_checksums(weights, remember)
+    forget()
+    assert digests.recorded_checksums(weights, remember) is None
+    assert model_digest(folder / "vae", remember=remember) == digest
+    assert digests.recorded_checksums(weights, remember) == before
+    forget()
+    damage_unseen(weights, remember)
+    with pytest.raises(Damaged, match="is not as it was when it was first read"):
+        model_digest(folder / "vae", remember=remember)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_checkpoints import opened
@@ -16,7 +17,7 @@ from tiny_transformer import made_transformer, one_forward, randomize
 from torch import Tensor, nn
 from training import LORA, lora, train
 
-from qedit.cache.errors import WrongUse
+from qedit.cache.errors import Damaged, WrongUse
 from qedit.cache.files.fingerprint import fingerprint
 from qedit.config.loading import Configuration
 from qedit.stages.models.lora.adapter_file import LOADS_IN, adapter_file
@@ -201,6 +202,27 @@ def test_a_start_out_of_the_base_is_resumed_exactly_and_subtracted_in_the_file(
         assert json.loads(file.metadata()["rank"]) == 2 * whole.settings.lora_rank
     if precision == "no":
         assert_file_predicts_what_training_does(whole)
+
+
+def test_a_damaged_start_out_of_the_base_is_refused_and_without_it_the_run_goes_on(
+    made: Any,
+) -> None:
+    settings = {"lora_init_type": "olora", "learning_rate": 0.02, **SHORT}
+    whole = made(output="whole", **settings)
+    train(whole)
+    train(made(output="pieces", **{**settings, "max_train_steps": 2}))
+    pieces = made(output="pieces", **settings)
+    start = pieces.settings.output_dir / "lora-start.safetensors"
+    before = start.read_bytes()
+    flip(start, -1)
+    with pytest.raises(Damaged, match=r"start.* is not as it was written") as refusal:
+        train(pieces)
+    assert refusal.value.do.startswith(f"Delete {start} and run")
+    start.unlink()
+    assert train(pieces).kept == 2
+    assert start.read_bytes() == before
+    one, other = lora(whole), lora(pieces)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa", "olora"])

@@ -49,9 +49,7 @@ def test_what_the_released_configuration_says_twice_is_no_warning(
     path.write_text(json.dumps({**config, **repeated, "text_config": text}))
     logger = logging.getLogger("transformers")
     monkeypatch.setattr(logger, "propagate", True)
-    model = load_text_encoder(
-        copied / "text_encoder", dtype=torch.float32, device="cpu", eight_bits=False
-    )
+    model = load_text_encoder(opened(copied), dtype=torch.float32, device="cpu", eight_bits=False)
     assert not caplog.records
     kept = model.config.text_config.rope_parameters
     assert (kept["mrope_section"], kept["rope_theta"]) == (sections, 1000000.0)

@@ -189,7 +189,7 @@ def test_a_rarer_timestep_is_computed_when_it_is_asked_for(made: Any) -> None:
     rare = bits_of(torch.tensor([1e-5]).to(torch.bfloat16))[0]
     rows = loop_rows(configuration)
     assert row_key(rare) not in modulation_table(checkpoint, configuration.settings)
-    expected = modulation.ModulationWeights(checkpoint.transformer).rows([rare])[0]
+    expected = modulation.ModulationWeights(checkpoint.transformer, remember=None).rows([rare])[0]
     assert torch.equal(rows(rare), expected)
     assert rows(rare) is rows(rare)
 
@@ -199,7 +199,7 @@ def loop_rows(configuration: Configuration) -> Any:
 
     checkpoint = open_checkpoint(configuration.settings)
     table = modulation_table(checkpoint, configuration.settings)
-    return ModulationRows(table, checkpoint.transformer)
+    return ModulationRows(table, checkpoint)
 
 
 def test_wide_draws_get_more_rows(made: Any) -> None:
