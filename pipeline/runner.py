@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..cache.errors import NotComplete, QeditError, WrongUse
+from ..cache.files.atomic import sweep
 from ..cache.files.workspace import refuse_source_folder
 from ..config.configuration import Configuration
 from ..stages.frozen_base.quantized import has_work
@@ -119,6 +120,9 @@ def _with_spool(
     which is gone after the second.
     """
     shared = set(SHARING) <= set(names) and not dry_run
+    cache_dir = Path(configuration.settings.cache_dir)
+    if not dry_run:
+        sweep(cache_dir)  # which no lock guards
     with ExitStack() as stack:
         folder = None
         for name in names:
@@ -127,7 +131,6 @@ def _with_spool(
                 from ..stages.encoding.device_options import DeviceOptions
                 from ..stages.encoding.spool import spool_in
 
-                cache_dir = Path(configuration.settings.cache_dir)
                 folder = folder or stack.enter_context(spool_in(cache_dir))
                 device = extra.get("options") or DeviceOptions()
                 extra = extra | {"options": replace(device, spool=folder)}

@@ -199,6 +199,12 @@ def sweep(folder: Path) -> int:
         return sum(_swept(path) for path in sorted(folder.iterdir()))
 
 
+def sweep_tree(folder: Path) -> None:
+    """Remove the leftovers of dead processes in `folder` and in every folder below it."""
+    for where, _, _ in os.walk(folder):
+        sweep(Path(where))
+
+
 def unique_name() -> str:
     """Return a name that no other file ever has and that names this process."""
     return f"{this_process()}~{next(_count)}"

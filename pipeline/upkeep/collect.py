@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import NoRoom, NotComplete
-from ...cache.files.atomic import remove, sweep
+from ...cache.files.atomic import LEFTOVER, remove, sweep
 from ...cache.files.claims import alone_in
 from ...cache.files.lock import at_work, holder_of, writer_lock
 from ...cache.files.owner import is_dead
@@ -27,7 +28,7 @@ from ...stages.samples.table import manifest_in, table_folder
 from ...stages.stores.pins import Pin, pairs_pin, renew_record
 from ...stages.stores.run import Run
 from ..terminal.output import duration, size
-from .caches import Caches, folders_of
+from .caches import PARTS, Caches, folders_of
 from .removable import (
     Removable,
     bytes_of,
@@ -37,7 +38,6 @@ from .removable import (
 )
 from .unlock import find_locks
 
-SPOOL = "spool"  # where a stage leaves pictures for the next
 DOING = "qedit gc"
 
 
@@ -112,7 +112,8 @@ def collect(caches: Caches, *, compact: bool = False) -> Removables:
     gone = {one.path for one in found if one.plan is None}
     left = [one for one in unfinished(caches) if gone.isdisjoint((one.path, *one.path.parents))]
     free = _in_no_lock(Path(caches.run.settings.cache_dir))
-    left_alone = [one for one in free if may_be_at_work(one)]
+    locked = {one.path for one in left}
+    left_alone = [one for one in free if may_be_at_work(one) and one.path not in locked]
     left += [one for one in free if one not in left_alone]
     paths = {one.path: one for one in left}
     found += [Removable(path, "leftover", bytes_of(path), str(one)) for path, one in paths.items()]
@@ -138,8 +139,16 @@ def refuse_without_pairs(run: Run) -> None:
 
 
 def _in_no_lock(cache_dir: Path) -> list[Leftover]:
-    """Return leftovers in the folders that nobody locks: their age tells whether they are used."""
-    return [one for place in (cache_dir / SPOOL, cache_dir) for one in leftovers_in(place)]
+    """Return leftovers anywhere in the caches but in parts, which are there whole or not at all.
+
+    Nobody locks all of these folders: their age tells whether they are used.
+    """
+    found: list[Leftover] = []
+    for place, folders, _ in os.walk(cache_dir):
+        found += leftovers_in(Path(place))
+        whole = place.endswith(f"{os.sep}{PARTS}")
+        folders[:] = [name for name in folders if not (whole or name.endswith(LEFTOVER))]
+    return found
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...cache.errors import Damaged, QeditError, WrongUse
+from ...cache.files.atomic import sweep_tree
 from ...config.configuration import Configuration
 from ..models.checkpoint.checkpoint import open_checkpoint
 from ..run_output.page import PAGE_FILE, write_page
@@ -46,6 +47,7 @@ def run(
     missing = [stored for stored in wanted if not is_current(stored)]
     sheets, left = [], [] if dry_run else missing
     if not dry_run:
+        sweep_tree(output_dir)
         while left:
             _decode(configuration, progress, missing=left, device=device)
             left = _stored_since(output_dir, step=step, known=wanted)

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ...cache.files.atomic import sweep
 from ...cache.files.decides_nothing import put_page, read_if_whole
 from ...config.configuration import Configuration
 from ..models.lora.lora_file import LORA_FILE
@@ -63,7 +62,6 @@ def write_page(configuration: Configuration, *, steps: int | None = None) -> boo
         Whether it was written.
     """
     output_dir = configuration.settings.output_dir
-    sweep(output_dir)
     data = page_data(configuration, steps=steps)
     text = page_text(__package__, data, title="qedit run", mark=_MADE_BY)
     return put_page(output_dir / PAGE_FILE, text, mark=_MADE_BY)

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ...cache.files.atomic import sweep
+from ...cache.files.atomic import sweep_tree
 from ...cache.files.lock import writer_lock
 from ...config.loading import Configuration
 from ..models.device import allow_tf32
@@ -50,7 +50,7 @@ from .plan.changed_data import refuse_changed_data, resumed
 from .plan.training_plan import Plan, make_plan
 from .ranks import Ranks, among_others, device_of, refuse_idle_processes
 from .results.best import BEST_FOLDER, renew_state
-from .results.publish import EMA_FOLDER, Publisher, result_of
+from .results.publish import Publisher, result_of
 from .state.checkpoint import read_state, save_checkpoint, step_of
 from .state.initial_lora import read_initial_lora
 from .trainer import Trainer
@@ -154,8 +154,7 @@ def _take_over(plan: Plan, progress: Progress) -> Path | None:
     """Write run.json and make the published files those of the checkpoint, which is returned."""
     plan, begin = resumed(plan)  # another process may have gone on before this one's turn
     where = plan.settings.output_dir
-    for folder in (where / EMA_FOLDER, where / BEST_FOLDER):
-        sweep(folder)
+    sweep_tree(where)
     if damage := damage_of_run(where):
         named = f"{begin.name} says the same" if begin else "there is no checkpoint yet"
         progress.warn(f"{damage} It is written anew: {named}.")

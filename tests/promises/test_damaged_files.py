@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from finished_run import finished_run
 from quiet import Quiet
 from small_run import enter_copy, loaded, with_files
 
+from qedit.cache.files.atomic import LEFTOVER
+from qedit.cache.files.lock import new_holder
+from qedit.cache.files.owner import Owner, is_dead, this_process
 from qedit.pipeline.upkeep.verify import verify
 from qedit.stages.stores.run import Run
 from qedit.stages.train.evaluation.preview_process import Decoding
@@ -128,3 +133,48 @@ def _names(path: Path) -> list[str]:
     """The file, or the part or the store that it belongs to, as `verify` names them."""
     folders = [parent for parent in path.parents if parent.parent.name == "parts"]
     return [str(one) for one in (path, *folders, *[path.parent][: path.name == "recipe.json"])]
+
+
+def _plant(folder: Path, owner: Owner) -> list[Path]:
+    """Leave an unfinished file and an unfinished folder of a process."""
+    file = folder / f".file.json~{owner}~0{LEFTOVER}"
+    file.write_bytes(b"half")
+    tree = folder / f".folder~{owner}~1{LEFTOVER}"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"half")
+    return [file, tree]
+
+
+def test_the_next_start_and_gc_leave_nothing_of_a_killed_process(run: Path) -> None:
+    dead = replace(this_process(), started="1")
+    assert is_dead(dead)
+    parts = [path for path in Path("caches").rglob("parts/*")]
+    inside = {path for part in parts for path in (part, *part.rglob("*"))}
+    inside |= {path for path in Path("caches/base").rglob("*") if any(path.glob("quantized.json"))}
+    inside |= set(Path("out").glob("checkpoint-*"))
+    folders = [
+        folder
+        for root in ("out", "caches")
+        for folder in (Path(root), *Path(root).rglob("*"))
+        if folder.is_dir() and folder not in inside
+    ]
+    left = [path for folder in folders for path in _plant(folder, dead)]
+    living = [path for folder in folders for path in _plant(folder, this_process())]
+    stores = {path.parent for path in Path("caches").rglob("parts")}
+    for store in stores:
+        (store / "claims").mkdir(exist_ok=True)
+        claim = store / "claims" / f"{dead}~0.json"
+        holder = replace(new_holder("cache-vae"), owner=dead)
+        claim.write_text(json.dumps({**asdict(holder), "keys": []}))
+        left.append(claim)
+        part = store / "parts" / f"{dead}~9"
+        part.mkdir()
+        left.append(part)
+    assert len(left) > 60
+    with_files("run")
+    with_files("preview")
+    assert [path for path in left if path.exists() and path.parts[0] == "out"] == []
+    assert not Path("caches").joinpath(left[0].name).exists(), "no lock guards the folder"
+    with_files("gc", "--yes")
+    assert [path for path in left if path.exists()] == []
+    assert [path for path in living if not path.exists()] == []
