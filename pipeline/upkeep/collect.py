@@ -110,12 +110,12 @@ def collect(caches: Caches, *, compact: bool = False) -> Removables:
     refuse_without_pairs(caches.run)
     found = [*removable_rows(caches, caches.stores, compact=compact), *removable_files(caches)]
     gone = {one.path for one in found if one.plan is None}
-    left = [one for one in unfinished(caches) if gone.isdisjoint((one.path, *one.path.parents))]
-    free = _in_no_lock(Path(caches.run.settings.cache_dir))
+    left = list(unfinished(caches))
     locked = {one.path for one in left}
+    free = _in_no_lock(Path(caches.run.settings.cache_dir))
     left_alone = [one for one in free if may_be_at_work(one) and one.path not in locked]
     left += [one for one in free if one not in left_alone]
-    paths = {one.path: one for one in left}
+    paths = {one.path: one for one in left if gone.isdisjoint((one.path, *one.path.parents))}
     found += [Removable(path, "leftover", bytes_of(path), str(one)) for path, one in paths.items()]
     return Removables(caches, found, left_alone)
 
