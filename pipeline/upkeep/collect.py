@@ -69,7 +69,7 @@ class Removables:
         for one in self.found:
             if one.store is not None and one.plan is not None:
                 yield from (one.store.parts_folder / name for name in one.plan.gone)
-            elif one.kind != "pairs":
+            elif not one.is_recorded:
                 yield one.path
 
     def left_lines(self) -> Iterator[str]:
@@ -232,7 +232,7 @@ def clear(found: Removables) -> None:
         remove(path)
     _renew_records(found.caches)
     for one in found.found:
-        if one.kind == "pairs":
+        if one.is_recorded:
             remove(one.path)
         if one.store is not None and one.plan is not None and one.plan.moved:
             with one.store.adding():

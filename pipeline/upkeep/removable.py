@@ -43,6 +43,11 @@ class Removable:
     store: Store | None = None
     plan: Repacking | None = None
 
+    @property
+    def is_recorded(self) -> bool:
+        """Return whether the record of this run may name it still: a table of former settings."""
+        return self.kind == "pairs" and self.path.is_dir()
+
 
 def removable_rows(
     caches: Caches, stores: Iterable[Store], *, compact: bool = False
