@@ -78,6 +78,11 @@ def can_be_asked(owner: Owner) -> bool:
     return owner.boot != here.boot or owner.space == here.space
 
 
+def lives_here(owner: Owner) -> bool:
+    """Return whether `owner` certainly runs, on this host."""
+    return can_be_asked(owner) and not is_dead(owner)
+
+
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9.]", "-", socket.gethostname()) or "localhost"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.atomic import LEFTOVER, owner_of
-from ..files.owner import Owner, can_be_asked, is_dead
+from ..files.owner import Owner, can_be_asked, is_dead, lives_here
 from ..format.manifest import MANIFEST_FILE
 
 RECENT_SECONDS = 24 * 3600
@@ -34,7 +34,7 @@ def leftovers_in(folder: Path) -> Iterator[Leftover]:
     """Yield the entries of `folder` with temporary names, except those of live local processes."""
     for path in _entries(folder):
         owner = owner_of(path.name) if path.name.endswith(LEFTOVER) else None
-        if owner is not None and not _lives_here(owner):
+        if owner is not None and not lives_here(owner):
             yield Leftover(path, owner)
 
 
@@ -42,7 +42,7 @@ def unfinished_parts(parts: Path) -> Iterator[Leftover]:
     """Yield parts without a manifest, except those of live local processes."""
     for path in _entries(parts):
         owner = None if path.name.endswith(LEFTOVER) else owner_of(path.name)
-        if owner is None or _lives_here(owner) or (path / MANIFEST_FILE).exists():
+        if owner is None or lives_here(owner) or (path / MANIFEST_FILE).exists():
             continue
         yield Leftover(path, owner)
 
@@ -66,10 +66,6 @@ def seconds_unchanged(path: Path) -> float:
     with contextlib.suppress(FileNotFoundError):
         newest = max(newest, path.lstat().st_mtime)
     return time.time() - newest
-
-
-def _lives_here(owner: Owner) -> bool:
-    return can_be_asked(owner) and not is_dead(owner)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -100,20 +100,22 @@ def unlock(yes: bool, **shared: Any) -> None:
     """
     with reporting(**shared) as (progress, finish):
         from ...cache.files.atomic import remove
+        from ...cache.files.owner import lives_here
         from ...stages.stores.run import Run
         from ..upkeep.caches import Caches
         from ..upkeep.unlock import find_locks
 
-        locks = find_locks(Caches(Run(configuration_of(progress, **shared))))
-        for path, holder in locks.here():
+        found = find_locks(Caches(Run(configuration_of(progress, **shared))))
+        here = [(path, holder) for path, holder in found if lives_here(holder.owner)]
+        free = [one for one in found if one not in here]
+        for path, holder in here:
             progress.warn(f"{path} is held by {holder}, which is running: end it first.")
-        for path, holder in locks.free():
+        for path, holder in free:
             progress.say(f"{path}: {holder}")
             if yes:
                 remove(path)
-        if locks.free():
+        if free:
             progress.say("Removed." if yes else "To remove them: `qedit unlock --yes`.")
-        elif not locks.here():
+        elif not here:
             progress.say("No locks.")
-        paths = [str(path) for path, _ in locks.free()]
-        finish({"stage": "unlock", "locks": paths, "removed": yes})
+        finish({"stage": "unlock", "locks": [str(path) for path, _ in free], "removed": yes})

@@ -12,7 +12,7 @@ from typing import Any
 from ...cache.errors import NoRoom, NotComplete
 from ...cache.files.atomic import LEFTOVER, remove, sweep
 from ...cache.files.claims import alone_in
-from ...cache.files.lock import at_work, holder_of, writer_lock
+from ...cache.files.lock import at_work, writer_lock
 from ...cache.files.owner import is_dead
 from ...cache.store.leftovers import (
     RECENT_SECONDS,
@@ -36,7 +36,7 @@ from .removable import (
     removable_rows,
     unfinished,
 )
-from .unlock import find_locks
+from .unlock import Held, find_locks, locks_of, output_dirs
 
 DOING = "qedit gc"
 
@@ -167,23 +167,16 @@ def alone(run: Run) -> Iterator[Caches]:
             stack.enter_context(writer_lock(folder, doing=DOING))
         caches = Caches(run, locked=folders)
         stack.enter_context(alone_in(caches.every_store(), doing=DOING))
-        _refuse_training(caches)
+        # the table that a run has begun to train with may have been replaced since
+        _refuse_work(locks_of(output_dirs(caches)), also=", and reads these caches")
         yield caches
 
 
-def _refuse_training(caches: Caches) -> None:
-    """Raise while a run trains: the table it has begun with may have been replaced since."""
-    for folder in (str(caches.run.output_dir), *caches.others):
-        holder = holder_of(Path(folder))
-        if holder is not None and not is_dead(holder.owner):
-            raise at_work(folder, f"written by {holder}, and reads these caches")
-
-
-def _refuse_work(caches: Caches) -> None:
-    """Raise while anybody holds a lock or a claim: for who can take no lock of its own."""
-    for path, holder in find_locks(caches).held:
+def _refuse_work(held: Held, *, also: str = "") -> None:
+    """Raise while a process that may run holds one of these locks or claims."""
+    for path, holder in held:
         if not is_dead(holder.owner):
-            raise at_work(path.parent, f"written by {holder}")
+            raise at_work(path.parent, f"written by {holder}{also}")
 
 
 def remove_unused(run: Run, *, compact: bool, show: Callable[[Removables], None]) -> Removables:
@@ -206,7 +199,7 @@ def remove_unused(run: Run, *, compact: bool, show: Callable[[Removables], None]
                 return shown
         except NoRoom:
             found = collect(Caches(run), compact=compact)
-            _refuse_work(found.caches)
+            _refuse_work(find_locks(found.caches))
             if shown is None:
                 show(shown := found)
             if not found.found:

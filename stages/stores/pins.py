@@ -213,25 +213,18 @@ def renew_record(run: Run, folder: Path, own: Sequence[Record], pins: Mapping[st
     """
     file = record_file(run, folder)
     if pins and not any(record.path == file and record.says(run, pins) for record in own):
-        write_record(run, folder, pins)
-    for record in own:
-        if not pins or record.path != file:
-            remove(record.path)
-
-
-def write_record(run: Run, folder: Path, pins: Mapping[str, Pin]) -> None:
-    """Write what the run needs in `folder`, whose lock the caller holds, and nothing else."""
-    path = record_file(run, folder)
-    sweep(path.parent)
-    keep_id(run.output_dir, run_id(run))
-    record = {
-        "format": FORMAT,
-        "id": run_id(run),
-        "output_dir": str(run.output_dir),
-        "folder": str(folder.resolve()),
-        "pins": {name: asdict(pin) for name, pin in sorted(pins.items())},
-    }
-    write_json(path, sealed(record))
+        sweep(file.parent)
+        keep_id(run.output_dir, run_id(run))
+        record = {
+            "format": FORMAT,
+            "id": run_id(run),
+            "output_dir": str(run.output_dir),
+            "folder": str(folder.resolve()),
+            "pins": {name: asdict(pin) for name, pin in sorted(pins.items())},
+        }
+        write_json(file, sealed(record))
+    for path in {record.path for record in own} - ({file} if pins else set()):
+        remove(path)
 
 
 def run_id(run: Run) -> str:

@@ -217,4 +217,4 @@ def test_unlock_knows_the_lock_of_the_base(made: Callable[..., Configuration]) -
     holder = new_holder("quantising the base")
     lock = base_folder(run.settings) / LOCK_FILE
     lock.write_text(json.dumps(asdict(holder)))
-    assert lock in [path for path, _ in find_locks(Caches(Run(run))).held]
+    assert lock in [path for path, _ in find_locks(Caches(Run(run)))]
