@@ -19,8 +19,6 @@ from ..stages.frozen_base.quantized import has_work
 from ..stages.models.checkpoint.checkpoint import is_model_local
 from ..stages.stage import Outcome, Progress
 from ..stages.stores.run import Run
-from .plan.disk import refuse_full_disks
-from .plan.planning import foreseen_disk
 from .terminal.output import summary
 from .upkeep.caches import Caches
 from .upkeep.removable import removable_rows
@@ -78,6 +76,8 @@ def run_stages(
             outcomes.append(outcome)
             if name == "pair" and len(names) > 1 and not dry_run:
                 from ..stages.train.plan.changed_data import refuse_changed_data
+                from .plan.disk import refuse_full_disks
+                from .plan.planning import foreseen_disk
 
                 # the stages would say so one by one, some of them after hours
                 refuse_changed_data(configuration)

@@ -7,7 +7,9 @@ they stay. What the model has no place for is not read.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +26,8 @@ from ..checkpoint.model_files import fetch_again, weight_files
 from ..checkpoint.tensor_checksums import checksum_of, expected_checksums
 from ..checkpoint.weights_header import TensorEntry, tensor_shapes
 from ..layers import fits_any, layers_named
+
+CHECKED_AHEAD = 4  # tensors of a file
 
 
 def empty_model(build: Callable[[], nn.Module], folder: Path, kind: str) -> nn.Module:
@@ -155,10 +159,13 @@ def checked_tensors(
     Raises:
         Damaged: the file, or one of the tensors, is not as it was written.
     """
-    with _opened(path, checksums, again) as file:
-        for name in file.names:
-            if wanted(name):
-                yield name, file.tensor(name)
+    with _opened(path, checksums, again) as file, ThreadPoolExecutor(1) as pool:
+        names = [name for name in file.names if wanted(name)]
+        # the next ones are checked while the caller copies this one
+        checks = deque(pool.submit(file.tensor, name) for name in names[:CHECKED_AHEAD])
+        for place, name in enumerate(names, start=CHECKED_AHEAD):
+            checks.extend(pool.submit(file.tensor, one) for one in names[place : place + 1])
+            yield name, checks.popleft().result()
 
 
 @contextmanager
