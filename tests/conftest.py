@@ -23,10 +23,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# a shell has what it runs in the background ignore Ctrl-C, and so would every process that a
-# test starts and presses it in
+# a shell has what it runs in the background ignore Ctrl-C, nohup the end of the terminal, and so
+# would every process that a test starts and sends them to
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -238,12 +238,13 @@ def test_wrong_words_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_contradicting_checkpoint_is_refused_naming_both(copy: Path) -> None:
     one = "data.edited.conditioning_data=reference-a"
-    wrong = ("--set", "model_flavour=edit-v1", "--set", one)
+    new = ("--set", "output_dir=new")
+    wrong = ("--set", "model_flavour=edit-v1", "--set", one, *new)
     for command in ("pair", "cache-vae", "train"):
         error = with_files(command, *wrong, expect=2).stderr
         assert "edit-v1" in error
         assert "QwenImageEditPlusPipeline" in error
-    error = with_files("train", "--set", "model_flavour=edit-v3", expect=2).stderr
+    error = with_files("train", "--set", "model_flavour=edit-v3", *new, expect=2).stderr
     assert "zero_cond_t" in error
 
 
@@ -257,7 +258,7 @@ def test_rows_of_another_flavour_are_refused_naming_both(copy: Path) -> None:
     # the same pictures, captions and caches, but for edit-v1 with its own model and areas
     make_tiny(copy / "v1", "edit-v1", vae_area=AREA, vl_area=4 * AREA)
     wrong = ("--set", "model_flavour=edit-v1", "--set", "pretrained_model_name_or_path=v1")
-    wrong += ("--set", "data.edited.conditioning_data=reference-a")
+    wrong += ("--set", "data.edited.conditioning_data=reference-a", "--set", "output_dir=new")
     error = with_files("train", *wrong, expect=4).stderr
     assert "for edit-v1" in error
     # one area bigger is neither flavour's own

@@ -12,6 +12,7 @@ import pytest
 import torch
 from paths import TESTS
 from torch import Tensor
+from training import train
 
 from qedit.cache.errors import WrongUse
 from qedit.config.loading import Configuration
@@ -67,6 +68,7 @@ DECISIVE: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 # key -> where it is tested that it does what it says
 ELSEWHERE = {
+    "disable_tf32": ("train/test_loop_keys.py", "test_tf32_is_allowed_where_the_key_says_so"),
     "num_train_epochs": ("train/test_loop.py", "test_epochs_give_the_number_of_steps"),
     "model_type": (
         "models/transformer/test_full_training.py",
@@ -159,6 +161,18 @@ def test_a_key_decides_what_is_learned(made: Any, key: str) -> None:
     assert one.keys() != other.keys() or any(
         not torch.equal(one[name], other[name]) for name in one
     )
+
+
+def test_tf32_is_allowed_where_the_key_says_so(made: Any) -> None:
+    """Of GPUs alone: on a CPU it changes nothing, so PyTorch's switch is looked at."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for disabled, precision in ((False, "tf32"), (True, "ieee")):
+            train(made(disable_tf32=disabled, max_train_steps=1, output=precision))
+            assert matmul.fp32_precision == precision
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_what_is_averaged_how_and_where(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
