@@ -13,6 +13,7 @@ from .packing import codec
 SHARD_LENGTH = 16384
 CHUNK_LENGTHS = (64, 32, 16, 8)
 MOST_PADDING = 1 / 8
+MOST_CHUNK_BYTES = 1 << 28  # twice the latents of the largest picture
 NOT_THERE = 2**64 - 1  # what a shard's index says of a chunk that is absent
 # Chunks begin in a shard's file at such places, as rows do in memory: a tenth faster to copy.
 ALIGNED_BYTES = 64
@@ -71,6 +72,14 @@ def grid_in(fields: dict[str, Any]) -> Grid:
     if compression not in (None, "zstd"):
         raise ValueError(f"compression {compression} is unknown")
     shape, shard, chunk = (tuple(fields[name]) for name in ("shape", "shard", "chunk"))
+    if (
+        not all(type(length) is int and length > 0 for length in (*shape, *shard, *chunk))
+        or not shape[1:] == shard[1:] == chunk[1:]
+        or shard[0] > SHARD_LENGTH
+        or shard[0] % chunk[0]
+        or 2 * math.prod(chunk) > MOST_CHUNK_BYTES
+    ):
+        raise ValueError(f"no array is cut like this: {shape}, {shard}, {chunk}")
     lengths = fields.get("shard_bytes")
     return Grid(
         shape,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 
 from ..errors import Broken
 from ..files.atomic import remove, write_bytes
@@ -21,7 +21,7 @@ from ..files.checksum import crc32c
 from ..files.failing_disk import bytes_of
 from ..regular_file import json_in
 from .grid import grid_in
-from .listing import Listing
+from .listing import Listing, checked_listing
 from .tables import table_bytes, table_in
 
 FORMAT = b"1"
@@ -55,17 +55,16 @@ def read_index(path: Path, *, store: str) -> Listing | None:
     named = NAME.fullmatch(path.name)
     if named is None or int(named[1], 16) != crc32c(data):
         return None
-    table = table_in(data)
-    about = table.schema.metadata
-    if about[b"format"] != FORMAT or about[b"store"].decode() != store:
+    try:
+        table = table_in(data)
+        about = table.schema.metadata
+        if about[b"format"] != FORMAT or about[b"store"].decode() != store:
+            return None
+        names, counts, grids = zip(*json_in(about[b"parts"]), strict=True)
+        rows = table.replace_schema_metadata(None)
+        return checked_listing(names, [grid_in(grid) for grid in grids], counts, rows)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, Broken):
         return None
-    parts = json_in(about[b"parts"])
-    return Listing(
-        [name for name, _, _ in parts],
-        [grid_in(grid) for _, _, grid in parts],
-        np.array([count for _, count, _ in parts], np.int64),
-        table.replace_schema_metadata(None),
-    )
 
 
 def spoilt_indices(folder: Path, *, store: str) -> list[Path]:

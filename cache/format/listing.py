@@ -7,6 +7,7 @@ many of them (`index.py`).
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,8 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import Broken
 from .finding import Numbers
 from .grid import Grid
+
+MOST_ROW_BYTES = 1 << 30  # a text of 16384 tokens has an eighth of it
+ROWS_SCHEMA = pa.schema(
+    {"key": pa.string(), "start": pa.int64(), "length": pa.int32(), "crc32c": pa.uint32()}
+)
 
 
 class Row(NamedTuple):
@@ -56,6 +63,36 @@ class Listing:
             self.counts[stay],
             rows,
         )
+
+
+def checked_listing(
+    names: Sequence[str], grids: Sequence[Grid], counts: Sequence[int], rows: pa.Table
+) -> Listing:
+    """Return these as a listing; raise Broken where they do not fit together."""
+    fits = (
+        rows.schema.equals(ROWS_SCHEMA)
+        and not any(column.null_count for column in rows.columns)
+        and all(type(count) is int and count >= 0 for count in counts)
+        and sum(counts) == len(rows)
+        and all(grid.shards <= count for grid, count in zip(grids, counts, strict=True))
+        and _longest_bytes(grids, rows["length"]) <= MOST_ROW_BYTES
+    )
+    each = np.array(counts if fits else [], np.int64)
+    if not fits or not _lie_inside(rows, np.repeat([grid.shape[0] for grid in grids], each)):
+        raise Broken("its table of rows does not fit its arrays")
+    return Listing(names, grids, each, rows)
+
+
+def _longest_bytes(grids: Sequence[Grid], lengths: pa.ChunkedArray) -> int:
+    """Return a bound of the bytes of the longest row, for which memory is taken at once."""
+    widest = max((2 * math.prod(grid.shape[1:]) for grid in grids), default=0)
+    return widest * (pc.max(lengths).as_py() or 0)
+
+
+def _lie_inside(rows: pa.Table, ends: npt.NDArray[np.int64]) -> bool:
+    """Return whether each row lies in its part's array, which ends at `ends`."""
+    starts = rows["start"].to_numpy()
+    return bool(((starts >= 0) & (starts < ends) & (rows["length"].to_numpy() > 0)).all())
 
 
 def joined(listings: Sequence[Listing]) -> Listing:

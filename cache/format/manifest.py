@@ -65,6 +65,8 @@ def read_manifest(part: Path) -> Manifest | None:
             raise Broken("its manifest does not match its checksum")
         if fields["format"] != FORMAT:
             raise Broken(f"it has format {fields['format']}, this qedit reads {FORMAT}")
+        if not all(type(size) is int for size in fields["files"].values()):
+            raise Broken("its manifest gives no lengths of files")
         return Manifest(
             store=fields["store"],
             rows=fields["rows"],

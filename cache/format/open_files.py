@@ -29,7 +29,7 @@ class OpenFile:
     def __init__(self, path: str) -> None:
         self.number, self.mapped_bytes = -1, 0
         self._mapped: MappedFile | None = None
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # no pipe
 
     def __del__(self) -> None:
         if self.number >= 0:

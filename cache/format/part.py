@@ -16,7 +16,7 @@ from ..files.checksum import crc32c
 from ..files.failing_disk import bytes_of
 from .arrays import Bits, write_array
 from .grid import Grid, chunk_length, place, zarr_metadata
-from .listing import Listing, Row
+from .listing import ROWS_SCHEMA, Listing, Row, checked_listing
 from .manifest import MANIFEST_FILE, Manifest, manifest_text, read_manifest
 from .open_files import OpenFiles
 from .reading import KEPT_OPEN, ArrayReader
@@ -137,17 +137,16 @@ def read_part(path: Path, layout: Layout, *, store: str) -> Listing | None:
     manifest = read_manifest(path)
     if manifest is None:
         return None
-    if manifest.store != store or layout.array not in manifest.arrays:
+    grid = manifest.arrays.get(layout.array)
+    if manifest.store != store or grid is None or len(grid.shape) != len(layout.dimension_names):
         raise Broken("it belongs to another store")
     try:
         data = bytes_of(path / ROWS_FILE)
     except FileNotFoundError as error:
         raise Broken(f"{ROWS_FILE} is missing") from error
-    if crc32c(data) != manifest.checksums[ROWS_FILE]:
+    if crc32c(data) != manifest.checksums.get(ROWS_FILE):
         raise Broken(f"{ROWS_FILE} does not match its checksum")
-    rows = table_in(data)
-    grid = manifest.arrays[layout.array]
-    return Listing([path.name], [grid], np.array([len(rows)]), rows)
+    return checked_listing([path.name], [grid], [manifest.rows], table_in(data))
 
 
 def rows_in(listing: Listing) -> Iterator[tuple[str, Row]]:
@@ -165,14 +164,7 @@ def _files_of(part: Path) -> list[str]:
 def _rows_table(
     keys: Sequence[str], starts: list[int], *, lengths: list[int], checksums: list[int]
 ) -> pa.Table:
-    return pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            "start": pa.array(starts, pa.int64()),
-            "length": pa.array(lengths, pa.int32()),
-            "crc32c": pa.array(checksums, pa.uint32()),
-        }
-    )
+    return pa.table([keys, starts, lengths, checksums], schema=ROWS_SCHEMA)
 
 
 def refuse_misfits(keys: Sequence[str], rows: Sequence[np.ndarray], layout: Layout) -> None:

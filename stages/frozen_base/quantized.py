@@ -93,8 +93,7 @@ class QuantizedBase:
     def files(self) -> dict[str, str]:
         """Return the names of its files with their digests."""
         index = read_object(self.folder / QUANTIZED_FILE)
-        files: dict[str, str] = index["files"]
-        return files
+        return _texts_in(index["files"])
 
     def count_bytes(self) -> int:
         """Return how many bytes it takes on the disk."""
@@ -112,7 +111,7 @@ class QuantizedBase:
         """
         record = self.folder / CHECKSUMS_FILE
         try:
-            found: dict[str, str] = read_sealed(record)
+            found: dict[str, str] = _texts_in(read_sealed(record))
         except (Broken, OSError):
             for damage in self.damages():
                 raise Damaged(f"{damage}.", MAKE_ANEW) from None
@@ -151,7 +150,7 @@ class QuantizedBase:
                 files = self.files()
                 whole = {**self.recipe, "files": files}
                 is_ours = index.read_text(encoding="utf-8") == readable_json(whole)
-        except (ValueError, KeyError, TypeError, Broken):
+        except (ValueError, KeyError, TypeError, AttributeError, Broken):
             is_ours = False
         if not is_ours:
             yield f"{index} is not as it was written"
@@ -162,6 +161,12 @@ class QuantizedBase:
                 yield f"{path} is missing"
             elif (share >= 1.0 or random.random() < share) and not has_digest(path, digest):
                 yield f"{path} is not as it was written"
+
+
+def _texts_in(found: dict[str, str]) -> dict[str, str]:
+    if not all(isinstance(text, str) for text in found.values()):
+        raise Broken("it names no digests or checksums")
+    return found
 
 
 # -- table and base together -------------------------------------------------------------

@@ -126,6 +126,10 @@ def accept_rejections(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+_FIELDS = {"accepted": bool, "samples": int, "rejected_samples": int}
+_FIELDS |= dict.fromkeys(("pairs", "rejected_table"), str)
+
+
 class _Same(Exception):
     """Raised when the table that was written is there already; `name` is its file."""
 
@@ -184,14 +188,18 @@ def manifest_in(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         manifest = read_sealed(path)
-        if manifest["format"] == FORMAT:
+        counts = [*manifest["rejected"].values(), *manifest["warnings"].values()]
+        fits = all(type(manifest[name]) is kind for name, kind in _FIELDS.items())
+        fits &= all(type(count) is int for count in counts)
+        fits &= all(type(place) is str for place in manifest.get("folders", {}).values())
+        if fits and manifest["format"] == FORMAT:
             return manifest
     except FileNotFoundError:
         return None
     except Broken as error:
         if isinstance(error.__cause__, OSError):  # nothing is to be deleted where the disk fails
             raise error.__cause__ from None
-    except KeyError:
+    except (KeyError, AttributeError):
         pass
     raise Damaged(
         f"{path} is not a manifest of a pairs table.", f"Delete {folder}, then run `qedit pair`."

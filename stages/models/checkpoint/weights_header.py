@@ -13,7 +13,7 @@ from typing import Any
 
 from ....cache.errors import Broken, Damaged
 from ....cache.files.fingerprint import canonical_json
-from ....cache.regular_file import json_in
+from ....cache.regular_file import json_in, refuse_irregular
 from .model_files import fetch_again, files_named, places_in, weight_files
 
 # The library's own limit: more is no header.
@@ -77,11 +77,12 @@ def refuse_damaged_weights(folder: Path, stem: str) -> None:
 
 @lru_cache(maxsize=256)
 def _entries(path: Path, size: int, *_: int) -> tuple[TensorEntry, ...]:
-    with path.open("rb", buffering=0) as file:
-        length = int.from_bytes(file.read(8), "little")
-        is_header = 0 < length <= min(MOST_HEADER_BYTES, size - 8)
-        header = file.read(length) if is_header else b""
     try:
+        refuse_irregular(path)
+        with path.open("rb", buffering=0) as file:
+            length = int.from_bytes(file.read(8), "little")
+            is_header = 0 < length <= min(MOST_HEADER_BYTES, size - 8)
+            header = file.read(length) if is_header else b""
         return entries_of(header, size)
     except (ValueError, KeyError, TypeError, AttributeError, Broken) as error:
         why = f": {error}" if type(error) is ValueError else ""
