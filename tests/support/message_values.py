@@ -419,6 +419,7 @@ VALUES: dict[str, dict[str, str]] = {
         "path": "cat-hats.safetensors",
         "shapes": "[16, 3072] and [3072, 8]",
         "what": "down",
+        "why": "could not convert string to float: 'six'",
     },
     "pictures.py": {"folder": "qedit-tiny/pictures"},
     "stage.py": {

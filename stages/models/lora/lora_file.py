@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ....cache.errors import WrongUse
+from ....cache.errors import Broken, WrongUse
+from ....cache.regular_file import json_in
 from ..layers import BLOCK_LINEARS, MODULATION
 from ..weights.file_checksum import with_checksum
 from ..weights.tensor_file import as_text
@@ -205,8 +206,14 @@ def lora_in(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Pa
     for key, tensor in tensors.items():
         layer, what = _place_of(key, path)
         parts.setdefault(layer, {})[what] = tensor
-    hidden = json.loads(metadata.get(_HIDDEN_ALPHA, "{}"))
-    layers = {layer: low_rank(layer, parts[layer], path, hidden=hidden) for layer in parts}
+    try:
+        hidden = json_in(metadata.get(_HIDDEN_ALPHA, "{}"))
+        layers = {layer: low_rank(layer, parts[layer], path, hidden=hidden) for layer in parts}
+    except (ValueError, TypeError, AttributeError, RuntimeError, Broken) as why:
+        raise WrongUse(
+            f"{path}: an alpha in it cannot be read: {why}.",
+            "Fix the file: save or download it again.",
+        ) from why
     if not layers:
         raise WrongUse(f"{path} holds no tensors.", "Give a LoRA that has some.")
     return Lora(layers, metadata)

@@ -169,6 +169,20 @@ def test_an_alpha_that_only_diffusers_metadata_tell_is_read(tmp_path: Path) -> N
     assert all(layer.scale == 1 for layer in read_lora(folded).layers.values())
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    ["[" * 9999, "{", "5", '{"transformer.lora_alpha": []}', '{"transformer.alpha_pattern": [1]}'],
+)
+def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, hidden: str) -> None:
+    file = tmp_path / "lora.safetensors"
+    names = ("lora_A", "lora_B")
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{layer}.{name}.weight": torch.ones(4, 4) for name in names}
+    save_file(tensors, file, {"lora_adapter_metadata": hidden})
+    with pytest.raises(WrongUse, match="an alpha in it cannot be read"):
+        read_lora(file)
+
+
 def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     file = written(tmp_path / "lora.safetensors", "diffusers")
     before = file.read_bytes()
