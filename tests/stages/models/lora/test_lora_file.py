@@ -55,7 +55,9 @@ def assert_stock_predicts(
     base = one_forward(stock)
     pipeline: Any = stock_pipeline(pipeline_name, stock)
     pipeline.load_lora_weights(file.parent, weight_name=file.name)
-    assert not caplog.records  # diffusers warns of missing and of unexpected keys
+    # diffusers warns of missing and of unexpected keys; bitsandbytes, which PEFT imports, of a
+    # package that a CPU does without
+    assert not [record for record in caplog.records if "bitsandbytes" not in record.name]
     assert len([name for name, _ in stock.named_parameters() if "lora_" in name]) == weights
     assert (one_forward(stock) - expected).norm() < 1e-4 * expected.norm()
     assert (one_forward(stock) - base).norm() > 0.1 * base.norm()
