@@ -151,6 +151,9 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "config_values.py": {
         "allowed": "a whole number from 1 to 1000",
+        "folder": f"{_HF_FOLDER}/vae",
+        "kind": "AutoencoderKLQwenImage",
+        "why": "argument of type 'float' is not iterable",
         "key": "num_layers",
         "path": f"{_HF_FOLDER}/transformer/config.json",
         "value": "1000000000",
@@ -182,12 +185,10 @@ VALUES: dict[str, dict[str, str]] = {
         "error": "header too large",
         "folder": f"{_HF_FOLDER}/vae",
         "gaps[0]": "transformer_blocks.0.attn.to_q.weight",
-        "kind": "AutoencoderKLQwenImage",
         "len(gaps)": "12",
         "name": "img_in.weight",
         "path": f"{_HF_FOLDER}/transformer/diffusion_pytorch_model.safetensors",
         "source": f"{_HF_FOLDER}/transformer",
-        "str(error).splitlines()[0]": "no file named config.json was found",
     },
     "device.py": {
         "name": "cuda:4",

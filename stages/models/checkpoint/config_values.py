@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ....cache.errors import WrongUse
+from ....cache.errors import QeditError, WrongUse
 from .model_files import fetch_again, json_object
 
 
@@ -81,6 +82,10 @@ _ALLOWED: dict[str, Allowed] = {
     **dict.fromkeys(("base_shift", "max_shift"), _NUMBER),
     **dict.fromkeys(("shift", "rescale_factor", "rms_norm_eps"), _POSITIVE),
     **dict.fromkeys(("zero_cond_t", "guidance_embeds", "use_dynamic_shifting"), _TRUTH),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), _TRUTH),
+    **dict.fromkeys(("tie_word_embeddings", "use_cache", "use_sliding_window"), _TRUTH),
+    **dict.fromkeys(("image_token_id", "video_token_id"), replace(_LENGTH, least=0)),
+    **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), replace(_LENGTH, least=0)),
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), _TRUTH),
     **dict.fromkeys(("text_config", "vision_config", "size", "image_processor"), _OBJECT),
     **dict.fromkeys(("rope_scaling", "rope_parameters"), _OBJECT),
@@ -91,6 +96,8 @@ _ALLOWED: dict[str, Allowed] = {
     "shift_terminal": Allowed("number", 0, 1, is_optional=True),
     "rope_theta": Allowed("number", 1, 1e12),
     "resample": Allowed("whole number", 0, 5),
+    "dropout": Allowed("number", 0, 1),
+    "attn_scales": replace(_NUMBER, lengths=(0, 8)),
     "image_mean": replace(_NUMBER, lengths=(3, 3)),
     "image_std": replace(_POSITIVE, lengths=(3, 3)),
     "dim_mult": replace(_COUNT, lengths=(2, 8)),
@@ -110,6 +117,25 @@ def config_object(path: Path) -> dict[str, Any]:
     for key, value, allowed in _refused(config):
         raise WrongUse(f"{path}: {key} is {value!r:.60}, but must be {allowed}.", fetch_again(path))
     return config
+
+
+@contextmanager
+def as_wrong_use(folder: Path, kind: str) -> Iterator[None]:
+    """Raise WrongUse for whatever libraries raise in the block, which reads files in `folder`.
+
+    Args:
+        kind: what is made of the files, for the message.
+    """
+    try:
+        yield
+    except QeditError:
+        raise
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WrongUse(
+            f"{folder} cannot be loaded as {kind}: {why}",
+            "Check `pretrained_model_name_or_path` and the options that override its parts.",
+        ) from error
 
 
 def _refused(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, object]]:

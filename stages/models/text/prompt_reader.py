@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ....cache.errors import WrongUse
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.config_values import as_wrong_use
 from ..templates import (
     DROPPED_TOKENS,
     IMAGE_TOKEN,
@@ -86,12 +87,13 @@ class PromptReader:
         )
 
         folder = str(checkpoint.processor)
-        return cls(
-            Qwen2Tokenizer.from_pretrained(folder, local_files_only=True),
-            Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True),
-            numbered_pictures=checkpoint.flavour.numbered_pictures,
-            with_pillow=with_pillow,
-        )
+        with as_wrong_use(checkpoint.processor, "a processor"):
+            return cls(
+                Qwen2Tokenizer.from_pretrained(folder, local_files_only=True),
+                Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True),
+                numbered_pictures=checkpoint.flavour.numbered_pictures,
+                with_pillow=with_pillow,
+            )
 
     def read(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Prompt:
         """Cut `pictures` into patches and the text around them into tokens.

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....cache.errors import WrongUse
+from ..checkpoint.config_values import as_wrong_use
 from ..timesteps import shift_exponent
 from .transformer import pack, predict_velocity, unpack
 
@@ -21,7 +22,8 @@ def load_scheduler(folder: Path) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     kind: Any = FlowMatchEulerDiscreteScheduler
-    return kind.from_pretrained(str(folder), local_files_only=True)
+    with as_wrong_use(folder, "a scheduler"):
+        return kind.from_pretrained(str(folder), local_files_only=True)
 
 
 def set_sigmas(scheduler: Any, *, steps: int, target_tokens: int) -> Float[Tensor, " sigma"]:

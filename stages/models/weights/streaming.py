@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ....cache.errors import Damaged, WrongUse
+from ..checkpoint.config_values import as_wrong_use
 from ..checkpoint.digests import recorded_checksums
 from ..checkpoint.model_files import fetch_again, weight_files
 from ..checkpoint.tensor_checksums import checksum_of, expected_checksums
@@ -43,14 +44,8 @@ def empty_model(build: Callable[[], nn.Module], folder: Path, kind: str) -> nn.M
     """
     from accelerate import init_empty_weights
 
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = build()
-    except (OSError, ValueError) as error:
-        raise WrongUse(
-            f"{folder} cannot be loaded as {kind}: {str(error).splitlines()[0]}",
-            "Check `pretrained_model_name_or_path` and the options that override its parts.",
-        ) from error
+    with as_wrong_use(folder, kind), init_empty_weights(include_buffers=False):
+        model = build()
     return model.eval().requires_grad_(False)
 
 

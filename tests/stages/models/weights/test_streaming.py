@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tiny_checkpoints import opened
 from qedit.cache.errors import WrongUse
 from qedit.stages.models.checkpoint.checkpoint import Checkpoint
 from qedit.stages.models.text.prompt import PromptEncoder
+from qedit.stages.models.text.prompt_reader import PromptReader
+from qedit.stages.models.transformer.denoise import load_scheduler
 from qedit.stages.models.transformer.transformer import load_transformer
 from qedit.stages.models.vae import LatentEncoder
 
@@ -43,3 +46,27 @@ def test_models_are_loaded_frozen_and_in_the_dtype_asked_for(checkpoint: Checkpo
         for parameter in model.parameters():
             assert parameter.dtype == torch.bfloat16
             assert not parameter.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "key", "value"),
+    [
+        ("vae", "config.json", "input_channels", -1),
+        ("text_encoder", "config.json", "dtype", [[]]),
+        ("processor", "preprocessor_config.json", "size", {"a": 1}),
+        ("scheduler", "scheduler_config.json", "time_shift_type", ""),
+    ],
+)
+def test_what_a_library_makes_of_an_odd_configuration_is_no_traceback(
+    part: str, file: str, key: str, value: object, copied: Path
+) -> None:
+    path = copied / part / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    load: dict[str, Any] = {
+        "text_encoder": PromptEncoder.load,
+        "processor": PromptReader.load,
+        "vae": LatentEncoder.load,
+        "scheduler": lambda found: load_scheduler(found.scheduler),
+    }
+    with pytest.raises(WrongUse, match=f"{copied / part} cannot be loaded as "):
+        load[part](opened(copied))
