@@ -58,3 +58,4 @@ def cached_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew", action="store_true", help="write golden files anew")
+    parser.addoption("--mutations", default="0:1000", help="seeds of test_mutations: FIRST:LAST")

@@ -72,7 +72,7 @@ def arithmetic() -> dict[str, torch.Tensor]:
     }
 
 
-def _held_out(folder: Path) -> list[dict[str, Any]]:
+def held_out(folder: Path) -> list[dict[str, Any]]:
     """Two held-out pairs, and the datasets that name them."""
     from small_run import SIZES, draw
 
@@ -106,7 +106,7 @@ def make(folder: Path) -> None:
     from small_run import make_run, qedit, with_files
 
     make_run(folder, flavour="edit-v2", references=2, **SETTINGS)
-    data = json.loads((folder / "data.json").read_text()) + _held_out(folder)
+    data = json.loads((folder / "data.json").read_text()) + held_out(folder)
     (folder / "data.json").write_text(json.dumps(data, indent=2))
     config = json.loads((folder / "config.json").read_text())
     second = config | {
