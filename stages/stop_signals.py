@@ -35,11 +35,10 @@ def exit_code_of(error: KeyboardInterrupt) -> int:
 
 def handle_signals(handler: Handler) -> dict[int, Any]:
     """Have `handler` called for all SIGNALS that are not ignored; return the former handlers."""
-    former = {number: signal.getsignal(number) for number in SIGNALS}
     return {
         number: signal.signal(number, handler)
-        for number, before in former.items()
-        if before is not signal.SIG_IGN
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
 
 
@@ -52,25 +51,22 @@ def stop(number: int, frame: FrameType | None) -> None:
 def end_at_next_signal(
     former: Mapping[int, Any] = MappingProxyType({}), *, echoed: bool = False
 ) -> None:
-    """Have the next signal end the process, even where it hangs; an echo of the first does not.
+    """Have the next signal end the process; an echo of the first does not.
 
     Args:
-        former: handlers to be called instead, as far as they are not those of a command.
+        former: handlers to be called instead.
         echoed: whether a launcher may send every signal a second time.
     """
     began = time.monotonic()
 
     def unless_echo(number: int, frame: FrameType | None) -> None:
         if time.monotonic() - began > ECHO_SECONDS:
-            signal.signal(number, after[number])
+            signal.signal(number, former.get(number, signal.SIG_DFL))
             signal.raise_signal(number)
 
-    after: dict[int, Any] = dict.fromkeys(SIGNALS, signal.SIG_DFL)
-    after |= {number: how for number, how in former.items() if how is not stop}
-    for number, how in after.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            is_echoed = echoed or number == signal.SIGHUP
-            signal.signal(number, unless_echo if is_echoed else how)
+    for number in handle_signals(unless_echo):
+        if number != signal.SIGHUP and not echoed:
+            signal.signal(number, former.get(number, signal.SIG_DFL))
     _drop_closed_terminal()
 
 

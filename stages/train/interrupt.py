@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
 from ..stage import Progress
-from ..stop_signals import end_at_next_signal, handle_signals, stop
+from ..stop_signals import end_at_next_signal, handle_signals
 
 # How long the other processes may take to come to the end of the step as well: so many seconds,
 # and so many steps. One that has died, or hangs, never comes there.
@@ -28,12 +27,13 @@ class StopRequest:
     Attributes:
         number: of that signal; 0: none has.
         step_seconds, save_seconds: what a step and a checkpoint took last; 0: none was made yet.
+        answered: set when all processes have agreed to stop.
     """
 
     number: int = 0
     step_seconds: float = 0.0
     save_seconds: float = 0.0
-    _answered: threading.Event = field(default_factory=threading.Event)
+    answered: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self) -> bool:
         return self.number > 0
@@ -44,38 +44,22 @@ class StopRequest:
         long = f" (about {seconds} s)" if seconds else ""
         return f"Finishing this step and writing a checkpoint{long}; Ctrl-C again leaves at once."
 
-    def answered(self) -> None:
-        """Note that all processes have agreed to stop."""
-        self._answered.set()
+    def leave_unless_answered(self, heard: int) -> None:
+        """End the process some seconds after a signal, unless all processes agreed to stop.
 
-    @contextmanager
-    def leaving_without_answer(self) -> Iterator[None]:
-        """End the process if `answered` is not called within some seconds after a signal.
+        For a thread of its own: the main one may wait in a sum for processes that have died,
+        where it hears no signal.
 
-        A thread does it: the main one may wait in a sum for processes that have died, where it
-        hears no signal.
+        Args:
+            heard: the end of a pipe to read signals from.
         """
-        heard, sent = socket.socketpair()
-        sent.setblocking(False)
-        before = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._leave_without_answer, args=(heard,), daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            self.answered()
-            sent.close()
-
-    def _leave_without_answer(self, heard: socket.socket) -> None:
-        with heard:
-            numbers = heard.recv(1)
+        number = os.read(heard, 1)[0]
         seconds = ANSWER_SECONDS + ANSWER_STEPS * self.step_seconds
-        if not numbers or self._answered.wait(seconds):
-            return
-        text = f"The other processes have not answered for {seconds:.0f} s: this one leaves."
-        with suppress(OSError):
-            os.write(2, f"{text} The same command goes on from the last checkpoint.\n".encode())
-        os._exit(128 + numbers[0])
+        if not self.answered.wait(seconds):
+            text = f"The other processes have not answered for {seconds:.0f} s: this one leaves."
+            with suppress(OSError):
+                os.write(2, f"{text} The same command goes on from the last checkpoint.\n".encode())
+            os._exit(128 + number)
 
 
 @contextmanager
@@ -99,10 +83,15 @@ def finish_step_on_signal(progress: Progress, *, several: bool = False) -> Itera
         yield request
         return
     former = handle_signals(on_signal)
+    if several:
+        heard, sent = os.pipe()
+        os.set_blocking(sent, False)
+        signal.set_wakeup_fd(sent)
+        leave = request.leave_unless_answered
+        threading.Thread(target=leave, args=(heard,), daemon=True).start()
     try:
-        with request.leaving_without_answer() if several else nullcontext():
-            yield request
+        yield request
     finally:
+        request.answered.set()
         for number, before in former.items():
-            if not (request() and before is stop):  # else the next signal still ends the process
-                signal.signal(number, before)
+            signal.signal(number, before)

@@ -222,7 +222,7 @@ class _Steps:
                 # Save, stop, or evaluate.
                 stop.step_seconds = time.perf_counter() - clock
                 if stopping := max(self.ranks.gathered(stop.number)):
-                    stop.answered()
+                    stop.answered.set()
                 if stopping or self._is_checkpoint(step):
                     saving = time.perf_counter()
                     self._save(trainer, step)

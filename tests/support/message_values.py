@@ -212,7 +212,8 @@ VALUES: dict[str, dict[str, str]] = {
     "caption_tables.py": {
         "', '.join(missing)": "caption",
         "', '.join(names)": "filename, text",
-        "shape": ("UTF-8, a first line of column names, captions with commas in double quotes"),
+        "shape": "UTF-8, a first line of column names, captions with commas in double quotes, "
+        "4 MB a line",
         "error": "CSV parse error: Expected 2 columns, got 3",
         "layout.path": "captions.csv",
         "main.caption_strategy": "csv",
