@@ -12,8 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ....cache.errors import Broken
 from ....cache.files.atomic import new_file
 from ....cache.files.fingerprint import canonical_json, new_digest
+from ....cache.regular_file import refuse_irregular
 
 # How a safetensors header calls them.
 _NAMES = {
@@ -35,9 +37,10 @@ _NAMES = {
 def metadata_in(path: Path) -> Mapping[str, str]:
     """Return the metadata of a safetensors file; nothing where there is none to read."""
     try:
+        refuse_irregular(path)
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, Broken):
         return {}
 
 

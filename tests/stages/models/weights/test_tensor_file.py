@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qedit.cache.files.fingerprint import digest_file
-from qedit.stages.models.weights.tensor_file import write_tensors
+from qedit.stages.models.weights.tensor_file import metadata_in, write_tensors
 
 KINDS = {
     "table": torch.arange(256, dtype=torch.uint8).reshape(16, 16),
@@ -97,3 +98,8 @@ def test_a_file_that_could_not_be_finished_is_not_there(tmp_path: Path) -> None:
         write_tensors(path, Broken(20))
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"as it was"
+
+
+def test_a_pipe_has_no_metadata(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.safetensors")
+    assert metadata_in(tmp_path / "weights.safetensors") == {}
