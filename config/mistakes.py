@@ -124,6 +124,8 @@ WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **dict.fromkeys(("bool_parsing", "bool_type"), lambda about: "must be true or false"),
     "string_type": lambda about: "must be a text",
     "string_too_short": lambda about: "must be a text with at least one character",
+    "too_short": lambda about: f"must have at least {about['min_length']} values",
+    "too_long": lambda about: f"must have at most {about['max_length']} values",
     **dict.fromkeys(("tuple_type", "list_type"), lambda about: "must be a list"),
     **dict.fromkeys(("model_type", "dict_type"), lambda about: "must be an object in braces"),
 }

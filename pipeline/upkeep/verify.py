@@ -27,7 +27,7 @@ from ...stages.models.weights.file_checksum import is_whole
 from ...stages.run_output.run_file import damage_of_run
 from ...stages.samples.table import read_rejections
 from ...stages.stage import Progress
-from ...stages.stores.pins import pairs_pin
+from ...stages.stores.pins import Record, pairs_pin
 from ...stages.stores.previewed import only_previewed
 from ...stages.stores.row_kinds import RowKind
 from ...stages.stores.run import Run
@@ -145,7 +145,7 @@ def verify(run: Run, progress: Progress, *, share: float = 1.0, drops: bool = Fa
             if damages:
                 damaged_stores.append((store, damages))
         spoilt = list(_bases(bases, verified, share=share, seen=advance))
-    verified.base_users = _users(caches, spoilt)
+    verified.base_users = [user for base in spoilt for user in _users(caches, base)]
     for store, damages in damaged_stores:
         verified.lines += _in_words(damages)
         if store in own:  # the rows of another recipe are no sample's of this run
@@ -190,17 +190,11 @@ def _bases(
         seen(1)
 
 
-def _users(caches: Caches, bases: list[QuantizedBase]) -> list[str]:
-    """Return the output_dir of this run, whose bases these are, and of others that need one."""
-    places = {(base.path.parent.resolve(), base.path.name) for base in bases}
-    found = {
-        record.output_dir
-        for folder, records in caches.found_records.items()
-        for record in records
-        if not isinstance(record, Damaged)
-        and any((folder.resolve(), name) in places for name in record.pins)
-    }
-    return sorted({*found, str(caches.run.output_dir)} if bases else ())
+def _users(caches: Caches, base: QuantizedBase) -> list[str]:
+    """Return the output_dir of this run, whose base this is, and of others that need it."""
+    records = chain.from_iterable(caches.found_records.values())
+    named = [one for one in records if isinstance(one, Record) and base.path.name in one.pins]
+    return sorted({str(caches.run.output_dir), *(record.output_dir for record in named)})
 
 
 def _indices(store: Store) -> list[Damage]:

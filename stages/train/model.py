@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import nn
 
-from ..frozen_base.base_tensors import base_tensors
 from ..frozen_base.modulation_rows import ModulationRows
 from ..frozen_base.modulation_table import (
     has_table,
@@ -17,7 +17,7 @@ from ..frozen_base.modulation_table import (
     trains_time,
     wants_table,
 )
-from ..frozen_base.quantized import quantized_base, wants_quantized
+from ..frozen_base.quantized import MAKE_ANEW, quantized_base, wants_quantized
 from ..models.lora.lora import CHANGES_BASE, add_lora, start_from, take_out_of_base, target_modules
 from ..models.lora.lora_file import Lora, lora_scale
 from ..models.quantization.quantize import precision_for
@@ -26,6 +26,7 @@ from ..models.timesteps import spared_bytes
 from ..models.transformer.full_training import bytes_a_weight, train_weights
 from ..models.transformer.modulation import tabulate
 from ..models.weights.streaming import (
+    checked_tensors,
     count_numbers,
     empty_transformer,
     fill,
@@ -173,7 +174,11 @@ def _load_base(plan: Plan, *, device: torch.device, computes_on: torch.device) -
     )
     kept = quantized_base(checkpoint, settings)
     if kept.is_there():
-        tensors, folder = base_tensors(kept), kept.folder
+        tensors = chain.from_iterable(
+            checked_tensors(kept.folder / name, checksums, again=MAKE_ANEW)
+            for name, checksums in kept.checksums().items()
+        )
+        folder = kept.folder
     else:
         via = computes_on if settings.quantize_via == "accelerator" else torch.device("cpu")
         read = tensors_in(folder, remember=checkpoint.remember, wanted=wanted.__contains__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from ..memory_estimate.dimensions import Dimensions
 from .checkpoint import Checkpoint
 from .config_values import config_in
 from .weights_header import tensor_shapes
-
-_LAYER = re.compile(r"(?:^|\.)(visual\.blocks|layers)\.(\d+)\.")
 
 
 def refuse_other_sizes(checkpoint: Checkpoint, *, spared: Collection[str] = ()) -> None:
@@ -38,11 +35,10 @@ def refuse_other_sizes(checkpoint: Checkpoint, *, spared: Collection[str] = ()) 
     config = config_in(checkpoint.text_encoder)
     text, vision = (config.get(part) or config for part in ("text_config", "vision_config"))
     counts = {"layers": text.get("num_hidden_layers"), "visual.blocks": vision.get("depth")}
-    found_layers = [_LAYER.search(name) for name in tensor_shapes(checkpoint.text_encoder)]
+    names = " ".join(tensor_shapes(checkpoint.text_encoder))
     for kind, count in counts.items():
-        there = {match[2] for match in found_layers if match and match[1] == kind}
-        if count is not None and len(there) != count:
-            _refuse(checkpoint.text_encoder, f"there are {len(there)} {kind}", str(count))
+        if count and (f"{kind}.{count - 1}." not in names or f"{kind}.{count}." in names):
+            _refuse(checkpoint.text_encoder, f"the number of {kind} differs", str(count))
 
 
 def _refuse(folder: Path, found: str, wanted: str) -> None:

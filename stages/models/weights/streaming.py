@@ -8,10 +8,9 @@ they stay. What the model has no place for is not read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..checkpoint.config_values import as_wrong_use
 from ..checkpoint.digests import recorded_checksums
 from ..checkpoint.model_files import fetch_again, weight_files
 from ..checkpoint.tensor_checksums import checksum_of, expected_checksums
-from ..checkpoint.weights_header import TensorEntry, tensor_shapes
+from ..checkpoint.weights_header import tensor_shapes
 from ..layers import fits_any, layers_named
 
 CHECKED_AHEAD = 4  # tensors of a file
@@ -154,12 +153,12 @@ def checked_tensors(
     Raises:
         Damaged: the file, or one of the tensors, is not as it was written.
     """
-    with _opened(path, checksums, again) as file, ThreadPoolExecutor(1) as pool:
-        names = [name for name in file.names if wanted(name)]
+    with _opened(path, checksums, again) as (every, tensor), ThreadPoolExecutor(1) as pool:
+        names = [name for name in every if wanted(name)]
         # the next ones are checked while the caller copies this one
-        checks = deque(pool.submit(file.tensor, name) for name in names[:CHECKED_AHEAD])
+        checks = deque(pool.submit(tensor, name) for name in names[:CHECKED_AHEAD])
         for place, name in enumerate(names, start=CHECKED_AHEAD):
-            checks.extend(pool.submit(file.tensor, one) for one in names[place : place + 1])
+            checks.extend(pool.submit(tensor, one) for one in names[place : place + 1])
             yield name, checks.popleft().result()
 
 
@@ -177,56 +176,44 @@ def tensors_by_name(
         Damaged: it is not as it was when it was first read.
     """
     with ExitStack() as opened:
-        files: dict[str, _File] = {}
+        read: dict[str, Callable[[str], Tensor]] = {}
         for path in weight_files(folder):
-            checksums = recorded_checksums(path, remember)
-            file = opened.enter_context(_opened(path, checksums, fetch_again(path)))
-            files |= dict.fromkeys(file.names, file)
+            file = _opened(path, recorded_checksums(path, remember), fetch_again(path))
+            names, tensor_in = opened.enter_context(file)
+            read |= dict.fromkeys(names, tensor_in)
 
         def tensor(name: str) -> Tensor:
-            if name not in files:
+            if name not in read:
                 raise WrongUse(
                     f"{folder} lacks weights of the transformer: {name}.",
                     "Download the checkpoint again, or name the folder of the right model.",
                 )
-            return files[name].tensor(name)
+            return read[name](name)
 
         yield tensor
 
 
-@dataclass(frozen=True)
-class _File:
-    """An opened safetensors file, whose tensors are checked before they are handed out."""
-
-    path: Path
-    opened: Any
-    expected: Mapping[str, tuple[TensorEntry, str]]
-    again: str
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.opened.keys())
-
-    def tensor(self, name: str) -> Tensor:
-        """Return the tensor `name`, mapped from the file; raise Damaged where it has changed."""
-        tensor: Tensor = self.opened.get_tensor(name)
-        if self.expected:
-            entry, checksum = self.expected[name]
-            if checksum_of(entry, [tensor.reshape(-1).view(torch.uint8).numpy()]) != checksum:
-                what = f"{self.path} is damaged: {name} is not as it was written."
-                raise Damaged(what, self.again)
-        return tensor
-
-
 @contextmanager
-def _opened(path: Path, checksums: str | None, again: str) -> Iterator[_File]:
+def _opened(
+    path: Path, checksums: str | None, again: str
+) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
+    """Hand out the names in a file, and a function that returns a tensor once it is checked."""
     expected = expected_checksums(path, checksums, again=again)
     try:
         opened = safe_open(path, "pt")
     except SafetensorError as error:
         raise Damaged(f"{path} is not a safetensors file: {error}.", again) from error
     with opened as file:
-        yield _File(path, file, expected, again)
+
+        def tensor(name: str) -> Tensor:
+            found: Tensor = file.get_tensor(name)
+            if expected:
+                entry, checksum = expected[name]
+                if checksum_of(entry, [found.reshape(-1).view(torch.uint8).numpy()]) != checksum:
+                    raise Damaged(f"{path} is damaged: {name} is not as it was written.", again)
+            return found
+
+        yield list(file.keys()), tensor
 
 
 def count_numbers(folder: Path) -> int:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.errors import Damaged, WrongUse
-from ....cache.files.checksum import crc32c, crc32c_of_more
-from ....cache.files.fingerprint import canonical_json, digest_file, fingerprint
+from ....cache.files.checksum import crc32c
+from ....cache.files.fingerprint import digest_file, fingerprint
 from ....cache.files.sealed import CHECKSUM
 from ....config.settings import Settings
 from ...models.lora.lora_file import Lora, lora_path, read_lora
@@ -81,13 +82,8 @@ def write_initial_weights(
 
 def _checksum_of(weights: Mapping[str, Tensor]) -> str:
     """Return a checksum of names, shapes and numbers."""
-    names = sorted(weights)
-    shapes = {name: list(weights[name].shape) for name in names}
-    checksum = crc32c(canonical_json(shapes).encode())
-    for name in names:
-        there = weights[name].detach().to("cpu").contiguous()
-        checksum = crc32c_of_more(checksum, there.reshape(-1).view(torch.uint8).numpy())
-    return f"{checksum:08x}"
+    there = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return f"{crc32c(safetensors.torch.save(there)):08x}"
 
 
 def read_initial_weights(output_dir: Path, *, run: Mapping[str, Any]) -> dict[str, Tensor] | None:

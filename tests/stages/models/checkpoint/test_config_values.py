@@ -40,7 +40,6 @@ FILES = {
         ("transformer", {"dropped": float("nan")}),
         ("vae", {"z_dim": 0}),
         ("vae", {"dim_mult": []}),
-        ("vae", {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True]}),
         ("vae", {"latents_mean": [0.0] * 3, "z_dim": 16}),
         ("vae", {"latents_std": [0.0] * 16}),
         ("vae", {"latents_std": ["1"] * 16}),
@@ -63,23 +62,23 @@ def test_a_value_that_no_model_has_is_refused_with_file_and_key(
 ) -> None:
     path = folder / part / FILES[part]
     write_json(path, {**json.loads(path.read_text()), **value})
-    with pytest.raises(WrongUse, match=rf"{path}: \w[\w ]* is .*, but must be ") as refusal:
+    with pytest.raises(WrongUse, match=rf"{path}: \w[\w ]* is .*, but must ") as refusal:
         open_checkpoint(settings_for(folder))
     assert len(refusal.value.what) < len(str(path)) + 200
     assert f"Delete {path} and download the file again" in refusal.value.do
-    with pytest.raises(WrongUse, match="but must be"):
+    with pytest.raises(WrongUse, match="but must "):
         part_config(settings_for(folder), part, FILES[part])
 
 
 def test_what_is_allowed_is_said(folder: Path) -> None:
     for part, values, words in (
-        ("transformer", {"num_layers": 0}, "a whole number from 1 to 1000"),
-        ("vae", {"temperal_downsample": 3}, "a list of 1 to 7 values, each true or false"),
-        ("text_encoder", {"text_config": []}, "an object"),
-        ("scheduler", {"use_dynamic_shifting": 1}, "true or false"),
+        ("transformer", {"num_layers": 0}, "be at least 1"),
+        ("vae", {"temperal_downsample": 3}, "be a list"),
+        ("text_encoder", {"text_config": []}, "be an object in braces"),
+        ("scheduler", {"use_dynamic_shifting": 1}, "be true or false"),
     ):
         write_json(folder / part / FILES[part], values)
-        with pytest.raises(WrongUse, match=f"but must be {words}\\."):
+        with pytest.raises(WrongUse, match=f"but must {words}\\."):
             config_object(folder / part / FILES[part])
 
 
@@ -95,8 +94,8 @@ def test_json_nested_too_deep_is_no_traceback(folder: Path) -> None:
         ("transformer", {"num_layers": 3}, r"transformer_blocks\.2\..* is missing"),
         ("transformer", {"num_attention_heads": 3}, "img_mod|to_q|img_in"),
         ("transformer", {"joint_attention_dim": 65}, r"txt_in\.weight is"),
-        ("text_encoder", {"num_hidden_layers": 5}, "there are 2 layers, not 5"),
-        ("text_encoder", {"depth": 1}, r"there are 2 visual\.blocks, not 1"),
+        ("text_encoder", {"num_hidden_layers": 5}, "the number of layers differs, not 5"),
+        ("text_encoder", {"depth": 1}, r"the number of visual\.blocks differs, not 1"),
     ],
 )
 def test_a_run_refuses_a_configuration_of_other_weights_before_it_reads_a_picture(
@@ -127,5 +126,5 @@ def test_every_command_refuses_an_absurd_configuration_at_once(
     path = Path("model/transformer/config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 10**9}))
     said = with_files(command, expect=2)
-    assert "num_layers is 1000000000, but must be a whole number from 1 to 1000" in said.stderr
+    assert "num_layers is 1000000000, but must be at most 1000" in said.stderr
     assert not list(Path("caches").rglob("*.parquet"))

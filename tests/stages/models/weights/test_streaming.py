@@ -51,7 +51,7 @@ def test_models_are_loaded_frozen_and_in_the_dtype_asked_for(checkpoint: Checkpo
 @pytest.mark.parametrize(
     ("part", "file", "key", "value"),
     [
-        ("vae", "config.json", "input_channels", -1),
+        ("vae", "config.json", "temperal_downsample", [False]),
         ("text_encoder", "config.json", "dtype", [[]]),
         ("processor", "preprocessor_config.json", "size", {"a": 1}),
         ("scheduler", "scheduler_config.json", "time_shift_type", ""),
