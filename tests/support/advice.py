@@ -30,16 +30,18 @@ def follow(
     folder: Path,
     rng: Random,
     *,
-    type_it: Callable[[list[str]], int],
+    type_it: Callable[[list[str]], tuple[int, str]],
     put_back: Callable[[], str] | None,
+    depth: int = 2,
 ) -> list[str]:
     """Follow one of the ways that the message shows; return what was done.
 
     Args:
         said: what the command printed.
         folder: where it was typed.
-        type_it: types a command there and returns its exit code.
+        type_it: types a command there and returns its exit code and what it printed.
         put_back: puts the damaged file back, if it is one that a user has elsewhere.
+        depth: how many messages of commands that are typed on advice are followed themselves.
     """
     deletions = [lambda path=path: _delete(path, folder) for path in _to_delete(said, folder)]
     typed = [found for found in COMMAND.findall(said) if not PLACEHOLDER.search(found)]
@@ -57,8 +59,11 @@ def follow(
         done.append(deletions[0]())
         commands = [words for words in commands if not is_choice or "verify --drop" not in words]
     for words in commands:
-        code = type_it(_plain(shlex.split(words), folder))
+        code, answer = type_it(_plain(shlex.split(words), folder))
         done.append(f"typed qedit {words}: {code}")
+        if code and depth:
+            options = {"type_it": type_it, "put_back": put_back, "depth": depth - 1}
+            done += follow(answer, folder, rng, **options)
     if not done and put_back is not None:
         done.append(put_back() + " (nothing else to do)")
     return done

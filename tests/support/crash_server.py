@@ -144,17 +144,17 @@ def _live(
     os.dup2(out, 1)
     os.dup2(out, 2)
     signal.alarm(seconds)
-    if restored:
-        one_time().__enter__()
-        os.fsync = lambda handle: None  # no power failure is tried with these folders
     known = set(sys.modules)
-    if words[0] in ("train", "run"):
-        fork_previews(main, seen)
-    hook = Hook(Path(folder), Death(**death) if death else None)
-    if death and death["way"] == "half":
-        atomic._open_new = hook.opener(atomic._open_new)
-    sys.addaudithook(hook)
-    code = _code_of(main, words)
+    if restored:
+        os.fsync = lambda handle: None  # no power failure is tried with these folders
+    with one_time() if restored else contextlib.nullcontext():
+        if words[0] in ("train", "run"):
+            fork_previews(main, seen)
+        hook = Hook(Path(folder), Death(**death) if death else None)
+        if death and death["way"] == "half":
+            atomic._open_new = hook.opener(atomic._open_new)
+        sys.addaudithook(hook)
+        code = _code_of(main, words)
     hook.is_over = True
     Path(changes).write_text(json.dumps(hook.changes))
     note_modules(seen, known)

@@ -85,15 +85,15 @@ def lay_out(folder: Path) -> None:
     (folder / CONFIGS[1]).write_text(json.dumps(second, indent=2))
 
 
-def make_project(folder: Path, server: CrashServer) -> None:
-    """Lay out the project and run both configurations to step 2."""
+def make_project(folder: Path, server: CrashServer, notes: Path) -> None:
+    """Lay out the project and run both configurations to step 2; `notes` is for what they say."""
     lay_out(folder)
     kept = ("--set", f"max_train_steps={KEPT_STEPS}")
     first = words_for(CONFIGS[0], "run", *kept)
     lora = f"{OUTPUTS[0]}/pytorch_lora_weights.safetensors"
     export = ["export", lora, "--format", "comfyui", "--to", START]
     for words in (first, export, words_for(CONFIGS[1], "run", *kept)):
-        code, said, _ = server.run([*words, "-C", str(folder)], folder, restored=True)
+        code, said, _ = server.run([*words, "-C", str(folder)], folder, notes=notes, restored=True)
         assert code == 0, said
 
 

@@ -107,19 +107,20 @@ class Project:
         self.server, self.folder = server, folder / "project"
         self.pristine, self.notes = folder / "pristine", folder / "notes"
         self.notes.mkdir()
-        make_project(self.folder, server)
+        make_project(self.folder, server, self.notes)
         shutil.move(self.folder, self.pristine)
         self.rooms: dict[str, dict[str, list[Path]]] = {}
         for path in files_in(self.pristine):
             self.rooms.setdefault(_room_of(path), {}).setdefault(kind_of(path), []).append(path)
         self.clean, self.clean_looks = [], []
-        self.needs = [self._needs(number) for number in range(2)]
+        self.needs = []
         for number in range(2):
             self.restore()
             code, said = self.type(words_for(CONFIGS[number], "run"))
             assert code == 0, said
             self.clean.append(self.result(number))
             self.clean_looks.append(self.looks(number))
+            self.needs.append(self._needs(number))
             shutil.move(self.folder, self.clean_folder(number))
 
     def clean_folder(self, number: int) -> Path:
@@ -128,7 +129,7 @@ class Project:
 
     def _needs(self, number: int) -> set[str]:
         """The fingerprints of what the configuration needs of the caches."""
-        with chdir(self.pristine), one_time():
+        with chdir(self.folder), one_time():
             return {store.parent.name for store in stores_of(CONFIGS[number])}
 
     def result(self, number: int) -> dict[str, str]:
@@ -276,7 +277,7 @@ def _type_until_done(
             said,
             project.folder,
             rng,
-            type_it=lambda line: _type_once(project, case, line)[0],
+            type_it=lambda line: _type_once(project, case, line),
             put_back=_restorer(project, path),
         )
         case.log += [f"  > {line}" for line in done]
@@ -311,7 +312,7 @@ def _judge(project: Project, case: Case, rng: Random, number: int, path: Path) -
     different = _differences(project, case, number)
     gone = "deleted" in case.mutation or "in its place" in case.mutation
     excused = gone and _decides_nothing(path)
-    if different and not _names(case.said, path) and not excused:
+    if different and not excused:
         _type_until_done(project, case, rng, words_for(CONFIGS[number], "verify"), path)
         _type_until_done(project, case, rng, words_for(CONFIGS[number], "run"), path)
         different = _differences(project, case, number)
