@@ -281,7 +281,8 @@ def _in_words(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = _meant(Path(error.filename) if isinstance(error.filename, str) else path)
+        place = error.filename2 or error.filename  # of two names, what the first is to become
+        path = _meant(Path(place) if isinstance(place, str) else path)
         if error.errno in NO_ROOM:
             raise NoRoom(
                 f"There is no space left to write {path}.",

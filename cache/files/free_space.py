@@ -37,7 +37,7 @@ def refuse_full_disk(wanted: Mapping[Path, int], *, what: str) -> None:
 def tree_bytes(folder: Path) -> int:
     """Return the bytes that all files below `folder` take; 0 if there is no such folder."""
     files = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files if file.exists())  # some are dead links
 
 
 def _there(folder: Path) -> Path:

@@ -152,7 +152,7 @@ def _kept_as(folder: Path, what: str, schema: pa.Schema, blocks: Iterable[pa.Rec
                 file.write(data)
 
             write_blocks(schema, blocks, write=write)
-            if (folder / name()).exists():
+            if (folder / name()).is_file():
                 raise _Same(name())
     except _Same as same:
         return same.name

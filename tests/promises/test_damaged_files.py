@@ -86,6 +86,36 @@ def test_what_decides_nothing_is_written_anew_or_left_out(run: Path, damage: str
     assert all(f"{name} was not written by qedit" in told for name in changed)
 
 
+@pytest.mark.parametrize("link", [False, True], ids=["deleted", "a dead link"])
+def test_a_best_lora_that_is_gone_is_told_once(run: Path, link: bool) -> None:
+    lora = Path("out/best/pytorch_lora_weights.safetensors")
+    lora.unlink()
+    if link:
+        lora.symlink_to("nowhere")
+    told, again = (with_files("train", "--set", f"max_train_steps={n}").stderr for n in (3, 4))
+    assert f"{lora} is {'damaged' if link else 'missing'}" in told
+    assert str(lora) not in again
+    assert not Path("out/best/state.json").exists() or lora.exists(), "no state without a LoRA"
+
+
+def test_a_folder_in_the_place_of_a_table_is_named(run: Path) -> None:
+    table, *_ = sorted(Path("caches/pairs").glob("*/*/rejected-*.parquet"))
+    table.unlink()
+    table.mkdir()
+    told = with_files("pair", expect=1).stderr
+    assert f"{table} is a folder, where a file is wanted.\nMove it away." in told
+    table.rename("away")
+    with_files("run")
+    assert table.is_file()
+
+
+def test_a_dead_link_in_a_store_stops_no_status(run: Path) -> None:
+    recipe, *_ = sorted(Path("caches/vae").glob("*/*/recipe.json"))
+    recipe.unlink()
+    recipe.symlink_to("nowhere")
+    assert "complete" in with_files("status").stdout
+
+
 def _decide_nothing() -> list[tuple[str, str]]:
     """The folder and the pattern of each file that docs/resume.md lists."""
     text = (Path(__file__).parents[2] / "docs" / "resume.md").read_text(encoding="utf-8")

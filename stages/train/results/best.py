@@ -6,6 +6,7 @@ cannot mistake it; `state.json` beside it says the same for people and programs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from ....cache.errors import Broken
-from ....cache.files.atomic import readable_json
-from ....cache.files.decides_nothing import put_text, set_aside
+from ....cache.files.atomic import readable_json, remove
+from ....cache.files.decides_nothing import LOG, put_text, set_aside
 from ....cache.files.json_file import object_in
 from ...models.weights.file_checksum import is_whole
 from ...run_output.run_file import STATE_FILE
@@ -88,8 +89,11 @@ def renew_state(best: Path) -> dict[str, Any] | None:
     except (KeyError, Broken):
         state = None
     if state is None or (best.is_file() and not is_whole(best)):
-        if best.exists():
+        if os.path.lexists(best):
             set_aside(best)
+        elif best.with_name(STATE_FILE).is_file():
+            LOG.warning(f"{best} is missing: the best is kept from now on.")
+            remove(best.with_name(STATE_FILE))
         return None
     put_text(best.with_name(STATE_FILE), readable_json(state))
     return state
