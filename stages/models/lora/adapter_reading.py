@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....cache.errors import WrongUse
-from .lora_file import LowRank, layer_of, lora_in, lora_path, low_rank, tensors_of
+from .lora_file import LowRank, by_layer, lora_in, lora_path, low_rank, tensors_of
 
 Kind = Literal["lora", "dora", "lokr"]
 
@@ -120,16 +120,14 @@ def read_adapter(path: Path) -> Adapter:
     kind = _kind_of(tensors)
     if kind == "lora":
         return Adapter(lora_in(tensors, metadata, path).layers, metadata)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        found = _PART.fullmatch(key)
-        layer = layer_of(found["layer"]) if found else None
-        if found is None or layer is None:
-            raise WrongUse(
-                f"{path}: {key} is not part of a {kind} on the Qwen-Image-Edit transformer.",
-                "Give the file that training wrote.",
-            )
-        parts.setdefault(layer, {})[found["part"]] = tensor
+    parts = by_layer(
+        tensors,
+        _PART,
+        foreign=lambda key: WrongUse(
+            f"{path}: {key} is not part of a {kind} on the Qwen-Image-Edit transformer.",
+            "Give the file that training wrote.",
+        ),
+    )
     read = _dora if kind == "dora" else _kronecker
     return Adapter({layer: read(layer, parts[layer], path) for layer in parts}, metadata)
 
@@ -145,9 +143,7 @@ def _kind_of(names: Mapping[str, Tensor]) -> Kind:
 
 
 def _dora(layer: str, parts: Mapping[str, Tensor], path: Path) -> Dora:
-    names = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
-    given = {names[part]: tensor for part, tensor in parts.items() if part in names}
-    lora, norms = low_rank(layer, given, path, hidden={}), parts.get("lora_magnitude_vector")
+    lora, norms = low_rank(layer, parts, path), parts.get("lora_magnitude_vector")
     if norms is None or norms.numel() != lora.shape[0]:
         raise _unfit(layer, path)
     return Dora(lora, norms.float().flatten())
@@ -160,6 +156,8 @@ def _kronecker(layer: str, parts: Mapping[str, Tensor], path: Path) -> Kronecker
         is_product = len(shapes) < 2 or shapes[0][-1:] == shapes[1][:1]
         if len(shapes) < len(names) or any(len(shape) != 2 for shape in shapes) or not is_product:
             raise _unfit(layer, path)
+    if "alpha" in parts and parts["alpha"].numel() != 1:
+        raise _unfit(layer, path)
     return Kronecker(parts)
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import safetensors.torch
@@ -21,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....cache.errors import Broken, WrongUse
-from ....cache.regular_file import json_in
+from ....cache.files.json_file import object_in
 from ..layers import BLOCK_LINEARS, MODULATION
 from ..weights.file_checksum import with_checksum
 from ..weights.tensor_file import as_text
@@ -35,10 +37,13 @@ PREFIXES = {"diffusers": "transformer.", "comfyui": "diffusion_model.", "kohya":
 _HIDDEN_ALPHA = "lora_adapter_metadata"
 
 _TENSOR = re.compile(
-    r"(?P<layer>.+)\.(?:(?P<what>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)"
-    r"(?:\.default)?\.weight|(?P<alpha>alpha))"
+    r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|alpha)"
+    r"(?:(?<!alpha)(?:\.default)?\.weight|(?<=alpha))"
 )
-_DOWN = ("lora_A", "lora_down", "lora.down")
+_ROLES = {
+    **dict.fromkeys(("lora_A", "lora_down", "lora.down"), "down"),
+    **dict.fromkeys(("lora_B", "lora_up", "lora.up"), "up"),
+}
 _OUTSIDE_BLOCKS = (
     *("img_in", "txt_in", "proj_out", "norm_out.linear"),
     *(f"time_text_embed.timestep_embedder.linear_{number}" for number in (1, 2)),
@@ -202,35 +207,39 @@ def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def lora_in(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Lora:
     """Return the LoRA of the `tensors` of the file `path`; raises as `read_lora` does."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        layer, what = _place_of(key, path)
-        parts.setdefault(layer, {})[what] = tensor
-    try:
-        hidden = json_in(metadata.get(_HIDDEN_ALPHA, "{}"))
-        layers = {layer: low_rank(layer, parts[layer], path, hidden=hidden) for layer in parts}
-    except (ValueError, TypeError, AttributeError, RuntimeError, Broken) as why:
-        raise WrongUse(
-            f"{path}: an alpha in it cannot be read: {why}.",
-            "Fix the file: save or download it again.",
-        ) from why
+    parts = by_layer(
+        tensors,
+        _TENSOR,
+        foreign=lambda key: WrongUse(
+            f"{path}: {key} is not part of a plain LoRA on the Qwen-Image-Edit transformer.",
+            "Files of diffusers, ComfyUI and kohya are read; DoRA, LoKr and text encoders are not.",
+        ),
+    )
+    with _alphas_read(path):
+        hidden = object_in(metadata.get(_HIDDEN_ALPHA, "{}").encode())
+    layers = {layer: low_rank(layer, parts[layer], path, hidden=hidden) for layer in parts}
     if not layers:
         raise WrongUse(f"{path} holds no tensors.", "Give a LoRA that has some.")
     return Lora(layers, metadata)
 
 
-def _place_of(key: str, path: Path) -> tuple[str, str]:
-    """Return the layer that a tensor belongs to, and its role: `down`, `up` or `alpha`."""
-    found = _TENSOR.fullmatch(key)
-    layer = layer_of(found["layer"]) if found else None
-    if found is None or layer is None:
-        raise WrongUse(
-            f"{path}: {key} is not part of a plain LoRA on the Qwen-Image-Edit transformer.",
-            "Files of diffusers, ComfyUI and kohya are read; DoRA, LoKr and text encoders are not.",
-        )
-    if found["alpha"]:
-        return layer, "alpha"
-    return layer, "down" if found["what"] in _DOWN else "up"
+def by_layer(
+    tensors: Mapping[str, Tensor], names: re.Pattern[str], *, foreign: Callable[[str], WrongUse]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each layer by their parts: `down`, `up`, and others as they are called.
+
+    Args:
+        names: matches the names of tensors, with the groups `layer` and `part`.
+        foreign: makes the error that is raised for a tensor of another name.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = names.fullmatch(key)
+        layer = layer_of(found["layer"]) if found else None
+        if found is None or layer is None:
+            raise foreign(key)
+        parts.setdefault(layer, {})[_ROLES.get(found["part"], found["part"])] = tensor
+    return parts
 
 
 def layer_of(name: str) -> str | None:
@@ -254,7 +263,11 @@ def _unflattened(flat: str) -> str | None:
 
 
 def low_rank(
-    layer: str, parts: Mapping[str, Tensor], path: Path, *, hidden: Mapping[str, Any]
+    layer: str,
+    parts: Mapping[str, Tensor],
+    path: Path,
+    *,
+    hidden: Mapping[str, Any] = MappingProxyType({}),
 ) -> LowRank:
     """Return the change of `layer` that the tensors `down`, `up` and perhaps `alpha` make.
 
@@ -262,7 +275,8 @@ def low_rank(
         hidden: the alphas that diffusers writes beside the tensors.
 
     Raises:
-        WrongUse: one is missing in the file `path`, or they do not fit each other.
+        WrongUse: one is missing in the file `path`, they do not fit each other, or an alpha is
+            no number.
     """
     for what in ("down", "up"):
         if what not in parts:
@@ -276,9 +290,22 @@ def low_rank(
             f"{path}: the weights of {layer} are {shapes}.",
             "Fix the file: save or download it again.",
         )
-    if "alpha" in parts:
-        return LowRank(down, up, float(parts["alpha"]))
-    return LowRank(down, up, _hidden_alpha(hidden, layer, rank=down.shape[0]))
+    with _alphas_read(path):
+        given = parts.get("alpha")
+        alpha = _hidden_alpha(hidden, layer, rank=len(down)) if given is None else float(given)
+    return LowRank(down, up, alpha)
+
+
+@contextmanager
+def _alphas_read(path: Path) -> Iterator[None]:
+    """Raise WrongUse for whatever an alpha that is no number raises inside."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, RuntimeError, Broken) as why:
+        raise WrongUse(
+            f"{path}: an alpha in it cannot be read: {why}.",
+            "Fix the file: save or download it again.",
+        ) from why
 
 
 def _hidden_alpha(options: Mapping[str, Any], layer: str, *, rank: int) -> float:

@@ -192,6 +192,15 @@ def test_what_cannot_be_written_is_refused_with_what_to_type(base: Path, tmp_pat
         read_adapter(tmp_path / "incomplete.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["dora", "lokr"])
+def test_an_alpha_that_is_no_number_is_refused(kind: str, tmp_path: Path) -> None:
+    _, file = trained(tmp_path, kind)
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    save_file({**load_file(file), f"{layer}.alpha": torch.ones(2)}, file)
+    with pytest.raises(WrongUse, match=r"alpha|to_q"):
+        read_adapter(file)
+
+
 def test_one_file_for_comfyui_holds_the_merged_transformer(tmp_path: Path) -> None:
     """The names are diffusers' own; one tensor more says that references stand at t = 0."""
     for flavour, zero in (("edit-v2", False), ("edit-v2+", True), ("edit-v3", True)):
