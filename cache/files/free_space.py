@@ -21,10 +21,10 @@ def refuse_full_disk(wanted: Mapping[Path, int], *, what: str) -> None:
     """
     by_disk: dict[int, list[tuple[Path, int]]] = defaultdict(list)
     for folder, count_bytes in wanted.items():
-        by_disk[os.stat(_there(folder)).st_dev].append((folder, count_bytes))
+        by_disk[os.stat(nearest_there(folder)).st_dev].append((folder, count_bytes))
     for folders in by_disk.values():
         needed = sum(count_bytes for _, count_bytes in folders) + SPARE_BYTES
-        free = shutil.disk_usage(_there(folders[0][0])).free
+        free = shutil.disk_usage(nearest_there(folders[0][0])).free
         if needed > free:
             raise QeditError(
                 f"{what} take about {needed / 1e9:.1f} GB, and the disk of {folders[0][0]} "
@@ -40,7 +40,7 @@ def tree_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.exists())  # some are dead links
 
 
-def _there(folder: Path) -> Path:
+def nearest_there(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists."""
     folder = folder.absolute()
     while not folder.exists():

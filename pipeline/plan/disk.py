@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...cache.errors import QeditError
-from ...cache.files.free_space import SPARE_BYTES
+from ...cache.files.free_space import SPARE_BYTES, nearest_there
 from ...config.configuration import Configuration
 from ...config.datasets import Dataset
 from ...config.settings import Settings
@@ -25,6 +25,7 @@ from ...stages.estimates.disk import (
     prefix_rows,
     tail_rows,
 )
+from ...stages.estimates.memory import way_of
 from ...stages.frozen_base.modulation_table import base_folder, lowest_sigma, subset_of, wants_table
 from ...stages.frozen_base.quantized import bases_in, quantized_recipe, wants_quantized
 from ...stages.models.flavours import Flavour
@@ -190,14 +191,7 @@ def _base(settings: Settings, sizes: Dimensions) -> Iterator[Kind]:
         there_bytes = sum(
             _bytes_in(path) for path, own in bases.items() if {**own, "model": ""} == wanted
         )
-        count_bytes = sum(
-            base_bytes(
-                sizes,
-                settings.base_model_precision,
-                number_bytes=2 if settings.mixed_precision == "bf16" else 4,
-                modulation=not tabulated,
-            )
-        )
+        count_bytes = sum(base_bytes(sizes, way_of(settings)))
         yield Kind("quantised base", 1, (Part(folder, count_bytes, there_bytes),))
 
 
@@ -264,16 +258,8 @@ def _room(kinds: Iterable[Kind]) -> Iterator[Room]:
         # an estimate that is nearly reached is taken for reached
         to_come = max(0, part.count_bytes - part.there_bytes)
         to_come *= to_come > NEARLY * part.count_bytes
-        by_disk[os.stat(_nearest(part.folder)).st_dev][part.folder] += to_come
+        by_disk[os.stat(nearest_there(part.folder)).st_dev][part.folder] += to_come
     for to_come_at in by_disk.values():
         ((folder, _),) = to_come_at.most_common(1)
-        free = shutil.disk_usage(_nearest(folder)).free
+        free = shutil.disk_usage(nearest_there(folder)).free
         yield Room(folder, to_come_at.total(), free)
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder

@@ -13,6 +13,7 @@ from ...cache.files.fingerprint import digest_bytes
 from ...cache.files.free_space import refuse_full_disk
 from ...cache.files.lock import writer_lock
 from ...cache.files.sealed import sealed
+from ..estimates.memory import way_of
 from ..frozen_base.modulation_table import wants_table
 from ..frozen_base.quantized import CHECKSUMS_FILE, QUANTIZED_FILE, QuantizedBase
 from ..models.checkpoint.config_values import config_in
@@ -105,13 +106,7 @@ def _files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[st
 
 def _count_bytes(run: Run) -> int:
     """Return the bytes that are written, by the sizes in the transformer's configuration."""
-    settings, checkpoint = run.settings, run.checkpoint
+    checkpoint = run.checkpoint
     config = config_in(checkpoint.transformer)
-    return sum(
-        base_bytes(
-            Dimensions.of_config(config, zero_cond_t=checkpoint.zero_cond_t),
-            settings.base_model_precision,
-            number_bytes=2 if settings.mixed_precision == "bf16" else 4,
-            modulation=not wants_table(settings),
-        )
-    )
+    sizes = Dimensions.of_config(config, zero_cond_t=checkpoint.zero_cond_t)
+    return sum(base_bytes(sizes, way_of(run.settings)))

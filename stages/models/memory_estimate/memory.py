@@ -161,29 +161,21 @@ def weight_bytes(sizes: Dimensions, way: Way, *, batch_size: int = 1) -> int:
     With the table that is two rows of it for a sample at most, instead of the modulation's
     weights. Of streamed blocks two are there at a time: one at work, one on its way.
     """
-    matrices, others = base_bytes(
-        sizes, way.precision, number_bytes=way.number_bytes, modulation=not way.table
-    )
+    matrices, others = base_bytes(sizes, way)
     there = sizes.blocks - max(0, way.streamed - 2)
     rows = 1 + sizes.zero_cond_t
     table = rows * batch_size * table_row_bytes(sizes) if way.table else 0
     return round(matrices * there / sizes.blocks) + others + table
 
 
-def base_bytes(
-    sizes: Dimensions, precision: str, *, number_bytes: int, modulation: bool
-) -> tuple[int, int]:
+def base_bytes(sizes: Dimensions, way: Way) -> tuple[int, int]:
     """Return the bytes of the matrices in the blocks of a frozen base, and of everything else.
 
-    Args:
-        precision: as `base_model_precision` names it; it holds for the matrices.
-        number_bytes: of every other number: 2 for bfloat16, 4 for float32.
-        modulation: whether the layers are there that see the timestep alone.
+    What the modulation table replaces is not counted.
     """
-    matrices = WEIGHT_BYTES.get(precision, number_bytes) * sizes.matrices_of_blocks(
-        modulation=modulation
-    )
-    return round(matrices), number_bytes * sizes.others(modulation=modulation)
+    per_weight = WEIGHT_BYTES.get(way.precision, float(way.number_bytes))
+    matrices = per_weight * sizes.matrices_of_blocks(modulation=not way.table)
+    return round(matrices), way.number_bytes * sizes.others(modulation=not way.table)
 
 
 def table_row_bytes(sizes: Dimensions) -> int:
