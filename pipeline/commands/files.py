@@ -77,7 +77,7 @@ def _exported(
     **_: Any,
 ) -> dict[str, Any]:
     """Write what `export` is to write to `to`; return what --json says of it."""
-    from ...stages.export.lora_files import export_lora, refuse_target
+    from ...stages.export.lora_files import export_lora
     from ...stages.export.merge import (
         export_transformer,
         is_transformer,
@@ -87,38 +87,32 @@ def _exported(
     from ...stages.models.lora.lora_file import LORA_FILE
 
     for_comfyui = style == "comfyui"
-    if merge and (base is None or style not in (None, "comfyui")):
-        raise WrongUse(
-            "--merge writes a transformer: it takes --base, and no --format but comfyui.",
-            "Type `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
-        )
-    if not merge and style is None:
+    about: dict[str, Any] = {"stage": "export", "format": style, "where": str(to), "merged": merge}
+    if merge:
+        if base is None or style not in (None, "comfyui"):
+            raise WrongUse(
+                "--merge writes a transformer: it takes --base, and no --format but comfyui.",
+                "Type `qedit export LORA --merge --base CHECKPOINT --to FOLDER`.",
+            )
+        layers = merge_lora(lora, base, to, for_comfyui=for_comfyui)
+        progress.say(f"Written: {to} (bfloat16, {layers} layers with the LoRA in them)")
+    elif style is None:
         raise WrongUse(
             "Without --merge, export takes --format.",
             "Type `--format diffusers`, `comfyui` or `kohya`.",
         )
-    whole = not merge and for_comfyui and is_transformer(lora) and not (lora / LORA_FILE).is_file()
-    about: dict[str, Any] = {"stage": "export", "format": style, "where": str(to)}
-    if whole:
-        refuse_target(to)
+    elif for_comfyui and is_transformer(lora) and not (lora / LORA_FILE).is_file():
         export_transformer(lora, to)
         progress.say(_where_a_model_goes(to))
-        return about | {"merged": False, "layers": 0}
-    if merge and for_comfyui:
-        refuse_target(to)
-    if merge:
-        assert base is not None, "refused above"
-        layers = merge_lora(lora, base, to, for_comfyui=for_comfyui)
-        progress.say(f"Written: {to} (bfloat16, {layers} layers with the LoRA in them)")
-        if for_comfyui:
-            progress.say(_where_a_model_goes(to))
+        return about | {"layers": 0}
     else:
-        assert style is not None, "refused above"
         layers = export_lora(lora, to, style, base=base)
         progress.say(f"Written: {to} ({layers} layers, for {style})")
+    if merge and for_comfyui:
+        progress.say(_where_a_model_goes(to))
     if base is not None and (other := other_base_in_words(lora, base)):
         progress.warn(other)
-    return about | {"merged": merge, "layers": layers}
+    return about | {"layers": layers}
 
 
 def _where_a_model_goes(file: Path) -> str:

@@ -14,10 +14,7 @@ from ..models.lora.adapter_reading import NORMS, Adapter, Dora, read_adapter
 from ..models.lora.lora_file import PREFIXES, Lora, LowRank, Style, as_file
 from ..models.weights.file_checksum import with_checksum
 from ..models.weights.streaming import tensors_by_name
-from .merge import refuse_other_layers, transformer_in
-
-SUFFIX = ".safetensors"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+from .merge import refuse_other_layers, refuse_target, transformer_in
 
 
 def export_lora(source: Path, to: Path, style: Style, *, base: Path | None = None) -> int:
@@ -52,25 +49,6 @@ def export_lora(source: Path, to: Path, style: Style, *, base: Path | None = Non
     else:
         write_bytes(to, _file(adapter, style, source, base))
     return len(adapter.layers)
-
-
-def refuse_target(to: Path) -> None:
-    """Raise unless a .safetensors file can be written new to `to`.
-
-    Raises:
-        WrongUse: it is there already, or its name ends otherwise.
-    """
-    if to.suffix != SUFFIX:
-        raise WrongUse(f"--to {to} is no .safetensors file.", f"Type `--to {_named_so(to)}`.")
-    if to.exists():
-        raise WrongUse(f"{to} is there already.", "Choose another file, or move it away.")
-
-
-def _named_so(to: Path) -> Path:
-    """Return `to` with .safetensors at its end; "cats-v1.5" has no ending to exchange."""
-    if to.is_dir():
-        return to / f"lora{SUFFIX}"
-    return to.with_suffix(SUFFIX) if to.suffix in PICKLES else Path(f"{to}{SUFFIX}")
 
 
 def _file(adapter: Adapter, style: Style, source: Path, base: Path | None) -> bytes:

@@ -21,6 +21,8 @@ from ..models.weights.transformer_folder import write_transformer
 
 # By a tensor of this name, and nothing else, ComfyUI knows that references stand at timestep 0.
 _COMFYUI_ZERO_COND_T = "__index_timestep_zero__"
+SUFFIX = ".safetensors"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _TOLD = ("flavour", "base", "steps")  # of a result's metadata
 
 
@@ -38,7 +40,9 @@ def merge_lora(source: Path, base: Path, to: Path, *, for_comfyui: bool = False)
         WrongUse: `source` is no adapter of this transformer, `base` holds none or a quantised
             one, or `to` is there already.
     """
-    if to.exists():
+    if for_comfyui:
+        refuse_target(to)
+    elif to.exists():
         raise WrongUse(f"{to} is there already.", "Choose another name, or move it away.")
     folder = transformer_in(base)
     adapter = read_adapter(source)
@@ -58,8 +62,9 @@ def export_transformer(source: Path, to: Path) -> None:
     """Write the transformer in `source` (a full run's result, a checkpoint) as ComfyUI's one file.
 
     Raises:
-        WrongUse: `source` holds no transformer or a quantised one.
+        WrongUse: `source` holds no transformer or a quantised one, or as `refuse_target`.
     """
+    refuse_target(to)
     folder = transformer_in(source)
     first = min(folder.glob("*.safetensors"))
     about = {key: text for key, text in metadata_in(first).items() if key in _TOLD}
@@ -154,6 +159,25 @@ def other_base_in_words(source: Path, base: Path) -> str | None:
         f"{f': on {named}' if named else ''}. The merged model may not do "
         "what the LoRA was trained for."
     )
+
+
+def refuse_target(to: Path) -> None:
+    """Raise unless a .safetensors file can be written new to `to`.
+
+    Raises:
+        WrongUse: it is there already, or its name ends otherwise.
+    """
+    if to.suffix != SUFFIX:
+        raise WrongUse(f"--to {to} is no .safetensors file.", f"Type `--to {_named_so(to)}`.")
+    if to.exists():
+        raise WrongUse(f"{to} is there already.", "Choose another file, or move it away.")
+
+
+def _named_so(to: Path) -> Path:
+    """Return `to` with .safetensors at its end; "cats-v1.5" has no ending to exchange."""
+    if to.is_dir():
+        return to / f"lora{SUFFIX}"
+    return to.with_suffix(SUFFIX) if to.suffix in PICKLES else Path(f"{to}{SUFFIX}")
 
 
 def is_transformer(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What no configuration is: other files than regular ones, huge ones, and odd values in them."""
+"""Files that are no configuration are refused: irregular or huge ones, and odd values in them."""
 
 from __future__ import annotations
 

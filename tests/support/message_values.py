@@ -379,11 +379,10 @@ VALUES: dict[str, dict[str, str]] = {
     "denoise.py": {"steps": "1"},
     "disk.py": {"'; '.join(lines)": "at cache: 21.4 GB to come, 12.9 GB free"},
     "lora_files.py": {
-        "_named_so(to)": "out/cat-hats.safetensors",
         "adapter.kind": "dora",
         "source": "output/edited/pytorch_lora_weights.safetensors",
-        "to": "out/cat-hats",
     },
+    "merge.py:refuse_target": {"_named_so(to)": "out/cat-hats.safetensors", "to": "out/cat-hats"},
     "merge.py": {
         "base": "/models/Qwen-Image-Edit-2509-int8",
         "len(missing)": "4",

@@ -37,7 +37,7 @@ from ..state.checkpoint import checkpoint_to_resume, read_state, step_of
 from .training_plan import Plan, steps_of, table_name
 
 Facts = Mapping[str, Any]
-"""What decides the data of one dataset, as in run.json."""
+"""The values that decide the data of one dataset, as in run.json."""
 
 
 @dataclass(frozen=True)

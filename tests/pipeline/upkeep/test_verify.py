@@ -298,7 +298,7 @@ def test_gc_removes_stores_of_recipes_that_nobody_asks_for(copy: Path) -> None:
 
 
 def test_records_hold_in_copied_and_in_moved_caches(copy: Path) -> None:
-    """That of the run in `out` was copied, and no stage of it has run since."""
+    """The record of the run in `out` was copied, and no stage of it has run since."""
     (copy / "edited" / "p2.txt").write_text("another caption")
     with_files("run", "--set", "output_dir=out2")
     assert said(with_files("gc", "--json"))["rows"] == 1
