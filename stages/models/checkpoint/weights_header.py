@@ -5,6 +5,7 @@ The format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -37,6 +38,17 @@ class TensorEntry:
     def label(self) -> bytes:
         """Everything but the numbers, as it counts in digests and checksums."""
         return canonical_json([self.name, self.dtype, list(self.shape)]).encode()
+
+
+def packed(header: Mapping[str, Any]) -> bytes:
+    """Return the first bytes of a safetensors file: the header's length (8 bytes), and the header.
+
+    Its keys are sorted, so that equal headers give equal bytes, and blanks behind it align the
+    tensors.
+    """
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def tensor_entries(path: Path) -> tuple[TensorEntry, ...]:

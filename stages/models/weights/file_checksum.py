@@ -11,6 +11,7 @@ from ....cache.files.checksum import crc32c
 from ....cache.files.failing_disk import bytes_of
 from ....cache.files.fingerprint import canonical_json
 from ....cache.files.json_file import object_in
+from ..checkpoint.weights_header import packed
 
 CHECKSUM = "crc32c"
 METADATA = "__metadata__"
@@ -19,16 +20,13 @@ METADATA = "__metadata__"
 def with_checksum(data: bytes) -> bytes:
     """Return the safetensors file with a checksum, and a sorted header.
 
-    The library writes metadata in an order that differs from process to process. The header is
-    JSON after 8 bytes that give its length, padded with blanks so that tensors are aligned.
+    The library writes metadata in an order that differs from process to process.
     """
     header, tensors = _parts(data)
     metadata = dict(header.get(METADATA, {}))
     metadata.pop(CHECKSUM, None)  # of the file that these were read from
     metadata[CHECKSUM] = _checksum({**header, METADATA: metadata}, tensors)
-    text = canonical_json({**header, METADATA: metadata}).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + tensors
+    return packed({**header, METADATA: metadata}) + tensors
 
 
 def is_whole(path: Path) -> bool:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ....cache.errors import Broken
 from ....cache.files.atomic import new_file
-from ....cache.files.fingerprint import canonical_json, new_digest
+from ....cache.files.fingerprint import new_digest
 from ....cache.regular_file import refuse_irregular
+from ..checkpoint.weights_header import packed
 
 # How a safetensors header calls them.
 _NAMES = {
@@ -93,13 +94,8 @@ def _kind(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def _pieces(
     header: Mapping[str, Any], tensors: Iterator[Tensor], dtype: torch.dtype | None
 ) -> Iterator[bytes | memoryview]:
-    """Yield the file's bytes: header length (8 bytes), padded header, one tensor after another.
-
-    The format: https://github.com/huggingface/safetensors#format
-    """
-    text = canonical_json(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    """Yield the file's bytes: the header, and one tensor after another."""
+    yield packed(header)
     for tensor in tensors:
         there = tensor.detach().to("cpu", _kind(tensor, dtype)).contiguous()
         yield there.reshape(-1).view(torch.uint8).numpy().data
